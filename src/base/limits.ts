@@ -1,0 +1,41 @@
+/** Every maximum has a name and a home here; relations between them are checked by the tests of this folder. */
+import { GIB, KIB, MIB, TIB } from "./units.ts";
+
+export const limits = {
+  /** Largest disk: 64 TiB, the largest VHDX. */
+  diskBytesMax: 64 * TIB,
+  /** Bytes of a frame's header (msgpack). */
+  frameHeaderBytesMax: 64 * KIB,
+  /** Bytes of a frame's payload: one extent, or its stored form with a codec's worst growth. */
+  framePayloadBytesMax: MIB + 16 * KIB,
+  /** Text of an error that crosses the wire. */
+  errorTextCharsMax: 2_000,
+  /** Blocks named in one digest or repeat request. */
+  blocksPerRequestMax: 1_024,
+  /** Table pages named in one page digest request. */
+  pagesPerRequestMax: 8_192,
+  /** Bytes of data frames a receiver lets one session have in flight. */
+  creditBytesDefault: 32 * MIB,
+  /** Shared memory of one process for blocks, whatever the number and size of disks. */
+  poolBytesDefault: 128 * MIB,
+  /** Connections of one session. */
+  connectionsMax: 16,
+  /** Connections of one receiver that have not finished their handshake. */
+  pendingHandshakesMax: 64,
+  /** Sessions of one receiver at a time. */
+  sessionsMax: 256,
+  /** Time for TLS and the handshake before a connection is closed. */
+  handshakeMillis: 10_000,
+  /** No frame for this long: the peer is dead. */
+  silenceMillis: 30_000,
+  /** A side with nothing to say says so this often. */
+  heartbeatMillis: 5_000,
+  /** No progress for this long is reported as stalled (not ended). */
+  stallMillis: 60_000,
+  /** Of one JSON file of a store. */
+  stateFileBytesMax: MIB,
+  /** Table pages kept in memory for one disk, in bytes. */
+  tableCacheBytes: 16 * MIB,
+  /** Reserve of free space a store keeps by default. */
+  reserveBytesDefault: 1 * GIB,
+} as const;

@@ -1,0 +1,127 @@
+/**
+ * The one door to files, in two faces: {@link Storage} and {@link StorageFile} are asynchronous, for control;
+ * {@link LaneStorage} is positional and synchronous, for lanes, and names files by descriptor (descriptors are
+ * process-wide, so a lane in a worker thread uses the descriptor the main thread opened).
+ *
+ * Errors: methods throw the system's error (`ENOSPC`, `EIO`, ...) unchanged; the caller knows which disk and phase it was
+ * and turns it into a ReplicationError. What the platform lacks (holes, locks, hints) is told by {@link Capabilities}.
+ */
+
+/** What this platform and build can do; what is missing is said once in the log by the opener. */
+export interface Capabilities {
+  /** SEEK_DATA/SEEK_HOLE: without it everything counts as data. */
+  readonly holes: boolean;
+  /** fallocate(PUNCH_HOLE): without it zeros are written. */
+  readonly punch: boolean;
+  /** flock: without it a store needs --single-process. */
+  readonly locks: boolean;
+  /** posix_fadvise, sync_file_range. */
+  readonly hints: boolean;
+  /** One line for the log when something is missing, else undefined. */
+  readonly missing: string | undefined;
+}
+
+export interface FileStat {
+  /** Size in bytes; of a block device its capacity. */
+  readonly sizeBytes: number;
+  /** Bytes allocated. */
+  readonly allocatedBytes: number;
+  readonly kind: "file" | "device" | "directory" | "other";
+  /** Device and inode, as text: the identity of the file while it exists. */
+  readonly device: string;
+  readonly inode: string;
+  /** ctime and mtime in nanoseconds since 1970. */
+  readonly changedNanos: bigint;
+  readonly modifiedNanos: bigint;
+  /** Permission bits. */
+  readonly mode: number;
+  /** Hard links; 0: unlinked but open. */
+  readonly links: number;
+  /** Of a block device: its logical sector; of a file 512. */
+  readonly sectorBytes: number;
+}
+
+export interface OpenOptions {
+  readonly write?: boolean;
+  /** Create when missing. */
+  readonly create?: boolean;
+  /** Fail when it exists. Implies create. */
+  readonly exclusive?: boolean;
+  readonly truncate?: boolean;
+  /** O_EXCL without creating, for block devices: fails while it is mounted or held by another. */
+  readonly holdDevice?: boolean;
+  /** Permission bits of a created file; default 0600. */
+  readonly mode?: number;
+}
+
+export interface StorageFile {
+  readonly path: string;
+  /** For {@link LaneStorage}. Valid until close. */
+  readonly fd: number;
+  /** Fills `target` from `offset`; returns bytes read, fewer only at the end of the file. */
+  read(target: Uint8Array, offset: number): Promise<number>;
+  /** Writes all of `source` or throws. */
+  write(source: Uint8Array, offset: number): Promise<void>;
+  truncate(sizeBytes: number): Promise<void>;
+  /**
+   * The first extent of data at or behind `offset`, as [start, end), or undefined when there is none.
+   * Always: offset <= start < end <= size. Without hole support: the rest of the file.
+   */
+  nextData(offset: number): { readonly start: number; readonly end: number } | undefined;
+  /** fdatasync: content and size are durable when it resolves. */
+  datasync(): Promise<void>;
+  stat(): Promise<FileStat>;
+  /** Waits for what this handle has under way. Idempotent. */
+  close(): Promise<void>;
+}
+
+/** A lock that ends with `release`, with the process, and with nothing else. */
+export interface FileLock {
+  release(): Promise<void>;
+}
+
+/** Positional and synchronous. Called in lanes (worker threads) and in simulation. */
+export interface LaneStorage {
+  /** Fills `target`; returns bytes read, fewer only at the end of the file. */
+  read(fd: number, target: Uint8Array, offset: number): number;
+  /** Writes all of `source` or throws. */
+  write(fd: number, source: Uint8Array, offset: number): void;
+  /**
+   * Makes a range read as zeros and gives its space back where the file system can. Returns false when it cannot
+   * punch (nothing was changed): the caller writes zeros.
+   */
+  punch(fd: number, offset: number, length: number): boolean;
+  datasync(fd: number): void;
+  /** Hint: start writing the range to the device now, so that a later sync is short. Never throws. */
+  startWriteback(fd: number, offset: number, length: number): void;
+  /** Hint: the range was read once and is not needed in the page cache again. Never throws. */
+  dropCache(fd: number, offset: number, length: number): void;
+  /** Hint: the range will be read soon. Never throws. */
+  readAhead(fd: number, offset: number, length: number): void;
+}
+
+export interface Storage {
+  readonly capabilities: Capabilities;
+  readonly lanes: LaneStorage;
+  open(path: string, options?: OpenOptions): Promise<StorageFile>;
+  /** Atomic replace. Durable only after {@link syncDirectory}. */
+  rename(from: string, to: string): Promise<void>;
+  link(existing: string, created: string): Promise<void>;
+  /** Missing is not an error. */
+  unlink(path: string): Promise<void>;
+  makeDirectory(path: string): Promise<void>;
+  removeDirectory(path: string): Promise<void>;
+  /** Names in a directory, sorted; undefined when the directory does not exist. */
+  list(path: string): Promise<readonly string[] | undefined>;
+  syncDirectory(path: string): Promise<void>;
+  /** Undefined when there is no such file. */
+  stat(path: string): Promise<FileStat | undefined>;
+  setMode(path: string, mode: number): Promise<void>;
+  /** Free bytes for this user in the file system that holds `path`, and the largest file it can hold (undefined: not known). */
+  space(path: string): Promise<{ readonly freeBytes: number; readonly fileBytesMax: number | undefined }>;
+  /**
+   * A kernel lock (flock) on the file, which is created when missing and never unlinked by locking. Undefined when another
+   * open handle, in this process or any other, holds it in a conflicting way. Throws `ENOTSUP` where there are no locks.
+   */
+  lock(path: string, kind: "shared" | "exclusive"): Promise<FileLock | undefined>;
+}
