@@ -17,11 +17,13 @@ export type ErrorAction = "reconnect" | "resync" | "never";
 export const errorActions = {
   // connection
   "connect-failed": "reconnect",
+  "listen-failed": "never",
   "connection-lost": "reconnect",
   "peer-silent": "reconnect",
   "handshake-timeout": "reconnect",
   "lane-crashed": "reconnect",
   "receiver-stopping": "reconnect",
+  "receiver-busy": "reconnect",
   // TLS and identity
   "not-tls": "never",
   "tls-failed": "never",
@@ -30,7 +32,9 @@ export const errorActions = {
   "certificate-not-yet-valid": "never",
   "certificate-unknown-authority": "never",
   "certificate-wrong-host": "never",
+  "certificate-wrong-fingerprint": "never",
   "certificate-unusable": "never",
+  "certificate-refused": "never",
   "not-allowed": "never",
   "limit-exceeded": "never",
   // protocol
@@ -64,6 +68,7 @@ export const errorActions = {
   "digest-kind-differs": "never",
   "size-shrunk": "never",
   "target-too-small": "never",
+  "target-unsuitable": "never",
   "no-space": "never",
   "write-failed": "resync",
   "sync-failed": "resync",

@@ -14,8 +14,12 @@ export const limits = {
   blocksPerRequestMax: 1_024,
   /** Table pages named in one page digest request. */
   pagesPerRequestMax: 8_192,
-  /** Bytes of data frames a receiver lets one session have in flight. */
-  creditBytesDefault: 32 * MIB,
+  /**
+   * Data and zero frames a receiver lets one session have in flight; each data frame takes one slot of the pool (at most 1 MiB of
+   * payload), so credit is counted in frames and the bound on memory is exact.
+   */
+  creditFramesMax: 64,
+  creditFramesDefault: 24,
   /** Shared memory of one process for blocks, whatever the number and size of disks. */
   poolBytesDefault: 128 * MIB,
   /** Connections of one session. */

@@ -1,122 +1,45 @@
 /**
- * The receiver's store: a directory of disks, each a replica image, its digest table and its points. See design in docs/formats.md.
- *
- * This file is the contract; the replica helper implements it over `storage/` and `table/` (split into store.ts, disk.ts, state-file.ts,
- * point.ts, lock text ... as the nouns ask).
+ * The receiver's store: a directory of disks, each a replica image, its digest table and its points. docs/formats.md has every file, the
+ * order of writes, and what a crash between any two of them leaves.
  */
+import { basename, dirname, join } from "node:path";
 import type { Clock } from "../base/clock.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { limits } from "../base/limits.ts";
 import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
-import type { DigestKind, Geometry } from "../base/units.ts";
+import type { Geometry } from "../base/units.ts";
 import type { Storage } from "../storage/seam.ts";
-import type { DigestTable } from "../table/digest-table.ts";
+import { createDisk } from "./create-disk.ts";
+import { DiskLocks, locksUnsupported } from "./disk-lock.ts";
+import { type DiskSummary, summarize } from "./disk-summary.ts";
+import { inFile } from "./file-error.ts";
+import { diskPaths, isDiskName, type StorePaths, storePaths } from "./layout.ts";
+import { openDisk, type OpenResult, type StoreParts } from "./open-disk.ts";
+import { decodeState, newName, readState, type StateFormat, syncDirectory, writeState } from "./state-file.ts";
 
-/** A committed state one can fail over to. `points/<seq>.json`. */
-export interface Point {
-  readonly point: number;
-  /** Milliseconds since 1970 UTC: a label; order is by `point`. */
-  readonly time: number;
-  readonly label: string | undefined;
-  readonly consistency: "crash" | "application" | "none";
-  /** Hex. */
-  readonly root: string;
-  readonly sizeBytes: number;
-  readonly generation: string;
-  readonly term: number;
-  readonly cycle: string;
-  /** Source identity that made it, and its name for people. */
-  readonly source: string;
-  readonly sourceName: string;
-}
-
-/** `disk.json`. */
-export interface DiskRecord {
-  /** Disk uuid. */
-  readonly id: string;
-  readonly name: string;
-  readonly sizeBytes: number;
-  readonly blockBytes: number;
-  readonly digestKind: DigestKind;
-  readonly generation: string;
-  readonly term: number;
-  /** Identity (certificate name) the disk belongs to. */
-  readonly owner: string;
-  readonly sectorBytes: number;
-}
-
-/** Who holds a disk: the text in `apply.lock`. For messages only; the kernel lock decides. */
-export interface Holder {
-  readonly host: string;
-  readonly pid: number;
-  /** Milliseconds since 1970 UTC. */
-  readonly since: number;
-  readonly identity: string;
-  readonly instance: string;
-}
-
-/** The holder of `apply.lock`: the only one that changes a disk. One at a time, over all processes. */
-export interface DiskWriter {
-  readonly record: DiskRecord;
-  readonly table: DigestTable;
-  /** Newest committed point; undefined: none yet (fresh). */
-  readonly newest: Point | undefined;
-  /** Descriptor of the replica, open read-write, for lanes. */
-  readonly replicaFd: number;
-  readonly replicaPath: string;
-  /** True when the table was missing or doubtful and must be rebuilt before use: by reading the replica (see {@link TableRebuild}). */
-  readonly doubtful: boolean;
-  /** Why, in words, when doubtful. */
-  readonly doubt: string | undefined;
-  /** Ends the doubt: the table was re-digested from the replica by the caller (with lanes) and is written and synced here. */
-  settleDoubt(): Promise<void>;
-  /** Extents of data of the replica file, ascending, for the rebuild: everything else is zero. */
-  nextData(offset: number): { readonly start: number; readonly end: number } | undefined;
-  /**
-   * Before the first overwrite after the newest point: creates `<newest>.undo`, syncs it and its directory, forgets the clean-stop record.
-   * Idempotent; must have resolved before any write to the replica or the table.
-   */
-  begin(): Promise<void>;
-  /** Grows the replica (after `begin`) and the table. Throws `no-space` / `target-too-small` naming need and room. */
-  grow(sizeBytes: number): Promise<void>;
-  /** Every replica write of the cycle has finished: sync replica ∥ write and sync table; then `<seq+1>.json`; resolves when that is durable. */
-  commit(facts: {
-    readonly time: number;
-    readonly label: string | undefined;
-    readonly consistency: Point["consistency"];
-    readonly cycle: string;
-    readonly source: string;
-    readonly sourceName: string;
-  }): Promise<Point>;
-  /** Keeps what was applied for a resume: syncs replica and table and writes the clean-stop record (session.json). Only when no replica write is in flight. */
-  suspend(resumeBlock: number): Promise<void>;
-  /** Block where a resumed scan may start; 0 when unknown. */
-  readonly resumeBlock: number;
-  /** After a failed write or sync: nothing written since the last good sync counts; the next open finds the table doubtful. */
-  poison(): void;
-  /** Closes files and gives up the lock. Idempotent. */
-  release(): Promise<void>;
-}
-
-export interface DiskSummary {
-  readonly record: DiskRecord;
-  readonly newest: Point | undefined;
-  /** `idle` | `receiving` (apply.lock is held; by whom in `holder`) | `interrupted` (an open delta waits for its sender) | `damaged`. */
-  readonly state: "idle" | "receiving" | "interrupted" | "damaged";
-  readonly holder: Holder | undefined;
-  /** Bytes the replica takes on disk. */
-  readonly allocatedBytes: number;
-  /** In words, when damaged. */
-  readonly trouble: string | undefined;
-}
+export type { Holder } from "./disk-lock.ts";
+export type { DiskRecord } from "./disk-record.ts";
+export type { DiskSummary } from "./disk-summary.ts";
+export type { CommitFacts, DiskWriter } from "./disk-writer.ts";
+export { checkDiskName } from "./layout.ts";
+export type { OpenResult } from "./open-disk.ts";
+export type { Point } from "./point.ts";
 
 export interface Store {
   readonly path: string;
   readonly id: string;
   /** Names with a disk.json, sorted. */
   disks(): Promise<readonly string[]>;
-  /** Without any lock: for `disks` and messages. Undefined: no such disk. */
+  /**
+   * Without any lock that lasts: for `disks` and messages. Undefined: no such disk. What is wrong with points or replica is told in
+   * `trouble`; throws `store-damaged`, `store-version-unsupported` only when disk.json itself cannot be read.
+   */
   summary(name: string): Promise<DiskSummary | undefined>;
-  /** A new disk: directories, an empty sparse replica, disk.json last. Throws `target-too-small`, `no-space`, `disk-name-invalid`. */
+  /**
+   * A new disk: directories, an empty sparse replica, disk.json last. One that exists stays as it is. Throws `target-too-small`,
+   * `no-space`, `disk-name-invalid`, `limit-exceeded`, `disk-busy`; `store-damaged` when points without a disk.json lie under the name.
+   */
   create(
     name: string,
     facts: { readonly geometry: Geometry; readonly owner: string; readonly sectorBytes: number },
@@ -125,19 +48,14 @@ export interface Store {
    * Takes `apply.lock` and opens the disk for writing. Returns the holder when another has it (`busy`).
    * Throws `disk-not-found`, `store-damaged`, `store-version-unsupported`.
    */
-  openWriter(
-    name: string,
-    holder: { readonly identity: string; readonly instance: string },
-  ): Promise<
-    | { readonly kind: "open"; readonly writer: DiskWriter }
-    | { readonly kind: "busy"; readonly holder: Holder | undefined }
-  >;
+  openWriter(name: string, holder: { readonly identity: string; readonly instance: string }): Promise<OpenResult>;
   /** Throws `no-space` when free space is below the reserve. */
   checkReserve(): Promise<void>;
+  /** Writers stay open: who opened them releases them. */
   close(): Promise<void>;
 }
 
-export declare function openStore(options: {
+export interface StoreOptions {
   readonly path: string;
   readonly storage: Storage;
   readonly clock: Clock;
@@ -149,9 +67,97 @@ export declare function openStore(options: {
   readonly reserveBytes?: number;
   /** Host name for lock texts. */
   readonly host: string;
+  /** Process id for lock texts; default 0: not told. */
+  readonly pid?: number;
   /** Works without kernel locks, at the user's word (`--single-process`). */
   readonly singleProcess?: boolean;
-}): Promise<Store>;
+}
 
-/** `[a-z0-9][a-z0-9._-]{0,62}`, never a path. Throws `disk-name-invalid` saying what is allowed. */
-export declare function checkDiskName(name: string): void;
+const storeFormat: StateFormat = { format: "replicate store", version: 1 };
+
+/** Throws `store-not-found`, `store-damaged`, `store-version-unsupported`, `locks-unsupported`. */
+export async function openStore(options: StoreOptions): Promise<Store> {
+  const { path, storage, clock, random, log, host } = options;
+  const singleProcess = options.singleProcess ?? false;
+  if (!storage.capabilities.locks && !singleProcess) throw locksUnsupported(path);
+  const paths = storePaths(path);
+  const id = (await readId(storage, paths)) ?? (await makeStore(options, paths));
+  const locks = new DiskLocks(storage, clock, singleProcess);
+  const parts: StoreParts = { path, storage, clock, random, log, locks, host, pid: options.pid ?? 0 };
+  return {
+    path,
+    id,
+    disks: () => listDisks(storage, path, paths),
+    summary: (name) => summarize(parts, name),
+    create: (name, facts) => createDisk(parts, name, facts),
+    openWriter: (name, holder) => openDisk(parts, name, holder),
+    checkReserve: () => checkReserve(storage, path, options.reserveBytes),
+    close: () => Promise.resolve(),
+  };
+}
+
+/** Id of the store `bytes` describe. Throws `store-damaged`, `store-version-unsupported`. */
+export function decodeStore(path: string, bytes: Uint8Array): { readonly id: string } {
+  return { id: decodeState(path, storeFormat, bytes).text("id") };
+}
+
+async function readId(storage: Storage, paths: StorePaths): Promise<string | undefined> {
+  return (await readState(storage, paths.record, storeFormat))?.text("id");
+}
+
+/** Order: directories, durable → store.json. A crash in between leaves an empty directory, which the next create takes. */
+async function makeStore(options: StoreOptions, paths: StorePaths): Promise<string> {
+  const { storage, path, random } = options;
+  if (options.create !== true) {
+    throw new ReplicationError(
+      "store-not-found",
+      `${path} is not a store: ${basename(paths.record)} is missing; check the path`,
+    );
+  }
+  await checkUnused(storage, paths);
+  await inFile("write-failed", `making ${paths.disks}`, async () => {
+    await storage.makeDirectory(path);
+    await storage.makeDirectory(paths.disks);
+  });
+  await syncDirectory(storage, dirname(path));
+  await writeState(storage, paths.record, storeFormat, { id: random.uuid() });
+  // Read back, because another process may have made the store in the same moment: then its id counts.
+  const id = await readId(storage, paths);
+  if (id === undefined) throw new ReplicationError("store-not-found", `${paths.record} vanished while it was made`);
+  return id;
+}
+
+async function checkUnused(storage: Storage, paths: StorePaths): Promise<void> {
+  // What an interrupted create leaves, and what a fresh file system has.
+  const harmless = new Set([basename(paths.disks), basename(newName(paths.record)), "lost+found"]);
+  const names = (await storage.list(paths.directory)) ?? [];
+  const disks = (await storage.list(paths.disks)) ?? [];
+  const other = names.find((name) => !harmless.has(name));
+  if (other === undefined && disks.length === 0) return;
+  throw new ReplicationError(
+    "store-not-found",
+    `${paths.directory} is not a store and not empty (it holds ${JSON.stringify(other ?? join("disks", disks[0] ?? ""))}); give an empty directory for a new store`,
+  );
+}
+
+async function listDisks(storage: Storage, store: string, paths: StorePaths): Promise<readonly string[]> {
+  const found: string[] = [];
+  for (const name of (await storage.list(paths.disks)) ?? []) {
+    // Names that no disk can have were put there by somebody else.
+    if (isDiskName(name) && (await storage.stat(diskPaths(store, name).record)) !== undefined) found.push(name);
+  }
+  return found.sort();
+}
+
+async function checkReserve(storage: Storage, path: string, wanted: number | undefined): Promise<void> {
+  const space = await storage.space(path);
+  const { freeBytes, totalBytes } = space;
+  const share = totalBytes === undefined ? Number.POSITIVE_INFINITY : Math.floor(totalBytes / 20);
+  const reserveBytes = wanted ?? Math.min(limits.reserveBytesDefault, share);
+  if (freeBytes >= reserveBytes) return;
+  throw new ReplicationError(
+    "no-space",
+    `${path} has ${freeBytes} bytes free, less than the ${reserveBytes} it keeps in reserve; free ${reserveBytes - freeBytes} bytes, or keep a smaller reserve`,
+    { details: { freeBytes, reserveBytes } },
+  );
+}

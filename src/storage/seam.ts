@@ -27,7 +27,10 @@ export interface FileStat {
   /** Bytes allocated. */
   readonly allocatedBytes: number;
   readonly kind: "file" | "device" | "directory" | "other";
-  /** Device and inode, as text: the identity of the file while it exists. */
+  /**
+   * Device and inode, as text: the identity of the file while it exists. Of a block device its own number
+   * (`major:minor`), and inode "0": the node in /dev is made anew at each boot.
+   */
   readonly device: string;
   readonly inode: string;
   /** ctime and mtime in nanoseconds since 1970. */
@@ -98,6 +101,12 @@ export interface LaneStorage {
   dropCache(fd: number, offset: number, length: number): void;
   /** Hint: the range will be read soon. Never throws. */
   readAhead(fd: number, offset: number, length: number): void;
+  /**
+   * Whether any page of the range (default: its first 4 KiB) lies in the page cache; undefined: not known here. For a
+   * scan that drops only what it brought in itself. Ask before the first read and before `readAhead` of the stretch: the
+   * kernel reads ahead of a sequential reader, and what it brought in counts as cached like everything else.
+   */
+  isCached?(fd: number, offset: number, length?: number): boolean | undefined;
 }
 
 export interface Storage {
@@ -118,10 +127,22 @@ export interface Storage {
   stat(path: string): Promise<FileStat | undefined>;
   setMode(path: string, mode: number): Promise<void>;
   /** Free bytes for this user in the file system that holds `path`, and the largest file it can hold (undefined: not known). */
-  space(path: string): Promise<{ readonly freeBytes: number; readonly fileBytesMax: number | undefined }>;
+  space(path: string): Promise<{
+    readonly freeBytes: number;
+    readonly fileBytesMax: number | undefined;
+    /** Capacity of the file system; undefined: not known. */
+    readonly totalBytes?: number;
+  }>;
   /**
    * A kernel lock (flock) on the file, which is created when missing and never unlinked by locking. Undefined when another
    * open handle, in this process or any other, holds it in a conflicting way. Throws `ENOTSUP` where there are no locks.
    */
   lock(path: string, kind: "shared" | "exclusive"): Promise<FileLock | undefined>;
+  /** `writer` while QEMU has the file open for writing (its image locks tell); undefined: nobody seen, or not known. */
+  probeImageLock?(file: StorageFile): "writer" | undefined;
+  /**
+   * A text that changes with every write or discard the kernel sends to this block device, whoever issued it; writes
+   * still in the page cache count once they are synced. Undefined: not known here.
+   */
+  deviceWrites?(file: StorageFile): Promise<string | undefined>;
 }

@@ -100,7 +100,7 @@ export interface Pages {
 export interface AskBlocks {
   readonly type: "ask-blocks";
   readonly request: number;
-  /** Page numbers, ascending. */
+  /** Page numbers, strictly ascending. */
   readonly pages: readonly number[];
 }
 
@@ -115,6 +115,7 @@ export interface Blocks {
 export interface AskParts {
   readonly type: "ask-parts";
   readonly request: number;
+  /** Strictly ascending. */
   readonly blocks: readonly number[];
 }
 
@@ -164,6 +165,7 @@ export interface Grant {
 /** R→S: these blocks did not come out as digested; send them whole. */
 export interface AskRepeat {
   readonly type: "ask-repeat";
+  /** Strictly ascending. */
   readonly blocks: readonly number[];
 }
 

@@ -1,0 +1,119 @@
+/** The progress line of a send, and its closing lines. */
+import type { Funnel, Sender, SendProgress, SendReport } from "../index.ts";
+import { formatDuration, formatSize } from "./values.ts";
+import type { CliIo } from "./verb.ts";
+
+const redrawMillis = 200;
+const reportMillis = 2_000;
+
+/** Draws (terminal) or prints (JSON) progress until the returned function is called. */
+export function showProgress(sender: Sender, io: CliIo, options: { readonly json: boolean }): () => void {
+  if (!options.json && !io.isTerminal) return () => {};
+  const startedAt = performance.now();
+  const show = (): void => {
+    const seconds = (performance.now() - startedAt) / 1000;
+    const progress = sender.progress();
+    if (options.json) io.out(`${JSON.stringify({ event: "progress", ...facts(progress, seconds) })}\n`);
+    else
+      io.err(
+        `\r${progressLine(progress, seconds)
+          .slice(0, io.columns - 1)
+          .padEnd(io.columns - 1)}`,
+      );
+  };
+  const timer = setInterval(show, options.json ? reportMillis : redrawMillis);
+  timer.unref();
+  return () => {
+    clearInterval(timer);
+    if (!options.json) io.err(`\r${" ".repeat(io.columns - 1)}\r`);
+  };
+}
+
+function facts(progress: SendProgress, seconds: number): object {
+  const { funnel, phase, attempt, peerPhase } = progress;
+  return {
+    phase,
+    attempt,
+    receiver: peerPhase,
+    bytesSize: funnel.sizeBytes,
+    bytesScanned: funnel.scannedBytes,
+    bytesChanged: funnel.changedBytes,
+    bytesWire: funnel.wireBytes,
+    seconds: Number(seconds.toFixed(1)),
+  };
+}
+
+function progressLine(progress: SendProgress, seconds: number): string {
+  const { funnel, phase } = progress;
+  const share = funnel.sizeBytes === 0 ? 1 : funnel.scannedBytes / funnel.sizeBytes;
+  const percent = `${Math.floor(share * 100)} %`;
+  switch (phase) {
+    case "connecting":
+      return progress.peerPhase === "rebuild" ? "the receiver is reading its replica" : "connecting";
+    case "waiting":
+      return `connection lost at ${percent}; trying again (attempt ${progress.attempt})`;
+    case "committing":
+      return `committing: the receiver syncs ${formatSize(funnel.changedBytes)}`;
+    case "scanning":
+    case "done": {
+      const left = share > 0.01 ? formatDuration((seconds / share) * (1 - share)) : "?";
+      const rate = formatSize(funnel.wireBytes / Math.max(seconds, 0.1));
+      return `${percent}  ${formatSize(funnel.scannedBytes)} of ${formatSize(funnel.sizeBytes)} scanned, ${formatSize(funnel.changedBytes)} changed, ${formatSize(funnel.wireBytes)} sent (${rate}/s), ${left} left`;
+    }
+    default:
+      return phase satisfies never;
+  }
+}
+
+/** The result line that scripts rely on. */
+export function doneEvent(report: SendReport): object {
+  const { funnel } = report;
+  return {
+    event: "done",
+    disk: report.disk,
+    point: report.point,
+    created: report.created,
+    root: report.root,
+    bytesSize: funnel.sizeBytes,
+    bytesAllocated: funnel.allocatedBytes,
+    bytesScanned: funnel.scannedBytes,
+    bytesRead: funnel.readBytes,
+    bytesChangedBlocks: funnel.changedBlockBytes,
+    bytesChanged: funnel.changedBytes,
+    bytesShipped: funnel.shippedBytes,
+    bytesPacked: funnel.packedBytes,
+    bytesWire: funnel.wireBytes,
+    blocksZero: funnel.zeroBlocks,
+    blocksRepeated: funnel.repeatedBlocks,
+    seconds: Number(report.seconds.toFixed(3)),
+    attempts: report.attempts,
+    consistency: report.consistency,
+    reason: report.reason,
+  };
+}
+
+/** The reduction funnel, a line a stage. */
+export function funnelText(report: SendReport): string {
+  const { funnel } = report;
+  const stages: readonly (readonly [string, number])[] = [
+    ["size of the disk", funnel.sizeBytes],
+    ["allocated", funnel.allocatedBytes],
+    ["read", funnel.readBytes],
+    ["in changed blocks", funnel.changedBlockBytes],
+    ["in changed parts", funnel.changedBytes],
+    ["not zero", funnel.shippedBytes],
+    ["compressed", funnel.packedBytes],
+    ["on the wire, both ways", funnel.wireBytes],
+  ];
+  const lines = stages.map(
+    ([name, bytes]) => `  ${name.padEnd(24)}${formatSize(bytes).padStart(12)}${share(bytes, funnel)}`,
+  );
+  const what = report.created ? `point ${report.point}` : `nothing changed, point ${report.point} stays`;
+  const rate = formatSize(funnel.scannedBytes / Math.max(report.seconds, 0.001));
+  return `${report.disk}: ${what} (${report.reason}) in ${report.seconds.toFixed(1)} s, ${rate}/s scanned\n${lines.join("\n")}\n`;
+}
+
+function share(bytes: number, funnel: Funnel): string {
+  if (funnel.sizeBytes === 0) return "";
+  return `${((bytes / funnel.sizeBytes) * 100).toFixed(2).padStart(9)} %`;
+}

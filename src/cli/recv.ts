@@ -1,0 +1,120 @@
+import { watchCredentials } from "../transport/credential-watch.ts";
+import { createEngine, createReceiver, ReplicationError } from "../index.ts";
+import { needed, parseArguments } from "./arguments.ts";
+import { exitCodes } from "./exit-codes.ts";
+import { createLog, parseLevel } from "./log.ts";
+import { formatTime, parseAddress, parseCount, parseSize } from "./values.ts";
+import type { Verb } from "./verb.ts";
+
+const help = `usage: replicate recv --store DIR --listen HOST:PORT --tls DIR/NAME [options]
+
+Receives disks and keeps a replica of each in the store.
+
+  --store DIR            where replicas are kept; made when missing
+  --listen HOST:PORT     address to listen on; port 0 picks a free one
+  --tls DIR/NAME         folder with ca.pem, cert.pem and key.pem (see replicate pki)
+  --allow NAME=DISKS     certificate NAME may write disks that match DISKS (* stands for any characters); may be given several
+                         times. Without it any certificate of an authority made by replicate pki may create disks, and a disk
+                         belongs to the certificate that created it
+  --reserve SIZE         free space to keep on the store's file system (default 1 GiB, at most 5 %)
+  --keep POLICY          kept for later versions: this one keeps the newest point only
+  --lanes N              worker threads (default: one a core, at most 4)
+  --single-process       work on a file system without locks, at your word that nothing else uses the store
+  --json                 one JSON object a line on standard output
+  --log-level LEVEL      debug, info, warn, error, silent (default info)
+
+Stop it with Ctrl-C or SIGTERM: what was received is kept and resumed.
+
+Example:
+  replicate recv --store /srv/replicas --listen 0.0.0.0:7000 --tls pki/recv
+`;
+
+export const recvVerb: Verb = {
+  name: "recv",
+  summary: "receive disks and keep a replica of each",
+  help,
+  async run(args, io) {
+    const given = parseArguments(args, {
+      verb: "recv",
+      flags: ["json", "single-process"],
+      options: ["store", "listen", "tls", "reserve", "keep", "lanes", "log-level", "when-full"],
+      lists: ["allow"],
+      positionals: [],
+    });
+    const directory = needed(given.text("store"), "recv", "--store DIR");
+    const address = parseAddress(needed(given.text("listen"), "recv", "--listen HOST:PORT"), "--listen");
+    const tls = needed(given.text("tls"), "recv", "--tls DIR/NAME");
+    const json = given.flag("json");
+    const log = createLog(io, { level: parseLevel(given.text("log-level"), "info"), json });
+    const reserve = given.text("reserve");
+    const lanes = given.text("lanes");
+    const engine = await createEngine({
+      log,
+      lz4: io.env["REPLICATE_LZ4"] === "wasm" ? "wasm" : undefined,
+      ...(lanes === undefined ? {} : { lanes: parseCount(lanes, "--lanes", { min: 1, max: 64 }) }),
+    });
+    const credentials = await watchCredentials(tls, { clock: engine.clock, log });
+    try {
+      const receiver = await createReceiver({
+        engine,
+        directory,
+        credentials,
+        ...address,
+        allow: parseAllow(given.texts("allow")),
+        reserveBytes: reserve === undefined ? undefined : parseSize(reserve, "--reserve"),
+        singleProcess: given.flag("single-process"),
+        onPoint: ({ disk, point, peer }) => {
+          const event = {
+            event: "point",
+            disk,
+            point: point.point,
+            root: point.root,
+            time: point.time,
+            label: point.label,
+            from: peer.name,
+          };
+          io.out(
+            json
+              ? `${JSON.stringify(event)}\n`
+              : `${formatTime(point.time)}  ${disk}  point ${point.point} from ${peer.name}\n`,
+          );
+        },
+      });
+      const { port } = receiver;
+      io.out(
+        json
+          ? `${JSON.stringify({ event: "listening", address: receiver.address, port })}\n`
+          : `listening on ${receiver.address.includes(":") ? `[${receiver.address}]` : receiver.address}:${port}, store ${directory}\n`,
+      );
+      await stopped(io.signal);
+      log.info({}, "stopping");
+      await receiver.close();
+      return exitCodes.done;
+    } finally {
+      credentials.close();
+      await engine.close();
+    }
+  },
+};
+
+function stopped(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener("abort", () => resolve(), { once: true });
+  });
+}
+
+/** `NAME=DISKS` each; undefined when there is none. */
+function parseAllow(texts: readonly string[]): ReadonlyMap<string, readonly string[]> | undefined {
+  if (texts.length === 0) return undefined;
+  const allow = new Map<string, string[]>();
+  for (const text of texts) {
+    const at = text.lastIndexOf("=");
+    if (at < 1 || at === text.length - 1) {
+      throw new ReplicationError("usage", `--allow: ${JSON.stringify(text)} is not NAME=DISKS`);
+    }
+    const name = text.slice(0, at);
+    allow.set(name, [...(allow.get(name) ?? []), text.slice(at + 1)]);
+  }
+  return allow;
+}

@@ -1,0 +1,132 @@
+import { createEngine, createSender, loadCredentials, openSource, ReplicationError } from "../index.ts";
+import { needed, parseArguments } from "./arguments.ts";
+import { exitCodes } from "./exit-codes.ts";
+import { createLog, parseLevel } from "./log.ts";
+import { doneEvent, funnelText, showProgress } from "./progress.ts";
+import { parseAddress, parseCount, parseSize, parseWord } from "./values.ts";
+import type { Verb } from "./verb.ts";
+
+const help = `usage: replicate send IMAGE HOST:PORT/DISK --tls DIR/NAME [options]
+
+Sends the state of an image: only what differs from what the receiver holds. Ends when that state is a durable recovery point there.
+A lost connection is made again and the copy goes on; a send that was stopped goes on where it was when it is run again.
+
+  IMAGE                  a raw image file or a block device
+  HOST:PORT/DISK         the receiver, and the name of the disk there (a-z 0-9 . _ -)
+  --tls DIR/NAME         folder with ca.pem, cert.pem and key.pem (see replicate pki)
+  --fingerprint SHA256   accept exactly the receiver certificate with this fingerprint
+  --block SIZE           block of a new disk, 16KiB to 1MiB (default 64KiB)
+  --digest KIND          xxh64 (default) or, where a guest may be hostile, sha256; of a new disk
+  --codec NAME           auto (default: measures the link), lz4, deflate, zstd, none
+  --rate SIZE            bytes a second at most, such as 50MiB
+  --connections N        TCP connections side by side (default 1)
+  --lanes N              worker threads (default: one a core, at most 4)
+  --label TEXT           a name for the point
+  --skip-empty           make no point when nothing changed
+  --adopt                the image replaces another one that was sent under this name
+  --allow-live           send an image although it is being written to; the point is marked as inconsistent
+  --format raw           read the bytes as they are, whatever they look like
+  --json                 one JSON object a line on standard output
+  --log-level LEVEL      debug, info, warn, error, silent (default warn)
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 4 refused (a person must decide), 130 interrupted.
+
+Example:
+  replicate send /var/lib/libvirt/images/web.raw backup.example:7000/web --tls pki/web
+`;
+
+export const sendVerb: Verb = {
+  name: "send",
+  summary: "send the state of an image to a receiver",
+  help,
+  async run(args, io) {
+    const given = parseArguments(args, {
+      verb: "send",
+      flags: ["json", "skip-empty", "adopt", "allow-live", "allow-shrink"],
+      options: [
+        "tls",
+        "fingerprint",
+        "block",
+        "digest",
+        "codec",
+        "rate",
+        "connections",
+        "lanes",
+        "label",
+        "format",
+        "log-level",
+      ],
+      positionals: ["IMAGE", "HOST:PORT/DISK"],
+    });
+    const [image = "", target = ""] = given.positionals;
+    const { host, port, disk } = parseTarget(target);
+    const tls = needed(given.text("tls"), "send", "--tls DIR/NAME");
+    const json = given.flag("json");
+    const options = sendOptions(given);
+    const lanes = given.text("lanes");
+    const log = createLog(io, { level: parseLevel(given.text("log-level"), "warn"), json });
+    const credentials = await loadCredentials(tls, {});
+    const engine = await createEngine({
+      log,
+      lz4: io.env["REPLICATE_LZ4"] === "wasm" ? "wasm" : undefined,
+      ...(lanes === undefined ? {} : { lanes: parseCount(lanes, "--lanes", { min: 1, max: 64 }) }),
+    });
+    try {
+      const allowLive = given.flag("allow-live");
+      const format =
+        given.text("format") === undefined ? undefined : parseWord(given.text("format") ?? "", "--format", ["raw"]);
+      await using source = disposable(await openSource(image, { engine, format, allowLive, target }));
+      const sender = createSender({
+        engine,
+        source,
+        disk,
+        receiver: { host, port, credentials, fingerprint: given.text("fingerprint") },
+        consistency: allowLive ? "none" : "crash",
+        ...options,
+      });
+      const stop = showProgress(sender, io, { json });
+      try {
+        const report = await sender.run(io.signal);
+        stop();
+        io.out(json ? `${JSON.stringify(doneEvent(report))}\n` : funnelText(report));
+        return exitCodes.done;
+      } finally {
+        stop();
+      }
+    } finally {
+      await engine.close();
+    }
+  },
+};
+
+function sendOptions(given: ReturnType<typeof parseArguments>) {
+  const optional = <T>(name: string, parse: (text: string) => T): T | undefined => {
+    const text = given.text(name);
+    return text === undefined ? undefined : parse(text);
+  };
+  const codec = optional("codec", (text) => parseWord(text, "--codec", ["auto", "lz4", "deflate", "zstd", "none"]));
+  return {
+    blockBytes: optional("block", (text) => parseSize(text, "--block")),
+    digestKind: optional("digest", (text) => parseWord(text, "--digest", ["xxh64", "sha256"])),
+    codec: codec === "none" ? ("stored" as const) : codec,
+    rate: optional("rate", (text) => parseSize(text, "--rate")),
+    connections: optional("connections", (text) => parseCount(text, "--connections", { min: 1, max: 16 })),
+    label: given.text("label"),
+    skipEmpty: given.flag("skip-empty"),
+    adopt: given.flag("adopt"),
+    allowShrink: given.flag("allow-shrink"),
+  };
+}
+
+/** `HOST:PORT/DISK`. */
+function parseTarget(text: string): { readonly host: string; readonly port: number; readonly disk: string } {
+  const at = text.lastIndexOf("/");
+  if (at < 0 || at === text.length - 1) {
+    throw new ReplicationError("usage", `send: ${JSON.stringify(text)} is not HOST:PORT/DISK`);
+  }
+  return { ...parseAddress(text.slice(0, at), "HOST:PORT/DISK"), disk: text.slice(at + 1) };
+}
+
+function disposable<T extends { close(): Promise<void> }>(resource: T): T & AsyncDisposable {
+  return Object.assign(resource, { [Symbol.asyncDispose]: () => resource.close() });
+}

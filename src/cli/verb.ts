@@ -1,0 +1,25 @@
+/** What a verb of the command line is, and what it may use of the process. */
+
+export interface CliIo {
+  /** Standard output; the text comes with its line ends. */
+  out(text: string): void;
+  /** Standard error. */
+  err(text: string): void;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly cwd: string;
+  /** Fires on SIGINT and SIGTERM. */
+  readonly signal: AbortSignal;
+  /** Standard error is a terminal: progress may be drawn. */
+  readonly isTerminal: boolean;
+  readonly columns: number;
+}
+
+export interface Verb {
+  readonly name: string;
+  /** One line for the list of verbs. */
+  readonly summary: string;
+  /** For `--help`: usage, options, an example. */
+  readonly help: string;
+  /** Returns the exit code, or throws a ReplicationError, which the frame prints and turns into one. */
+  run(args: readonly string[], io: CliIo): Promise<number>;
+}

@@ -1,0 +1,60 @@
+/** lz4, raw block format: the native module where it was built, else the same format in WebAssembly. */
+import { createRequire } from "node:module";
+import type { Codec } from "./compression.ts";
+import { codecDamaged } from "./damage.ts";
+import { loadWasmLz4 } from "./lz4-wasm.ts";
+
+/** What we use of the `lz4` package, which has no types. It checks neither indexes nor lengths. */
+interface NativeLz4 {
+  /** Writes to `target[start, end)`; 0: does not fit. */
+  encodeBlock(source: Uint8Array, target: Uint8Array, start: number, end: number): number;
+  /** Bytes written to `target`, all of `source` used; negative: damaged, or the target is too short. */
+  decodeBlock(source: Uint8Array, target: Uint8Array): number;
+}
+
+export interface LoadedLz4 {
+  readonly codec: Codec;
+  readonly implementation: "native" | "wasm";
+}
+
+export async function loadLz4(choice: "auto" | "wasm"): Promise<LoadedLz4> {
+  const native = choice === "auto" ? requireNative() : undefined;
+  if (native !== undefined) return { codec: nativeCodec(native), implementation: "native" };
+  return { codec: await loadWasmLz4(), implementation: "wasm" };
+}
+
+function requireNative(): NativeLz4 | undefined {
+  try {
+    const loaded: unknown = createRequire(import.meta.url)("lz4");
+    return isNativeLz4(loaded) ? loaded : undefined;
+  } catch {
+    // Not built, or built for another Node: the fallback does the same, and the caller reports which one is in use.
+    return undefined;
+  }
+}
+
+function isNativeLz4(loaded: unknown): loaded is NativeLz4 {
+  return (
+    typeof loaded === "object" &&
+    loaded !== null &&
+    "encodeBlock" in loaded &&
+    typeof loaded.encodeBlock === "function" &&
+    "decodeBlock" in loaded &&
+    typeof loaded.decodeBlock === "function"
+  );
+}
+
+function nativeCodec(native: NativeLz4): Codec {
+  return {
+    name: "lz4",
+    compress(source, target) {
+      const room = Math.min(target.length, source.length - 1);
+      return room <= 0 ? 0 : native.encodeBlock(source, target, 0, room);
+    },
+    decompress(source, target) {
+      // A negative or zero length must not reach LZ4 1.9.2; array lengths are never negative.
+      const written = source.length === 0 || target.length === 0 ? -1 : native.decodeBlock(source, target);
+      if (written !== target.length) throw codecDamaged("lz4", source, target);
+    },
+  };
+}

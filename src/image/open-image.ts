@@ -1,0 +1,137 @@
+/** Opens a disk image by path: what it is, that it can be read, and who it is. */
+import { basename, resolve } from "node:path";
+import { type Clock, systemClock } from "../base/clock.ts";
+import { errnoOf, ReplicationError } from "../base/errors.ts";
+import { limits } from "../base/limits.ts";
+import type { FileStat, Storage, StorageFile } from "../storage/seam.ts";
+import type { BlockReader } from "./block-device.ts";
+import { detectFormat, detectHeadBytes, detectTailBytes, formatAdvice, formatTitle, promisedFormat } from "./detect.ts";
+import { createImageGuard, type ImageGuard } from "./guard.ts";
+import { createRawReader, rawSectorBytes } from "./raw.ts";
+
+export interface OpenImageOptions {
+  readonly storage: Storage;
+  /** For the guard; default the system's. */
+  readonly clock?: Clock;
+  /** Read the bytes as they are, whatever they look like or the name promises. */
+  readonly format?: "raw" | undefined;
+  /** Open a block device that is mounted or held by another, at the user's word. */
+  readonly allowLive?: boolean;
+}
+
+export interface OpenImage {
+  readonly reader: BlockReader;
+  readonly format: "raw";
+  /** Absolute. */
+  readonly path: string;
+  /** The same for every name of the file or device: `file:DEVICE:INODE` or `device:MAJOR:MINOR`. */
+  readonly identity: string;
+  readonly guard: ImageGuard;
+}
+
+/**
+ * Opens an image for reading; `reader.close` closes it.
+ * Errors: `image-not-found`, `image-unreadable` (a directory, no permission, ...), `image-in-use` (a device that is mounted
+ * or held), `image-format-unsupported`, `image-format-mismatch`, `limit-exceeded`.
+ */
+export async function openImage(path: string, options: OpenImageOptions): Promise<OpenImage> {
+  const { storage } = options;
+  const absolute = resolve(path);
+  const file = await openFile(absolute, options);
+  try {
+    const stat = await file.stat();
+    if (stat.sizeBytes > limits.diskBytesMax) {
+      throw new ReplicationError(
+        "limit-exceeded",
+        `${absolute} has ${stat.sizeBytes} bytes; disks have at most ${limits.diskBytesMax} (64 TiB)`,
+      );
+    }
+    if (options.format !== "raw") await checkFormat(file, stat);
+    return {
+      reader: createRawReader(file, { sizeBytes: stat.sizeBytes, sectorBytes: rawSectorBytes(stat) }),
+      format: "raw",
+      path: absolute,
+      identity: stat.kind === "device" ? `device:${stat.device}` : `file:${stat.device}:${stat.inode}`,
+      guard: createImageGuard(file, { storage, clock: options.clock ?? systemClock }),
+    };
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+async function openFile(path: string, options: OpenImageOptions): Promise<StorageFile> {
+  try {
+    const stat = await options.storage.stat(path);
+    if (stat === undefined) {
+      throw new ReplicationError("image-not-found", `there is no image ${path}: check the path`);
+    }
+    // Looked at before it is opened: opening a pipe would wait for its writer.
+    if (stat.kind === "directory" || stat.kind === "other") {
+      const kind = stat.kind === "directory" ? "a directory" : "neither a file nor a block device";
+      throw new ReplicationError("image-unreadable", `${path} is ${kind}: name the disk image itself`);
+    }
+    return await options.storage.open(path, { holdDevice: stat.kind === "device" && options.allowLive !== true });
+  } catch (error) {
+    throw openError(path, error);
+  }
+}
+
+function openError(path: string, error: unknown): unknown {
+  const code = errnoOf(error);
+  if (error instanceof ReplicationError || code === undefined) return error;
+  const details = { file: path, errno: code };
+  if (code === "ENOENT" || code === "ENOTDIR") {
+    return new ReplicationError("image-not-found", `there is no image ${path}: check the path`, { details });
+  }
+  if (code === "EBUSY") {
+    return new ReplicationError(
+      "image-in-use",
+      `${path} is mounted or held by another program: unmount it, send a snapshot of it, ` +
+        "or accept an inconsistent copy with --allow-live",
+      { cause: error, details },
+    );
+  }
+  const advice = code === "EACCES" || code === "EPERM" ? "give this user the right to read it" : "check the medium";
+  return new ReplicationError("image-unreadable", `${path} cannot be opened (${code}): ${advice}`, {
+    cause: error,
+    details,
+  });
+}
+
+async function checkFormat(file: StorageFile, stat: FileStat): Promise<void> {
+  const head = await readPiece(file, 0, Math.min(detectHeadBytes, stat.sizeBytes));
+  const tailBytes = Math.min(detectTailBytes, stat.sizeBytes);
+  const tail = await readPiece(file, stat.sizeBytes - tailBytes, tailBytes);
+  const format = detectFormat({ head, tail });
+  const insist = "If it is a raw disk all the same, pass --format raw";
+  if (format !== "raw") {
+    throw new ReplicationError(
+      "image-format-unsupported",
+      `${file.path} is ${formatTitle(format)}, which is not read directly. ${formatAdvice(format, file.path)}. ${insist}`,
+      { details: { file: file.path, format } },
+    );
+  }
+  const promised = stat.kind === "file" ? promisedFormat(basename(file.path)) : undefined;
+  if (promised !== undefined && promised !== "raw") {
+    throw new ReplicationError(
+      "image-format-mismatch",
+      `${file.path} is named like ${formatTitle(promised)} but does not have its signature: ` +
+        `it is damaged, incomplete or misnamed. ${insist}`,
+      { details: { file: file.path, promised } },
+    );
+  }
+}
+
+async function readPiece(file: StorageFile, offset: number, length: number): Promise<Uint8Array> {
+  const bytes = new Uint8Array(length);
+  try {
+    return bytes.subarray(0, await file.read(bytes, offset));
+  } catch (error) {
+    throw new ReplicationError(
+      "image-unreadable",
+      `${file.path} cannot be read at offset ${offset} (${errnoOf(error) ?? "unknown error"}): check the medium`,
+      { cause: error, details: { file: file.path, offset } },
+    );
+  }
+}

@@ -1,0 +1,257 @@
+/**
+ * The library. Opens things and puts the layers together; the command line does everything through it.
+ *
+ * A process makes one {@link createEngine | engine} (memory and lanes), and from it senders and receivers. Memory stays below the engine's pool
+ * plus about 100 MiB for Node.js, lanes and tables, whatever the size and number of disks.
+ */
+import { createHash } from "node:crypto";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { ReplicationError } from "./base/errors.ts";
+import type { Authorize, Receiver } from "./replication/receiver.ts";
+import { createReceiver as createBareReceiver } from "./replication/receiver.ts";
+import type { Engine } from "./replication/engine.ts";
+import type { SenderOptions, Sender, SendSource } from "./replication/sender.ts";
+import { createSender as createBareSender } from "./replication/sender.ts";
+import { openImage } from "./image/open-image.ts";
+import type { Point } from "./replica/store.ts";
+import { openStore, type Store } from "./replica/store.ts";
+import { type CredentialSource, connectTls, listenTls } from "./transport/tls.ts";
+import { version } from "./version.ts";
+
+export { ReplicationError, type ErrorAction, type ErrorCode } from "./base/errors.ts";
+export type { Logger } from "./base/logger.ts";
+export type { BlockReader, BlockWriter, Extent, FileRun } from "./image/block-device.ts";
+export { createEngine, type Engine, type EngineOptions } from "./replication/engine.ts";
+export type { Funnel, SendReport } from "./replication/report.ts";
+export type { Sender, SendProgress, SendSource } from "./replication/sender.ts";
+export type { Authorize, Receiver } from "./replication/receiver.ts";
+export { openStore, type DiskSummary, type Point, type Store } from "./replica/store.ts";
+export { loadCredentials, type Credentials } from "./transport/credentials.ts";
+export { watchCredentials, type CredentialWatch } from "./transport/credential-watch.ts";
+export { createAuthority, issueCertificate } from "./transport/pki.ts";
+export { openImage } from "./image/open-image.ts";
+export { version } from "./version.ts";
+
+/** An image opened for sending. */
+export interface OpenSource extends SendSource {
+  close(): Promise<void>;
+}
+
+/**
+ * Opens what `location` names: a raw image file or a block device. What it is, is decided by content.
+ * Errors: `image-not-found`, `image-format-unsupported`, `image-format-mismatch`, `image-in-use`, `image-unreadable`, and `image-busy`
+ * when this host sends it to the same `target` already.
+ */
+export async function openSource(
+  location: string,
+  options: {
+    readonly engine: Engine;
+    /** Read the bytes as they are, whatever they look like. */
+    readonly format?: "raw" | undefined;
+    /** Send an image that changes meanwhile, at the user's word; the point says `none`. */
+    readonly allowLive?: boolean;
+    /** Where it will be sent, for the lock that keeps one host from sending the same image twice at a time. */
+    readonly target?: string;
+  },
+): Promise<OpenSource> {
+  const { engine } = options;
+  const scheme = /^([a-z][a-z0-9+]+):\/\//.exec(location)?.[1];
+  if (scheme !== undefined) {
+    throw new ReplicationError(
+      "image-format-unsupported",
+      `${location}: images over ${scheme} are not supported by this version`,
+    );
+  }
+  const image = await openImage(location, {
+    storage: engine.storage,
+    clock: engine.clock,
+    format: options.format,
+    allowLive: options.allowLive ?? false,
+  });
+  const instance = instanceOf(engine, location);
+  const lockName = `replicate-${hash(`${instance} ${options.target ?? ""}`)}.lock`;
+  const lock = engine.storage.capabilities.locks
+    ? await engine.storage.lock(join(tmpdir(), lockName), "exclusive")
+    : { release: (): Promise<void> => Promise.resolve() };
+  if (lock === undefined) {
+    await image.reader.close();
+    throw new ReplicationError(
+      "image-busy",
+      `${location} is being sent to ${options.target ?? "a receiver"} by another process of this host`,
+    );
+  }
+  return {
+    reader: image.reader,
+    name: image.path,
+    identity: hash(`${engine.host} ${image.path} ${image.identity}`),
+    guard: options.allowLive === true ? undefined : image.guard,
+    async close() {
+      await image.reader.close();
+      await lock.release();
+    },
+  };
+}
+
+/** Stable over restarts: the same image of the same host is the same sender, and takes over from itself at once. */
+function instanceOf(engine: Engine, location: string): string {
+  return hash(`${engine.host} ${resolve(location)}`);
+}
+
+function hash(text: string): string {
+  return createHash("sha256").update(text).digest("hex").slice(0, 32);
+}
+
+/** How to send; see {@link SenderOptions} for what the fields mean. */
+export interface CreateSenderOptions
+  extends Omit<
+    SenderOptions,
+    "connect" | "instance" | "software" | "lanes" | "pool" | "clock" | "random" | "log" | "codecs"
+  > {
+  readonly engine: Engine;
+  readonly receiver: {
+    readonly host: string;
+    readonly port: number;
+    readonly credentials: CredentialSource;
+    /** SHA-256 of the receiver's certificate: accept exactly it instead of any of the authority. */
+    readonly fingerprint?: string | undefined;
+  };
+}
+
+/**
+ * A sender of one image. `run()` once; it resolves when the state of the image is a durable recovery point at the receiver. The source stays open:
+ * who opened it closes it.
+ */
+export function createSender(options: CreateSenderOptions): Sender {
+  const { engine, receiver, ...rest } = options;
+  return createBareSender({
+    ...rest,
+    lanes: engine.lanes,
+    pool: engine.pool,
+    clock: engine.clock,
+    random: engine.random,
+    log: engine.log,
+    codecs: engine.codecs,
+    software: `replicate/${version}`,
+    instance: instanceOf(engine, options.source.name),
+    connect: (signal) =>
+      connectTls({
+        host: receiver.host,
+        port: receiver.port,
+        credentials: receiver.credentials,
+        ...(receiver.fingerprint === undefined ? {} : { fingerprint: receiver.fingerprint }),
+        clock: engine.clock,
+        log: engine.log,
+        signal,
+      }),
+  });
+}
+
+export interface CreateReceiverOptions {
+  readonly engine: Engine;
+  /** The store's directory; made when missing or empty. */
+  readonly directory: string;
+  readonly credentials: CredentialSource;
+  readonly host: string;
+  /** 0: any free one. */
+  readonly port: number;
+  /** Identity → patterns of disk names (`*` any characters). Without it any certificate of an authority made by `replicate pki` may create disks, which it then owns. */
+  readonly allow?: ReadonlyMap<string, readonly string[]> | undefined;
+  readonly reserveBytes?: number | undefined;
+  readonly singleProcess?: boolean | undefined;
+  readonly onPoint?: (event: {
+    readonly disk: string;
+    readonly point: Point;
+    readonly peer: { readonly name: string };
+  }) => void;
+}
+
+export interface ListeningReceiver {
+  readonly address: string;
+  readonly port: number;
+  readonly store: Store;
+  readonly receiver: Receiver;
+  /** Stops listening, ends sessions so that they can be resumed, waits for the last queued write. */
+  close(): Promise<void>;
+}
+
+/** Opens the store and listens. Errors of {@link openStore} and `listen-failed`. */
+export async function createReceiver(options: CreateReceiverOptions): Promise<ListeningReceiver> {
+  const { engine } = options;
+  const { clock, random, log, storage, lanes, pool, codecs } = engine;
+  const store = await openStore({
+    path: options.directory,
+    storage,
+    clock,
+    random,
+    log,
+    create: true,
+    host: engine.host,
+    ...(options.reserveBytes === undefined ? {} : { reserveBytes: options.reserveBytes }),
+    ...(options.singleProcess === undefined ? {} : { singleProcess: options.singleProcess }),
+  });
+  const receiver = createBareReceiver({
+    store,
+    lanes,
+    pool,
+    clock,
+    random,
+    log,
+    codecs,
+    authorize: authorizeBy(options.allow),
+    software: `replicate/${version}`,
+    ...(options.onPoint === undefined ? {} : { onPoint: options.onPoint }),
+  });
+  const listener = await listenTls({
+    host: options.host,
+    port: options.port,
+    credentials: options.credentials,
+    clock,
+    log,
+    onLink: (link) => {
+      receiver.accept(link);
+    },
+    onRejected: (error, address) => {
+      log.warn({ code: error.code, address }, error.message);
+    },
+  });
+  return {
+    address: listener.address,
+    port: listener.port,
+    store,
+    receiver,
+    async close() {
+      await listener.close();
+      await receiver.close();
+      await store.close();
+    },
+  };
+}
+
+function authorizeBy(allow: CreateReceiverOptions["allow"]): Authorize {
+  return (peer, disk, owner) => {
+    if (allow !== undefined) {
+      const patterns = allow.get(peer.name) ?? [];
+      if (patterns.some((pattern) => matches(pattern, disk))) return undefined;
+      return new ReplicationError(
+        "not-allowed",
+        `${peer.name} may not write disk ${disk}: the receiver's --allow does not name it`,
+      );
+    }
+    if (!peer.ownAuthority) {
+      return new ReplicationError(
+        "not-allowed",
+        `${peer.name} may not write disk ${disk}: its certificate is not of an authority made by replicate pki, so the receiver needs --allow ${peer.name}=${disk}`,
+      );
+    }
+    if (owner === undefined || owner === peer.name) return undefined;
+    return new ReplicationError("disk-owned", `disk ${disk} belongs to ${owner}, not to ${peer.name}`, {
+      details: { owner },
+    });
+  };
+}
+
+function matches(pattern: string, name: string): boolean {
+  const parts = pattern.split("*").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  return new RegExp(`^${parts.join(".*")}$`).test(name);
+}

@@ -1,0 +1,162 @@
+/**
+ * The jobs lanes do, as values: what goes in, what comes out. Requests and results hold plain values and small arrays only (they are
+ * copied between threads); block content stays in slots. Blocks are named by number, slots by index.
+ */
+import type { DigestKind } from "../base/units.ts";
+import type { CodecName } from "../codec/compression.ts";
+import type { FileRun } from "../image/block-device.ts";
+
+/** What both ends must agree on to digest. */
+export interface BlockShape {
+  readonly blockBytes: number;
+  readonly digestKind: DigestKind;
+}
+
+/** What became of a block, in a scan or a patch. */
+export const blockState = {
+  /** Equal to what the receiver holds. */
+  same: 0,
+  /** All zero now and not at the receiver. */
+  zero: 1,
+  /** In the payload. */
+  shipped: 2,
+  /** Differs from a base that is not zero: its parts are to be compared. */
+  differs: 3,
+  /** Digested; the base was not given. */
+  digested: 4,
+} as const;
+
+/** Blocks of a data frame whose payload lies in a slot. */
+export interface Shipment {
+  /** Indexes into the blocks of the request, ascending. */
+  readonly picked: readonly number[];
+  readonly masks: Uint8Array;
+  readonly digests: Uint8Array;
+  readonly codec: CodecName;
+  readonly rawBytes: number;
+  /** Where in the slot the payload lies. */
+  readonly payloadOffset: number;
+  readonly payloadBytes: number;
+}
+
+/** Sender: reads consecutive blocks, digests them, ships those that are new over zero. Also rebuilds tables (base `unknown`). */
+export interface ScanRequest extends BlockShape {
+  readonly slot: number;
+  /** Name of the image, for messages. */
+  readonly file: string;
+  /** Offset on the disk of the first block, for messages. */
+  readonly diskOffset: number;
+  /** Where the bytes lie; undefined: area A of the slot holds them already. */
+  readonly runs: readonly FileRun[] | undefined;
+  /** Bytes: whole blocks, the last block of the disk shorter. At most 1 MiB. */
+  readonly length: number;
+  /** Digests of these blocks at the receiver. */
+  readonly base: Uint8Array | "zero" | "unknown";
+  readonly codec: CodecName;
+  /** Let go of what this read brought into the page cache. */
+  readonly dropCache: boolean;
+}
+
+export interface ScanResult {
+  readonly digests: Uint8Array;
+  /** A {@link blockState} for each block. */
+  readonly states: Uint8Array;
+  readonly shipment: Shipment | undefined;
+}
+
+/** Sender: compares parts of blocks that differ and ships the parts that differ. Takes blocks as long as the slot has room. */
+export interface PatchRequest extends BlockShape {
+  readonly slot: number;
+  readonly file: string;
+  readonly blocks: readonly number[];
+  readonly sizeBytes: number;
+  /** For each block where its bytes lie; undefined: area A holds the blocks one after the other, padded to whole blocks. */
+  readonly runs: readonly (readonly FileRun[])[] | undefined;
+  /** Digests of the blocks at the receiver. */
+  readonly base: Uint8Array;
+  /** A bit a block: its part digests are known. An unknown one is shipped whole. */
+  readonly known: Uint8Array;
+  /** 4 bytes little endian for each part of each known block. */
+  readonly parts: Uint8Array;
+  readonly codec: CodecName;
+}
+
+export interface PatchResult {
+  /** Blocks done, from the front; the rest wants another job. At least one. */
+  readonly consumed: number;
+  readonly digests: Uint8Array;
+  readonly states: Uint8Array;
+  readonly shipment: Shipment | undefined;
+}
+
+/** What became of a block that was received. */
+export const applyState = {
+  written: 0,
+  /** Parts over the old content did not give the digest: send it whole. */
+  mismatch: 1,
+  /** The old content does not match the table: send it whole. */
+  damaged: 2,
+} as const;
+
+/** Receiver: decompresses, patches, checks digests, writes. */
+export interface ApplyRequest extends BlockShape {
+  readonly slot: number;
+  /** Name of the disk, for messages. */
+  readonly disk: string;
+  readonly fd: number;
+  readonly sizeBytes: number;
+  readonly payloadBytes: number;
+  readonly codec: CodecName;
+  readonly rawBytes: number;
+  readonly blocks: readonly number[];
+  readonly masks: Uint8Array;
+  readonly digests: Uint8Array;
+  /** The table's digests of these blocks. */
+  readonly base: Uint8Array;
+}
+
+export interface ApplyResult {
+  /** An {@link applyState} for each block. Only `written` ones were written. */
+  readonly states: Uint8Array;
+  readonly writtenBytes: number;
+}
+
+/** Receiver: part digests of what the replica holds. */
+export interface OldPartsRequest extends BlockShape {
+  readonly disk: string;
+  readonly fd: number;
+  readonly sizeBytes: number;
+  readonly blocks: readonly number[];
+  readonly base: Uint8Array;
+}
+
+export interface OldPartsResult {
+  /** A bit a block: old content matches the table. */
+  readonly known: Uint8Array;
+  /** 4 bytes little endian for each part of each known block. */
+  readonly parts: Uint8Array;
+}
+
+/** Receiver: makes ranges of the replica zero. */
+export interface ClearRequest {
+  readonly disk: string;
+  readonly fd: number;
+  readonly ranges: readonly { readonly offset: number; readonly length: number }[];
+}
+
+/** Waits for what was written: fdatasync of a file. */
+export interface SyncRequest {
+  readonly disk: string;
+  readonly fd: number;
+}
+
+export interface JobTypes {
+  scan: { request: ScanRequest; result: ScanResult };
+  patch: { request: PatchRequest; result: PatchResult };
+  apply: { request: ApplyRequest; result: ApplyResult };
+  oldParts: { request: OldPartsRequest; result: OldPartsResult };
+  clear: { request: ClearRequest; result: null };
+  sync: { request: SyncRequest; result: null };
+}
+
+export type JobName = keyof JobTypes;

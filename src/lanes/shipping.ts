@@ -1,0 +1,112 @@
+/** Puts parts together into the payload of one data frame. */
+import { invariant } from "../base/errors.ts";
+import { maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
+import type { CodecName } from "../codec/compression.ts";
+import type { Shipment } from "./jobs.ts";
+import type { Lane } from "./lane.ts";
+import { areaA, areaABytes, areaB, areaBBytes } from "./slot-layout.ts";
+
+/**
+ * Collects parts in area A of a slot, in order. The source of a part may itself lie in area A, at or behind the place it moves to.
+ */
+export class Shipper {
+  readonly #slot: Uint8Array;
+  readonly #blockBytes: number;
+  readonly #picked: number[] = [];
+  readonly #masks: number[] = [];
+  readonly #digests: Uint8Array[] = [];
+  #raw = 0;
+
+  constructor(slot: Uint8Array, blockBytes: number) {
+    this.#slot = slot;
+    this.#blockBytes = blockBytes;
+  }
+
+  /** True when another whole block fits. */
+  get hasRoom(): boolean {
+    return this.#raw + this.#blockBytes <= areaABytes;
+  }
+
+  /** Adds the parts of `block` that `mask` names. */
+  add(index: number, block: Uint8Array, mask: Uint8Array, digest: Uint8Array): void {
+    this.#picked.push(index);
+    for (const byte of mask) this.#masks.push(byte);
+    this.#digests.push(digest);
+    const parts = partsPerBlock(this.#blockBytes);
+    let part = 0;
+    while (part < parts) {
+      if (!hasPart(mask, part)) {
+        part++;
+        continue;
+      }
+      let end = part + 1;
+      while (end < parts && hasPart(mask, end)) end++;
+      const source = block.subarray(part * PART_BYTES, end * PART_BYTES);
+      const target = areaA + this.#raw;
+      invariant(target + source.length <= areaA + areaABytes, "a shipment fits its slot");
+      if (source.byteOffset !== this.#slot.byteOffset + target || source.buffer !== this.#slot.buffer) {
+        this.#slot.set(source, target);
+      }
+      this.#raw += source.length;
+      part = end;
+    }
+  }
+
+  /** Compresses; undefined when nothing was added. */
+  finish(lane: Lane, codec: CodecName): Shipment | undefined {
+    if (this.#picked.length === 0) return undefined;
+    const raw = this.#slot.subarray(areaA, areaA + this.#raw);
+    let payloadOffset = areaA;
+    let payloadBytes = this.#raw;
+    let used: CodecName = "stored";
+    if (codec !== "stored") {
+      const packed = lane.codecs.get(codec).compress(raw, this.#slot.subarray(areaB, areaB + areaBBytes));
+      if (packed > 0) {
+        payloadOffset = areaB;
+        payloadBytes = packed;
+        used = codec;
+      }
+    }
+    return {
+      picked: this.#picked,
+      masks: Uint8Array.from(this.#masks),
+      digests: Buffer.concat(this.#digests),
+      codec: used,
+      rawBytes: this.#raw,
+      payloadOffset,
+      payloadBytes,
+    };
+  }
+}
+
+export function hasPart(mask: Uint8Array, part: number): boolean {
+  return ((mask[part >> 3] ?? 0) & (1 << (part & 7))) !== 0;
+}
+
+export function addPart(mask: Uint8Array, part: number): void {
+  mask[part >> 3] = (mask[part >> 3] ?? 0) | (1 << (part & 7));
+}
+
+/** A mask with all parts of a block. */
+export function fullMask(blockBytes: number): Uint8Array {
+  const mask = new Uint8Array(maskBytes(blockBytes));
+  for (let part = 0; part < partsPerBlock(blockBytes); part++) addPart(mask, part);
+  return mask;
+}
+
+export function isFullMask(mask: Uint8Array, blockBytes: number): boolean {
+  for (let part = 0; part < partsPerBlock(blockBytes); part++) if (!hasPart(mask, part)) return false;
+  return true;
+}
+
+/** Parts named by a mask. */
+export function countParts(mask: Uint8Array): number {
+  let count = 0;
+  for (let byte of mask) {
+    while (byte !== 0) {
+      byte &= byte - 1;
+      count++;
+    }
+  }
+  return count;
+}

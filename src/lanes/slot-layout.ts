@@ -1,0 +1,24 @@
+/**
+ * What lies where in a slot. A slot has two areas, each with head room in front, so that a frame's head can be written right before
+ * a payload that is in place already and the whole frame goes to the socket as one array.
+ *
+ * Sender: area A takes what was read (then the parts to ship, moved together), area B the compressed form.
+ * Receiver: area B takes the payload as it came, area A the decompressed form.
+ */
+import { limits } from "../base/limits.ts";
+import { EXTENT_BYTES_MAX, KIB } from "../base/units.ts";
+
+/** Room for prelude and header of a data frame: blocks, masks and digests of 256 blocks fit. */
+const headRoom = 16 * KIB;
+
+export const areaA: number = headRoom;
+export const areaABytes: number = EXTENT_BYTES_MAX;
+export const areaB: number = areaA + areaABytes + headRoom;
+export const areaBBytes: number = limits.framePayloadBytesMax;
+/** Bytes of one slot of the pool. */
+export const slotBytes: number = areaB + areaBBytes;
+
+/** Slots that fit the memory bound of a pool. */
+export function slotsFor(poolBytes: number): number {
+  return Math.max(4, Math.floor(poolBytes / slotBytes));
+}

@@ -1,0 +1,155 @@
+/** The worker driver: one thread a lane, two jobs at a time in each so that none waits for the main thread. */
+import { Worker } from "node:worker_threads";
+import { invariant, ReplicationError } from "../base/errors.ts";
+import type { JobName } from "./jobs.ts";
+import { type CarriedError, type Lanes, uncarryError } from "./lanes.ts";
+
+/** What a worker is started with. */
+export interface LaneSetup {
+  readonly memory: SharedArrayBuffer;
+  readonly lz4: "native" | "wasm" | undefined;
+}
+
+export interface LaneCall {
+  readonly id: number;
+  readonly name: JobName;
+  readonly request: unknown;
+}
+
+export type LaneAnswer =
+  | { readonly ready: "native" | "wasm" }
+  | { readonly id: number; readonly result: unknown }
+  | { readonly id: number; readonly error: CarriedError };
+
+interface Pending {
+  readonly call: LaneCall;
+  readonly resolve: (result: unknown) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+interface Thread {
+  readonly worker: Worker;
+  readonly pending: Map<number, Pending>;
+}
+
+const jobsPerThread = 2;
+
+/** Starts `count` threads and waits until each has loaded its codecs. `lane-crashed` when one cannot start. */
+export async function createWorkerLanes(options: {
+  readonly count: number;
+  readonly memory: SharedArrayBuffer;
+  readonly lz4?: "native" | "wasm" | undefined;
+  /** The compiled worker-main; default: beside this file. */
+  readonly entry?: URL;
+}): Promise<Lanes> {
+  invariant(options.count >= 1, "there is at least one lane");
+  const pool = new WorkerLanes();
+  const setup: LaneSetup = { memory: options.memory, lz4: options.lz4 };
+  const entry = options.entry ?? new URL("./worker-main.js", import.meta.url);
+  await Promise.all(Array.from({ length: options.count }, () => pool.start(entry, setup)));
+  return pool;
+}
+
+class WorkerLanes implements Lanes {
+  readonly #threads: Thread[] = [];
+  readonly #waiting: Pending[] = [];
+  #failure: ReplicationError | undefined;
+  #nextId = 1;
+  #closing = false;
+  #idle: (() => void) | undefined;
+  lz4: "native" | "wasm" = "native";
+
+  get count(): number {
+    return this.#threads.length;
+  }
+
+  async start(entry: URL, setup: LaneSetup): Promise<void> {
+    const worker = new Worker(entry, { workerData: setup, name: "lane" });
+    const thread: Thread = { worker, pending: new Map() };
+    await new Promise<void>((resolve, reject) => {
+      worker.on("message", (answer: LaneAnswer) => {
+        if ("ready" in answer) {
+          this.lz4 = answer.ready;
+          this.#threads.push(thread);
+          resolve();
+          return;
+        }
+        this.#settle(thread, answer);
+      });
+      const died = (cause: unknown): void => {
+        const error = new ReplicationError("lane-crashed", "a worker thread ended unexpectedly", { cause });
+        reject(error);
+        this.#fail(error);
+      };
+      worker.on("error", died);
+      worker.on("exit", (status) => {
+        if (!this.#closing) died(new Error(`exit status ${status}`));
+      });
+    });
+    // A program that is done need not close its lanes to end: what is under way keeps it alive by its sockets and files.
+    worker.unref();
+  }
+
+  run(name: JobName, request: unknown): Promise<never> {
+    if (this.#failure !== undefined) return Promise.reject(this.#failure);
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({
+        call: { id: this.#nextId++, name, request },
+        resolve: resolve as (result: unknown) => void,
+        reject,
+      });
+      this.#dispatch();
+    });
+  }
+
+  #dispatch(): void {
+    while (this.#waiting.length > 0) {
+      let best: Thread | undefined;
+      for (const thread of this.#threads) {
+        if (thread.pending.size < (best?.pending.size ?? jobsPerThread)) best = thread;
+      }
+      if (best === undefined) return;
+      const next = this.#waiting.shift();
+      if (next === undefined) return;
+      if (best.pending.size === 0) best.worker.ref();
+      best.pending.set(next.call.id, next);
+      best.worker.postMessage(next.call);
+    }
+  }
+
+  #settle(thread: Thread, answer: Exclude<LaneAnswer, { ready: unknown }>): void {
+    const pending = thread.pending.get(answer.id);
+    if (pending === undefined) return;
+    thread.pending.delete(answer.id);
+    if (thread.pending.size === 0) thread.worker.unref();
+    if ("error" in answer) pending.reject(uncarryError(answer.error));
+    else pending.resolve(answer.result);
+    this.#dispatch();
+    if (this.#busy === 0) this.#idle?.();
+  }
+
+  get #busy(): number {
+    return this.#waiting.length + this.#threads.reduce((sum, thread) => sum + thread.pending.size, 0);
+  }
+
+  #fail(error: ReplicationError): void {
+    this.#failure ??= error;
+    const lost = [...this.#waiting.splice(0)];
+    for (const thread of this.#threads) {
+      lost.push(...thread.pending.values());
+      thread.pending.clear();
+    }
+    for (const pending of lost) pending.reject(error);
+    this.#idle?.();
+  }
+
+  async close(): Promise<void> {
+    if (this.#busy > 0 && this.#failure === undefined) {
+      await new Promise<void>((resolve) => {
+        this.#idle = resolve;
+      });
+    }
+    this.#closing = true;
+    await Promise.all(this.#threads.map((thread) => thread.worker.terminate()));
+  }
+}

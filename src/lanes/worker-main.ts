@@ -1,0 +1,23 @@
+/** What runs in a lane's worker thread. */
+import { parentPort, workerData } from "node:worker_threads";
+import { invariant } from "../base/errors.ts";
+import { nodeLaneStorage } from "../storage/node-storage.ts";
+import { createLane } from "./lane.ts";
+import { carryError, doJob } from "./lanes.ts";
+import type { LaneAnswer, LaneCall, LaneSetup } from "./worker-lanes.ts";
+
+const port = parentPort;
+invariant(port !== null, "a lane runs in a worker thread");
+const setup = workerData as LaneSetup;
+const lane = await createLane({ memory: setup.memory, storage: nodeLaneStorage(), lz4: setup.lz4 });
+
+port.on("message", (call: LaneCall) => {
+  let answer: LaneAnswer;
+  try {
+    answer = { id: call.id, result: doJob(lane, call.name, call.request as never) };
+  } catch (error) {
+    answer = { id: call.id, error: carryError(error) };
+  }
+  port.postMessage(answer);
+});
+port.postMessage({ ready: lane.codecs.lz4 } satisfies LaneAnswer);

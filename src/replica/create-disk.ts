@@ -1,0 +1,127 @@
+/** Makes a new disk. With disk.json, written last, it exists. */
+import { invariant, ReplicationError } from "../base/errors.ts";
+import { limits } from "../base/limits.ts";
+import { type Geometry, isBlockSize } from "../base/units.ts";
+import type { Storage } from "../storage/seam.ts";
+import { tableFileBytes } from "../table/digest-table.ts";
+import { type DiskRecord, readRecord, writeRecord } from "./disk-record.ts";
+import { fileError, inFile } from "./file-error.ts";
+import { type DiskPaths, diskPaths, storePaths } from "./layout.ts";
+import type { StoreParts } from "./open-disk.ts";
+import { checkFits, REPLICA_MODE, sizeError } from "./replica-file.ts";
+import { damaged, newName, syncDirectory } from "./state-file.ts";
+
+export interface NewDisk {
+  readonly geometry: Geometry;
+  readonly owner: string;
+  readonly sectorBytes: number;
+}
+
+/**
+ * Order: room asked → directories, durable → `apply.lock` taken → leftovers of an interrupted try removed → replica and table files, synced →
+ * directory synced → disk.json. A crash before disk.json leaves no disk, and files that the next create removes. A disk that exists
+ * already stays as it is, and no error is made of it: two senders may meet here, and `openWriter` tells them apart.
+ */
+export async function createDisk(store: StoreParts, name: string, facts: NewDisk): Promise<void> {
+  const { storage, random, locks } = store;
+  const { geometry } = facts;
+  const paths = diskPaths(store.path, name);
+  invariant(isBlockSize(geometry.blockBytes), "a disk has a block size that is a power of two from 16 KiB to 1 MiB");
+  invariant(facts.sectorBytes === 512 || facts.sectorBytes === 4096, "a disk has sectors of 512 or 4096 bytes");
+  invariant(Number.isSafeInteger(geometry.sizeBytes) && geometry.sizeBytes > 0, "a disk has a size");
+  if (geometry.sizeBytes > limits.diskBytesMax) {
+    throw new ReplicationError(
+      "limit-exceeded",
+      `disk ${name} has ${geometry.sizeBytes} bytes; the largest disk is one of ${limits.diskBytesMax} bytes`,
+      { details: { sizeBytes: geometry.sizeBytes, sizeBytesMax: limits.diskBytesMax } },
+    );
+  }
+  await checkFits(storage, store.path, name, geometry.sizeBytes);
+  await makeDirectories(storage, store.path, paths);
+  const lock = await locks.exclusive(paths.applyLock);
+  if (lock === undefined) {
+    throw new ReplicationError(
+      "disk-busy",
+      `disk ${name} is being made by another process; start again when it has ended`,
+    );
+  }
+  try {
+    if ((await readRecord(storage, paths)) !== undefined) return;
+    await removeLeftovers(storage, paths);
+    try {
+      await makeFiles(storage, paths, name, geometry);
+    } catch (error) {
+      await removeAgain(storage, paths);
+      throw error;
+    }
+    const record: DiskRecord = {
+      id: random.uuid(),
+      name,
+      ...geometry,
+      generation: random.uuid(),
+      term: 1,
+      owner: facts.owner,
+      sectorBytes: facts.sectorBytes,
+    };
+    await writeRecord(storage, paths, record);
+  } finally {
+    await lock.release();
+  }
+}
+
+async function makeDirectories(storage: Storage, store: string, paths: DiskPaths): Promise<void> {
+  await inFile("write-failed", `making ${paths.points}`, async () => {
+    await storage.makeDirectory(paths.directory);
+    await storage.makeDirectory(paths.points);
+  });
+  await syncDirectory(storage, storePaths(store).disks);
+}
+
+/** Files without disk.json: of a create that did not end. Points never are: then disk.json was lost, and the rest is worth keeping. */
+async function removeLeftovers(storage: Storage, paths: DiskPaths): Promise<void> {
+  const points = await inFile("store-damaged", `listing ${paths.points}`, () => storage.list(paths.points));
+  if (points !== undefined && points.length > 0) throw damaged(paths.record, "it is missing, but the disk has points");
+  await inFile("write-failed", `removing leftovers in ${paths.directory}`, () => removeFiles(storage, paths));
+}
+
+async function removeFiles(storage: Storage, paths: DiskPaths): Promise<void> {
+  const { replica, digests, pages, session, record } = paths;
+  for (const path of [replica, digests, pages, session, newName(session), newName(record)]) await storage.unlink(path);
+}
+
+async function makeFiles(storage: Storage, paths: DiskPaths, name: string, geometry: Geometry): Promise<void> {
+  const table = tableFileBytes(geometry);
+  try {
+    await makeFile(storage, paths.replica, geometry.sizeBytes, REPLICA_MODE);
+  } catch (error) {
+    throw sizeError(error, paths.directory, name, geometry.sizeBytes);
+  }
+  await inFile("write-failed", `disk ${name}: making its table`, async () => {
+    await makeFile(storage, paths.digests, table.digests, 0o600);
+    await makeFile(storage, paths.pages, table.pages, 0o600);
+  });
+  await syncDirectory(storage, paths.directory);
+}
+
+async function makeFile(storage: Storage, path: string, sizeBytes: number, mode: number): Promise<void> {
+  const file = await storage.open(path, { write: true, exclusive: true, mode });
+  try {
+    await file.truncate(sizeBytes);
+    try {
+      await file.datasync();
+    } catch (error) {
+      throw fileError(error, "sync-failed", `syncing ${path}`);
+    }
+  } finally {
+    await file.close();
+  }
+}
+
+/** After a failure: what was made takes space, and the next try removes what is left now. */
+async function removeAgain(storage: Storage, paths: DiskPaths): Promise<void> {
+  try {
+    await removeFiles(storage, paths);
+  } catch {
+    // The first failure is the one to tell; without disk.json nothing of this counts.
+  }
+}

@@ -1,0 +1,70 @@
+/** What a disk is, `disk.json`. It is written last when a disk is made: with it the disk exists. */
+import { limits } from "../base/limits.ts";
+import { BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, type DigestKind, type Geometry, isBlockSize } from "../base/units.ts";
+import type { Storage } from "../storage/seam.ts";
+import type { DiskPaths } from "./layout.ts";
+import { damaged, decodeState, readState, type StateContent, type StateFormat, writeState } from "./state-file.ts";
+
+/** `disk.json`. */
+export interface DiskRecord {
+  /** Disk uuid. */
+  readonly id: string;
+  readonly name: string;
+  /** Size of the replica, with what a delta that is not committed yet has grown it by. */
+  readonly sizeBytes: number;
+  readonly blockBytes: number;
+  readonly digestKind: DigestKind;
+  readonly generation: string;
+  readonly term: number;
+  /** Identity (certificate name) the disk belongs to. */
+  readonly owner: string;
+  readonly sectorBytes: number;
+}
+
+export const diskFormat: StateFormat = { format: "replicate disk", version: 1 };
+
+function parseRecord(content: StateContent): DiskRecord {
+  const record: DiskRecord = {
+    id: content.text("id"),
+    name: content.text("name"),
+    sizeBytes: content.integer("sizeBytes", 0, limits.diskBytesMax),
+    blockBytes: content.integer("blockBytes", BLOCK_BYTES_MIN, BLOCK_BYTES_MAX),
+    digestKind: content.oneOf("digestKind", ["xxh64", "sha256"]),
+    generation: content.text("generation"),
+    term: content.integer("term"),
+    owner: content.text("owner"),
+    sectorBytes: content.oneOf("sectorBytes", [512, 4096]),
+  };
+  if (!isBlockSize(record.blockBytes)) throw damaged(content.path, '"blockBytes" is not a power of two');
+  return record;
+}
+
+export function decodeRecord(path: string, bytes: Uint8Array): DiskRecord {
+  return parseRecord(decodeState(path, diskFormat, bytes));
+}
+
+/** Undefined: no such disk. Throws `store-damaged`, `store-version-unsupported`. */
+export async function readRecord(storage: Storage, paths: DiskPaths): Promise<DiskRecord | undefined> {
+  const content = await readState(storage, paths.record, diskFormat);
+  return content === undefined ? undefined : parseRecord(content);
+}
+
+/** Durable when it resolves. Order and errors: {@link writeState}. */
+export async function writeRecord(storage: Storage, paths: DiskPaths, record: DiskRecord): Promise<void> {
+  const { id, name, sizeBytes, blockBytes, digestKind, generation, term, owner, sectorBytes } = record;
+  await writeState(storage, paths.record, diskFormat, {
+    id,
+    name,
+    sizeBytes,
+    blockBytes,
+    digestKind,
+    generation,
+    term,
+    owner,
+    sectorBytes,
+  });
+}
+
+export function geometryOf({ sizeBytes, blockBytes, digestKind }: DiskRecord): Geometry {
+  return { sizeBytes, blockBytes, digestKind };
+}

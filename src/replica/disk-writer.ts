@@ -1,0 +1,358 @@
+/** The holder of `apply.lock`: a disk open for writing. Each method that makes something durable says its order. */
+import { invariant, ReplicationError } from "../base/errors.ts";
+import type { Logger } from "../base/logger.ts";
+import type { Random } from "../base/random.ts";
+import { blockCount } from "../base/units.ts";
+import type { FileLock, Storage, StorageFile } from "../storage/seam.ts";
+import type { DigestTable } from "../table/digest-table.ts";
+import { type DiskLocks, writeHolder } from "./disk-lock.ts";
+import { type DiskRecord, geometryOf, writeRecord } from "./disk-record.ts";
+import { inFile } from "./file-error.ts";
+import type { DiskPaths } from "./layout.ts";
+import { listPoints, type Point, writePoint } from "./point.ts";
+import { removeOlderPoints } from "./recover.ts";
+import { checkFits, sizeError } from "./replica-file.ts";
+import { fingerprintOf, removeSession, writeSession } from "./session-record.ts";
+import { emptyRoot, hexOf, settleAll, type TableFiles } from "./table-files.ts";
+import { openUndoLog, UNDO_ID_BYTES } from "./undo-log.ts";
+
+/** What the sender says of the state a commit makes a point of. */
+export interface CommitFacts {
+  readonly time: number;
+  readonly label: string | undefined;
+  readonly consistency: Point["consistency"];
+  readonly cycle: string;
+  readonly source: string;
+  readonly sourceName: string;
+}
+
+/**
+ * The holder of `apply.lock`: the only one that changes a disk. One at a time, over all processes. Calls are done in the order they
+ * are made. After any failure to write or sync the writer is poisoned: every later call throws `sync-failed`.
+ */
+export interface DiskWriter {
+  readonly record: DiskRecord;
+  readonly table: DigestTable;
+  /** Newest committed point; undefined: none yet (fresh). */
+  readonly newest: Point | undefined;
+  /** Descriptor of the replica, open read-write, for lanes. */
+  readonly replicaFd: number;
+  readonly replicaPath: string;
+  /**
+   * True when the table was missing or doubtful and must be rebuilt before use: the table is all zero then, and the caller digests
+   * the data of the replica ({@link nextData}), sets it in the table and calls {@link settleDoubt}.
+   */
+  readonly doubtful: boolean;
+  /** Why, in words, when doubtful. */
+  readonly doubt: string | undefined;
+  /** Ends the doubt: the table was re-digested from the replica by the caller (with lanes) and is written and synced here. */
+  settleDoubt(): Promise<void>;
+  /** Extents of data of the replica file, ascending, for the rebuild: everything else is zero. */
+  nextData(offset: number): { readonly start: number; readonly end: number } | undefined;
+  /**
+   * Before the first overwrite after the newest point: creates `<newest>.undo`, syncs it and its directory, forgets the clean-stop record.
+   * Idempotent; must have resolved before any write to the replica or the table.
+   */
+  begin(): Promise<void>;
+  /** Grows the replica (after `begin`) and the table. Throws `no-space` / `target-too-small` naming need and room. */
+  grow(sizeBytes: number): Promise<void>;
+  /** Every replica write of the cycle has finished: sync replica ∥ write and sync table; then `<seq+1>.json`; resolves when that is durable. */
+  commit(facts: CommitFacts): Promise<Point>;
+  /**
+   * Keeps what was applied for a resume: syncs replica and table and writes the clean-stop record (session.json). Only when no replica
+   * write is in flight. Nothing is done when no delta was begun. `begin` comes first again before anything more is written.
+   */
+  suspend(resumeBlock: number): Promise<void>;
+  /** Block where a resumed scan may start; 0 when unknown. */
+  readonly resumeBlock: number;
+  /** After a failed write or sync: nothing written since the last good sync counts; the next open finds the table doubtful. */
+  poison(): void;
+  /** Closes files and gives up the lock. Idempotent. */
+  release(): Promise<void>;
+}
+
+/** What a writer works with; handed over by who opened it. */
+export interface WriterParts {
+  readonly storage: Storage;
+  readonly random: Random;
+  readonly log: Logger;
+  readonly locks: DiskLocks;
+  readonly lock: FileLock;
+  readonly paths: DiskPaths;
+  readonly replica: StorageFile;
+  readonly tableFiles: TableFiles;
+  readonly damage: TableDamage;
+  readonly record: DiskRecord;
+  readonly newest: Point | undefined;
+  readonly openLog: boolean;
+  readonly table: DigestTable;
+  readonly doubt: string | undefined;
+  readonly resumeBlock: number;
+}
+
+/** Whether a page of the table was found not to match its checksum. */
+export interface TableDamage {
+  found: boolean;
+}
+
+export class OpenDisk implements DiskWriter {
+  readonly #parts: WriterParts;
+  readonly table: DigestTable;
+  #record: DiskRecord;
+  #newest: Point | undefined;
+  #doubt: string | undefined;
+  #resumeBlock: number;
+  #openLog: boolean;
+  /** Set by `begin`: the log is open and the clean-stop record is gone, so replica and table may be written. */
+  #begun = false;
+  #poisoned = false;
+  #tail: Promise<unknown> = Promise.resolve();
+  #released: Promise<void> | undefined;
+
+  constructor(parts: WriterParts) {
+    this.#parts = parts;
+    this.table = parts.table;
+    this.#record = parts.record;
+    this.#newest = parts.newest;
+    this.#doubt = parts.doubt;
+    this.#resumeBlock = parts.resumeBlock;
+    this.#openLog = parts.openLog;
+  }
+
+  get record(): DiskRecord {
+    return this.#record;
+  }
+
+  get newest(): Point | undefined {
+    return this.#newest;
+  }
+
+  get replicaFd(): number {
+    return this.#parts.replica.fd;
+  }
+
+  get replicaPath(): string {
+    return this.#parts.paths.replica;
+  }
+
+  get doubtful(): boolean {
+    return this.#doubt !== undefined;
+  }
+
+  get doubt(): string | undefined {
+    return this.#doubt;
+  }
+
+  get resumeBlock(): number {
+    return this.#resumeBlock;
+  }
+
+  nextData(offset: number): { readonly start: number; readonly end: number } | undefined {
+    return this.#parts.replica.nextData(offset);
+  }
+
+  /**
+   * Order: table entries synced → `pages` written, given its length and synced → (where the replica is not the newest point: its undo
+   * log created) → clean-stop record. The replica was synced, and its page cache dropped, when the disk was opened. A crash before the
+   * end leaves the table doubtful, or true.
+   */
+  settleDoubt(): Promise<void> {
+    return this.#run(async () => {
+      if (this.#doubt === undefined) return;
+      await this.#parts.tableFiles.settle(this.table);
+      if (!this.#openLog && !this.#isCommitted()) {
+        this.#parts.log.warn(
+          { disk: this.#record.name },
+          "the replica does not hold its newest point; the next delta repairs it",
+        );
+        await this.#openUndoLog();
+      }
+      if (this.#openLog) await this.#writeSession(0);
+      this.#parts.damage.found = false;
+      this.#doubt = undefined;
+    });
+  }
+
+  /** Order: log of the newest point durable → clean-stop record gone, durably. A crash in between: the delta counts as begun. */
+  begin(): Promise<void> {
+    return this.#run(async () => {
+      invariant(this.#doubt === undefined, "a doubtful table is rebuilt before anything is written");
+      if (this.#begun) return;
+      await this.#openUndoLog();
+      await removeSession(this.#parts.storage, this.#parts.paths);
+      this.#begun = true;
+    });
+  }
+
+  /**
+   * Order: replica longer → table files longer → disk.json → table. A crash before disk.json leaves files longer than it says: with an
+   * open log that means doubt, and the replica is cut to what disk.json says; no byte was written there.
+   */
+  async grow(sizeBytes: number): Promise<void> {
+    const { storage, paths } = this.#parts;
+    const { name } = this.#record;
+    await checkFits(storage, paths.directory, name, sizeBytes);
+    return this.#run(async () => {
+      invariant(this.#begun, "begin comes before grow");
+      invariant(sizeBytes >= this.#record.sizeBytes, "a disk that grows does not shrink");
+      if (sizeBytes === this.#record.sizeBytes) return;
+      const record = { ...this.#record, sizeBytes };
+      try {
+        await this.#parts.replica.truncate(sizeBytes);
+        await this.#parts.tableFiles.resize(geometryOf(record));
+      } catch (error) {
+        throw sizeError(error, paths.directory, name, sizeBytes);
+      }
+      await writeRecord(storage, paths, record);
+      this.#record = record;
+      this.table.resize(sizeBytes);
+    });
+  }
+
+  /**
+   * Order: replica synced ∥ table written and synced → `<newest+1>.json` (written, synced, renamed, directory synced) = the commit → older
+   * points removed → clean-stop record removed. A crash before the rename: the delta is still open, nothing is lost. After it: the point is
+   * committed, and the next open finishes the rest. What fails after the commit is logged; the next open does it again.
+   */
+  commit(facts: CommitFacts): Promise<Point> {
+    return this.#run(async () => {
+      invariant(this.#doubt === undefined, "a doubtful table is rebuilt before a commit");
+      await this.#sync();
+      const { storage, paths } = this.#parts;
+      const point: Point = {
+        point: (this.#newest?.point ?? 0) + 1,
+        ...facts,
+        root: hexOf(this.table.root()),
+        sizeBytes: this.#record.sizeBytes,
+        generation: this.#record.generation,
+        term: this.#record.term,
+      };
+      await this.#parts.locks.withChainLock(paths.chainLock, () => writePoint(storage, paths, point));
+      this.#newest = point;
+      this.#openLog = false;
+      this.#begun = false;
+      this.#resumeBlock = 0;
+      await this.#tidy();
+      return point;
+    });
+  }
+
+  /** Order: replica synced ∥ table written and synced → clean-stop record. A crash in between: doubt, as without this call. */
+  suspend(resumeBlock: number): Promise<void> {
+    return this.#run(async () => {
+      if (!this.#begun) return;
+      invariant(
+        resumeBlock >= 0 && resumeBlock <= blockCount(geometryOf(this.#record)),
+        "a scan resumes within the disk",
+      );
+      await this.#sync();
+      await this.#writeSession(resumeBlock);
+      this.#begun = false;
+      this.#resumeBlock = resumeBlock;
+    });
+  }
+
+  poison(): void {
+    this.#poisoned = true;
+  }
+
+  release(): Promise<void> {
+    this.#released ??= this.#tail.then(() => this.#close());
+    return this.#released;
+  }
+
+  /** One call after another. What fails poisons: whether a failed write or sync took effect is not known, and a second sync lies. */
+  #run<T>(change: () => Promise<T>): Promise<T> {
+    invariant(this.#released === undefined, "a released disk is not used");
+    const result = this.#tail.then(async () => {
+      if (this.#poisoned) throw this.#poisonError();
+      try {
+        return await change();
+      } catch (error) {
+        this.#poisoned = true;
+        throw error;
+      }
+    });
+    // Who called has the rejection; the next call only waits.
+    this.#tail = result.catch(() => undefined);
+    return result;
+  }
+
+  #poisonError(): ReplicationError {
+    return new ReplicationError(
+      "sync-failed",
+      `disk ${this.#record.name}: an earlier write or sync failed, so nothing since the last good one counts; ` +
+        "look for disk errors in the system's log, then start the session again",
+    );
+  }
+
+  async #sync(): Promise<void> {
+    const { replica, tableFiles, paths } = this.#parts;
+    const syncTable = async (): Promise<void> => {
+      this.table.write();
+      await tableFiles.sync();
+    };
+    const syncReplica = inFile("sync-failed", `disk ${this.#record.name}: syncing ${paths.replica}`, () =>
+      replica.datasync(),
+    );
+    await settleAll([syncReplica, syncTable()]);
+  }
+
+  #isCommitted(): boolean {
+    return hexOf(this.table.root()) === (this.#newest?.root ?? emptyRoot(geometryOf(this.#record)));
+  }
+
+  async #openUndoLog(): Promise<void> {
+    const { storage, paths, random } = this.#parts;
+    await openUndoLog(storage, paths, this.#newest?.point ?? 0, () => random.bytes(UNDO_ID_BYTES));
+    this.#openLog = true;
+  }
+
+  async #writeSession(resumeBlock: number): Promise<void> {
+    const { storage, paths, replica } = this.#parts;
+    await writeSession(storage, paths, {
+      undo: this.#newest?.point ?? 0,
+      root: hexOf(this.table.root()),
+      replica: fingerprintOf(await replica.stat()),
+      resumeBlock,
+    });
+  }
+
+  async #tidy(): Promise<void> {
+    const { storage, paths, locks } = this.#parts;
+    try {
+      await locks.withChainLock(paths.chainLock, async () => {
+        await removeOlderPoints(storage, paths, await listPoints(storage, paths));
+      });
+      if ((await storage.stat(paths.session)) !== undefined) await removeSession(storage, paths);
+    } catch (error) {
+      this.#logLater(error, "removing what the commit made superfluous failed");
+    }
+  }
+
+  async #close(): Promise<void> {
+    const { replica, tableFiles, storage, paths, lock, damage } = this.#parts;
+    const steps: (() => Promise<void>)[] = [
+      async () => {
+        if (this.#poisoned || damage.found) await tableFiles.distrust();
+      },
+      () => replica.close(),
+      () => tableFiles.close(),
+      () => writeHolder(storage, paths.applyLock, undefined),
+      () => lock.release(),
+    ];
+    for (const step of steps) {
+      try {
+        await step();
+      } catch (error) {
+        this.#logLater(error, "closing the disk");
+      }
+    }
+  }
+
+  /** Nothing is lost by a failure here: the next open of the disk does it again or doubts the table. */
+  #logLater(error: unknown, doing: string): void {
+    const reason = error instanceof Error ? error.message : String(error);
+    this.#parts.log.warn({ disk: this.#record.name, reason }, `${doing}; the next open of the disk takes care of it`);
+  }
+}

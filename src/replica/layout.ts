@@ -1,0 +1,81 @@
+/** Where everything lies in a store, and which names a disk may have. */
+import { join } from "node:path";
+import { ReplicationError } from "../base/errors.ts";
+
+const diskName = /^[a-z0-9][a-z0-9._-]{0,62}$/;
+
+/** `[a-z0-9][a-z0-9._-]{0,62}`, never a path. Throws `disk-name-invalid` saying what is allowed. */
+export function checkDiskName(name: string): void {
+  if (isDiskName(name)) return;
+  throw new ReplicationError(
+    "disk-name-invalid",
+    `${JSON.stringify(name.slice(0, 80))} cannot be the name of a disk: use 1 to 63 characters of a-z, 0-9, ".", "_" and "-", ` +
+      "the first of them a letter or a digit",
+  );
+}
+
+export function isDiskName(name: string): boolean {
+  return diskName.test(name);
+}
+
+export interface StorePaths {
+  readonly directory: string;
+  readonly record: string;
+  readonly disks: string;
+}
+
+export function storePaths(store: string): StorePaths {
+  return { directory: store, record: join(store, "store.json"), disks: join(store, "disks") };
+}
+
+export interface DiskPaths {
+  readonly directory: string;
+  readonly record: string;
+  readonly replica: string;
+  readonly digests: string;
+  readonly pages: string;
+  readonly points: string;
+  readonly applyLock: string;
+  readonly chainLock: string;
+  readonly session: string;
+  /** `points/<sequence>.json`. */
+  point(sequence: number): string;
+  /** `points/<sequence>.undo`. */
+  undo(sequence: number): string;
+}
+
+/** Paths of a disk whose name was checked. */
+export function diskPaths(store: string, name: string): DiskPaths {
+  checkDiskName(name);
+  const directory = join(storePaths(store).disks, name);
+  const points = join(directory, "points");
+  return {
+    directory,
+    record: join(directory, "disk.json"),
+    replica: join(directory, "replica.raw"),
+    digests: join(directory, "digests"),
+    pages: join(directory, "pages"),
+    points,
+    applyLock: join(directory, "apply.lock"),
+    chainLock: join(directory, "chain.lock"),
+    session: join(directory, "session.json"),
+    point: (sequence) => join(points, `${sequenceText(sequence)}.json`),
+    undo: (sequence) => join(points, `${sequenceText(sequence)}.undo`),
+  };
+}
+
+/** Digits of a sequence number in file names; names sort as numbers do. */
+const sequenceDigits = 10;
+
+function sequenceText(sequence: number): string {
+  return sequence.toString().padStart(sequenceDigits, "0");
+}
+
+/** Sequence and kind of a file of `points/`; undefined for other names. */
+export function parsePointFile(
+  name: string,
+): { readonly sequence: number; readonly kind: "json" | "undo" } | undefined {
+  const match = /^([0-9]{10})\.(json|undo)$/.exec(name);
+  if (match === null) return undefined;
+  return { sequence: Number(match[1]), kind: match[2] === "json" ? "json" : "undo" };
+}

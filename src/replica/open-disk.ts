@@ -1,0 +1,169 @@
+/** Opens a disk for writing: recovers what a crash left, and says whether the table can be believed. */
+import type { Clock } from "../base/clock.ts";
+import { ReplicationError } from "../base/errors.ts";
+import type { Logger } from "../base/logger.ts";
+import type { Random } from "../base/random.ts";
+import type { FileLock, Storage } from "../storage/seam.ts";
+import type { DigestTable } from "../table/digest-table.ts";
+import { type DiskLocks, type Holder, readHolder, writeHolder } from "./disk-lock.ts";
+import { type DiskRecord, geometryOf, readRecord } from "./disk-record.ts";
+import { type DiskWriter, OpenDisk, type TableDamage } from "./disk-writer.ts";
+import { findDoubt } from "./doubt.ts";
+import { inFile } from "./file-error.ts";
+import { diskPaths, type DiskPaths } from "./layout.ts";
+import { type RecoveredPoints, recoverPoints } from "./recover.ts";
+import { type OpenReplica, openReplica, sizeError } from "./replica-file.ts";
+import { fingerprintOf, readSession, removeSession, type SessionRecord, writeSession } from "./session-record.ts";
+import { emptyRoot, hexOf, TableFiles } from "./table-files.ts";
+
+/** What everything that works on disks of a store needs. */
+export interface StoreParts {
+  readonly path: string;
+  readonly storage: Storage;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Logger;
+  readonly locks: DiskLocks;
+  readonly host: string;
+  readonly pid: number;
+}
+
+export type OpenResult =
+  | { readonly kind: "open"; readonly writer: DiskWriter }
+  | { readonly kind: "busy"; readonly holder: Holder | undefined };
+
+export async function openDisk(
+  store: StoreParts,
+  name: string,
+  holder: { readonly identity: string; readonly instance: string },
+): Promise<OpenResult> {
+  const { storage, locks, host, pid, clock } = store;
+  const paths = diskPaths(store.path, name);
+  // Looked at before locking: a lock would make a file, and a directory that is not there is no disk.
+  if ((await readRecord(storage, paths)) === undefined) throw notFound(store, name);
+  const lock = await locks.exclusive(paths.applyLock);
+  if (lock === undefined) return { kind: "busy", holder: await readHolder(storage, paths.applyLock) };
+  try {
+    await writeHolder(storage, paths.applyLock, { host, pid, since: clock.now(), ...holder });
+    return { kind: "open", writer: await openLocked(store, name, paths, lock) };
+  } catch (error) {
+    await lock.release();
+    throw error;
+  }
+}
+
+function notFound(store: StoreParts, name: string): ReplicationError {
+  return new ReplicationError("disk-not-found", `the store ${store.path} has no disk ${name}`);
+}
+
+async function openLocked(store: StoreParts, name: string, paths: DiskPaths, lock: FileLock): Promise<DiskWriter> {
+  const { storage, random, log, locks } = store;
+  const record = await readRecord(storage, paths);
+  if (record === undefined) throw notFound(store, name);
+  const points = await recoverPoints(storage, paths, locks);
+  const replica = await openReplica(storage, paths.replica);
+  try {
+    const tableFiles = await TableFiles.open(storage, paths, name);
+    try {
+      const damage: TableDamage = { found: false };
+      const judged = await judge({ storage, paths, record, points, replica, tableFiles, damage });
+      if (judged.doubt !== undefined) log.warn({ disk: name }, `the digest table must be built anew: ${judged.doubt}`);
+      return new OpenDisk({
+        storage,
+        random,
+        log,
+        locks,
+        lock,
+        paths,
+        replica: replica.file,
+        tableFiles,
+        damage,
+        record,
+        newest: points.newest,
+        openLog: points.openLog,
+        ...judged,
+      });
+    } catch (error) {
+      await tableFiles.close();
+      throw error;
+    }
+  } catch (error) {
+    await replica.file.close();
+    throw error;
+  }
+}
+
+interface Found {
+  readonly storage: Storage;
+  readonly paths: DiskPaths;
+  readonly record: DiskRecord;
+  readonly points: RecoveredPoints;
+  readonly replica: OpenReplica;
+  readonly tableFiles: TableFiles;
+  readonly damage: TableDamage;
+}
+
+interface Judged {
+  readonly table: DigestTable;
+  readonly doubt: string | undefined;
+  readonly resumeBlock: number;
+}
+
+async function judge(found: Found): Promise<Judged> {
+  const { storage, paths, record, points, replica, tableFiles, damage } = found;
+  const geometry = geometryOf(record);
+  const session = await readSession(storage, paths);
+  const onDamage = (): void => {
+    damage.found = true;
+  };
+  const read = await tableFiles.read(geometry, onDamage);
+  const doubt = findDoubt({
+    tableTrouble: "trouble" in read ? read.trouble : undefined,
+    tableRoot: "table" in read ? hexOf(read.table.root()) : undefined,
+    committedRoot: points.newest?.root ?? emptyRoot(geometry),
+    newest: points.newest?.point ?? 0,
+    openLog: points.openLog,
+    session,
+    replica: fingerprintOf(replica.found),
+    sizeBytes: record.sizeBytes,
+  });
+  if (doubt !== undefined || !("table" in read)) {
+    const table = await startRebuild(found, onDamage);
+    return { table, doubt: doubt ?? "the table cannot be read", resumeBlock: 0 };
+  }
+  if (!points.openLog || session === undefined) {
+    // A record without an open log is one that a commit had no time to remove.
+    if (session !== undefined) await removeSession(storage, paths);
+    return { table: read.table, doubt: undefined, resumeBlock: 0 };
+  }
+  await keepSession(found, session);
+  return { table: read.table, doubt: undefined, resumeBlock: session.resumeBlock };
+}
+
+/** Opening may have changed the replica's mode, and with it its ctime: the record follows, or the next open would doubt. */
+async function keepSession({ storage, paths, replica }: Found, session: SessionRecord): Promise<void> {
+  if (!replica.modeChanged) return;
+  await writeSession(storage, paths, { ...session, replica: fingerprintOf(await replica.file.stat()) });
+}
+
+/**
+ * Order: table emptied, durably → clean-stop record gone → replica has its length → replica synced → its page cache dropped. So what the
+ * rebuild reads is what is on disk: after a crash of the process the cache may hold what was never written, and after a failed sync what
+ * never will be.
+ */
+async function startRebuild(found: Found, onDamage: () => void): Promise<DigestTable> {
+  const { storage, paths, record, replica, tableFiles } = found;
+  const table = await tableFiles.empty(geometryOf(record), onDamage);
+  await removeSession(storage, paths);
+  const { file } = replica;
+  if (replica.found.sizeBytes !== record.sizeBytes) {
+    try {
+      await file.truncate(record.sizeBytes);
+    } catch (error) {
+      throw sizeError(error, paths.directory, record.name, record.sizeBytes);
+    }
+  }
+  await inFile("sync-failed", `disk ${record.name}: syncing ${paths.replica}`, () => file.datasync());
+  storage.lanes.dropCache(file.fd, 0, record.sizeBytes);
+  return table;
+}

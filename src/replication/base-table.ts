@@ -1,0 +1,111 @@
+/** The receiver's digest table as the sender sees it: asked for in pieces, ahead of need, and not kept. */
+import { ReplicationError } from "../base/errors.ts";
+import { limits } from "../base/limits.ts";
+import { digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
+import type { PagesAnswer, SenderSession } from "./sender-session.ts";
+
+const pageDigestBytes = 32;
+const zeroPage = new Uint8Array(pageDigestBytes);
+
+/** Page digests of one answer. */
+interface Chunk {
+  readonly first: number;
+  readonly digests: Map<number, Uint8Array>;
+}
+
+export class BaseTable {
+  readonly #session: SenderSession;
+  readonly #geometry: Geometry;
+  readonly #empty: boolean;
+  /** Pages the receiver has: a disk that grew has none beyond its old end. */
+  readonly #pagesKnown: number;
+  readonly #pages: number;
+  readonly #chunks = new Map<number, Promise<Chunk>>();
+
+  constructor(session: SenderSession, geometry: Geometry, options: { readonly empty: boolean }) {
+    this.#session = session;
+    this.#geometry = geometry;
+    this.#empty = options.empty;
+    this.#pages = pageCount(geometry);
+    this.#pagesKnown = options.empty ? 0 : this.#pages;
+  }
+
+  /** True when the whole table is zero and nothing need be asked. */
+  get empty(): boolean {
+    return this.#empty;
+  }
+
+  /** 32 bytes; all zero for a page of zero blocks. */
+  async page(page: number): Promise<Uint8Array> {
+    if (page >= this.#pagesKnown) return zeroPage;
+    const number = Math.floor(page / limits.pagesPerRequestMax);
+    const chunk = await this.#chunk(number);
+    if (page % limits.pagesPerRequestMax === limits.pagesPerRequestMax >> 1) {
+      // Half way through: the next answer is under way before it is needed, and the one before is forgotten.
+      if ((number + 1) * limits.pagesPerRequestMax < this.#pagesKnown) this.#chunk(number + 1).catch(ignore);
+      this.#chunks.delete(number - 1);
+    }
+    return chunk.digests.get(page) ?? zeroPage;
+  }
+
+  #chunk(number: number): Promise<Chunk> {
+    let chunk = this.#chunks.get(number);
+    if (chunk === undefined) {
+      const first = number * limits.pagesPerRequestMax;
+      const count = Math.min(limits.pagesPerRequestMax, this.#pagesKnown - first);
+      chunk = this.#session.askPages(first, count).then(decodePages);
+      this.#chunks.set(number, chunk);
+    }
+    return chunk;
+  }
+
+  /** Digests of the blocks of a page that exist. */
+  async blocks(page: number): Promise<Uint8Array> {
+    const [digests] = await this.#session.askBlocks([page]);
+    const expected = pageBlocks(this.#geometry, page).count * digestBytes(this.#geometry.digestKind);
+    if (digests?.length !== expected) {
+      throw new ReplicationError(
+        "message-malformed",
+        `the receiver gave ${digests?.length ?? 0} bytes of digests for page ${page}, not ${expected}`,
+      );
+    }
+    return digests;
+  }
+}
+
+/** A rejection that is seen again by whoever awaits the same promise. */
+function ignore(): void {}
+
+function decodePages(answer: PagesAnswer): Chunk {
+  const { first, count, payload } = answer;
+  const bitBytes = Math.ceil(count / 8);
+  const digests = new Map<number, Uint8Array>();
+  let at = bitBytes;
+  for (let index = 0; index < count; index++) {
+    if (((payload[index >> 3] ?? 0) & (1 << (index & 7))) === 0) continue;
+    digests.set(first + index, payload.subarray(at, at + pageDigestBytes));
+    at += pageDigestBytes;
+  }
+  if (at !== payload.length) {
+    throw new ReplicationError("message-malformed", "the receiver's page digests do not fit their bitmap");
+  }
+  return { first, digests };
+}
+
+/** The payload of `pages`. */
+export function encodePages(
+  first: number,
+  count: number,
+  digestOf: (page: number) => Uint8Array | undefined,
+): Uint8Array {
+  const bits = Buffer.alloc(Math.ceil(count / 8));
+  const pieces: Uint8Array[] = [bits];
+  for (let index = 0; index < count; index++) {
+    const digest = digestOf(first + index);
+    if (digest === undefined) continue;
+    bits[index >> 3] = (bits[index >> 3] ?? 0) | (1 << (index & 7));
+    // A copy: what the table gives is a view.
+    pieces.push(digest.slice());
+  }
+  return Buffer.concat(pieces);
+}

@@ -1,0 +1,108 @@
+/** Makes a digest table true again by reading the replica: after a crash, after damage, for a seed. */
+import type { Slot } from "../base/buffer-pool.ts";
+import { Gate } from "../base/gate.ts";
+import { blockCount, blocksPerPage, digestBytes, EXTENT_BYTES_MAX, type Geometry, pageBlocks } from "../base/units.ts";
+import type { BlockReader } from "../image/block-device.ts";
+import type { Lanes } from "../lanes/lanes.ts";
+import type { DigestTable } from "../table/digest-table.ts";
+import { DataCursor } from "./data-cursor.ts";
+
+export interface RebuildOptions {
+  readonly disk: string;
+  readonly geometry: Geometry;
+  readonly replicaFd: number;
+  readonly nextData: (offset: number) => { readonly start: number; readonly end: number } | undefined;
+  readonly table: DigestTable;
+  readonly lanes: Lanes;
+  /** Slots to work in, at least one; back in place when the promise settles. */
+  readonly slots: readonly Slot[];
+  readonly signal: AbortSignal;
+  readonly onProgress?: (bytes: number) => void;
+}
+
+/** Re-digests pages [firstPage, endPage): blocks in holes are zero, the rest is read. */
+export async function rebuildTable(options: RebuildOptions, firstPage: number, endPage: number): Promise<void> {
+  const { geometry, table } = options;
+  const per = blocksPerPage(geometry.digestKind);
+  const cursor = new DataCursor(replicaReader(options), {
+    blockBytes: geometry.blockBytes,
+    fromBlock: firstPage * per,
+  });
+  const free = [...options.slots];
+  const gate = new Gate(free.length);
+  const tasks: Promise<void>[] = [];
+  let failed: { readonly error: unknown } | undefined;
+  for (let page = firstPage; page < endPage && failed === undefined; page++) {
+    options.signal.throwIfAborted();
+    const { first, count } = pageBlocks(geometry, page);
+    table.clear(first, count);
+    for (const range of await cursor.ranges(first, first + count)) {
+      for (let block = range.first; block < range.end; ) {
+        const end = Math.min(range.end, block + EXTENT_BYTES_MAX / geometry.blockBytes);
+        await gate.enter();
+        const slot = free.pop();
+        if (slot === undefined) break;
+        const from = block;
+        tasks.push(
+          digestPiece(options, slot, from, end - from)
+            .catch((error: unknown) => {
+              failed ??= { error };
+            })
+            .finally(() => {
+              free.push(slot);
+              gate.leave();
+            }),
+        );
+        if (tasks.length > 1_024) await Promise.all(tasks.splice(0));
+        block = end;
+      }
+    }
+    options.onProgress?.((first + count) * geometry.blockBytes);
+  }
+  await Promise.all(tasks);
+  await cursor.close();
+  if (failed !== undefined) throw failed.error;
+}
+
+async function digestPiece(options: RebuildOptions, slot: Slot, first: number, count: number): Promise<void> {
+  const { geometry, lanes, table } = options;
+  const offset = first * geometry.blockBytes;
+  const length = Math.min(count * geometry.blockBytes, geometry.sizeBytes - offset);
+  const result = await lanes.run("scan", {
+    slot: slot.index,
+    file: `replica of ${options.disk}`,
+    diskOffset: offset,
+    runs: [{ kind: "file", fd: options.replicaFd, offset, length }],
+    length,
+    base: "unknown",
+    codec: "stored",
+    dropCache: true,
+    blockBytes: geometry.blockBytes,
+    digestKind: geometry.digestKind,
+  });
+  table.set(first, result.digests.length / digestBytes(geometry.digestKind), result.digests);
+}
+
+/** The replica's extents as a reader; only `extents` is ever called. */
+function replicaReader(options: RebuildOptions): BlockReader {
+  const { geometry, nextData } = options;
+  return {
+    sizeBytes: Math.min(geometry.sizeBytes, blockCount(geometry) * geometry.blockBytes),
+    sectorBytes: 512,
+    read: () => Promise.reject(new Error("lanes read the replica")),
+    async *extents(offset, length) {
+      await Promise.resolve();
+      const end = offset + length;
+      for (let at = offset; at < end; ) {
+        const data = nextData(at);
+        const start = Math.min(data?.start ?? end, end);
+        if (start > at) yield { kind: "hole", offset: at, length: start - at };
+        if (data === undefined || start >= end) return;
+        const stop = Math.min(data.end, end);
+        yield { kind: "data", offset: start, length: stop - start };
+        at = stop;
+      }
+    },
+    close: () => Promise.resolve(),
+  };
+}

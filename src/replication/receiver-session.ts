@@ -1,0 +1,666 @@
+/**
+ * The receiver's end of one session: opens the disk, answers questions from its table, applies what comes, commits.
+ *
+ * Order: nothing is written before `begin` made the undo log durable; a block's digest enters the table only after its bytes were given to
+ * the file; `commit` runs when every frame the sender counted was applied and both roots are equal. A session is over only when its last
+ * queued write has settled: then what was applied is kept for a resume, and the disk is free.
+ */
+import type { Slot } from "../base/buffer-pool.ts";
+import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
+import { PagedBits } from "../base/paged-bits.ts";
+import {
+  BLOCK_BYTES_DEFAULT,
+  blockCount,
+  blockLength,
+  blocksPerPage,
+  digestBytes,
+  type Geometry,
+  isBlockSize,
+  maskBytes,
+  pageBlocks,
+  pageCount,
+} from "../base/units.ts";
+import { isZero } from "../codec/digest.ts";
+import { applyState } from "../lanes/jobs.ts";
+import { areaB } from "../lanes/slot-layout.ts";
+import type { DiskWriter, Point } from "../replica/store.ts";
+import type { Link, PeerIdentity } from "../transport/link.ts";
+import { createCredit, createFrameCounts, type Credit, type FrameCounts } from "../wire/credit.ts";
+import type { DecodedFrame } from "../wire/frame.ts";
+import type { AskBlocks, AskPages, AskParts, Commit, Data, Hello, Message, Open, Zero } from "../wire/messages.ts";
+import { createSessionRules, type SessionRules } from "../wire/session-rules.ts";
+import { encodePages } from "./base-table.ts";
+import { watchLiveness } from "./liveness.ts";
+import { rebuildTable } from "./rebuild.ts";
+import type { ReceiverSurroundings } from "./receiver.ts";
+
+/** Answers given and not yet taken by the socket: a peer that asks and does not read is ended, not served for ever. */
+const answerBytesMax = 16 * 1024 * 1024;
+
+/** A disk open for writing, and what this session did to it so far. */
+interface Work {
+  readonly writer: DiskWriter;
+  readonly geometry: Geometry;
+  readonly credit: Credit;
+  readonly counts: FrameCounts;
+  /** Blocks received: each at most once. */
+  readonly seen: PagedBits;
+  readonly open: Open;
+  /** Frames to grant, gathered. */
+  ungranted: number;
+  readonly grantEvery: number;
+}
+
+export class ReceiverSession {
+  readonly peer: PeerIdentity;
+  readonly instance: string;
+  /** Resolves, never rejects, when the session is over and the disk is free. */
+  readonly over: Promise<void>;
+  readonly #s: ReceiverSurroundings;
+  readonly #links: Link[];
+  readonly #rules: SessionRules = createSessionRules("receiver");
+  readonly #abort = new AbortController();
+  readonly #tasks = new Set<Promise<void>>();
+  readonly #repeats = new Set<number>();
+  readonly #free: Slot[] = [];
+  #slots: readonly Slot[] = [];
+  readonly #landing = new Map<Message, Slot>();
+  readonly #stopWatching: () => void;
+  #resolveOver: () => void = () => {};
+  #work: Work | undefined;
+  #writer: DiskWriter | undefined;
+  #commit: Commit | undefined;
+  #committing = false;
+  #durable = false;
+  #ended = false;
+  #poisoned = false;
+  #begun: Promise<void> | undefined;
+  #appliedBytes = 0;
+  #highestBlock = 0;
+  #phase = "idle";
+  #disk = "";
+
+  constructor(surroundings: ReceiverSurroundings, link: Link, hello: Hello) {
+    this.#s = surroundings;
+    this.peer = link.peer;
+    this.instance = hello.instance;
+    this.#links = [link];
+    this.#rules.received(hello);
+    this.over = new Promise((resolve) => {
+      this.#resolveOver = resolve;
+    });
+    this.#stopWatching = watchLiveness({
+      clock: surroundings.clock,
+      links: () => this.#links,
+      beat: () => ({ bytes: this.#appliedBytes, phase: this.#phase }),
+      onSilent: (error) => {
+        this.fail(error);
+      },
+    });
+  }
+
+  /** The answer to the hello that made this session (or joined it) is on its way. */
+  greeted(answer: Hello, connection: number): void {
+    this.#rules.sent(answer, connection);
+  }
+
+  /** A further connection of the same certificate. Throws `protocol-violation`. */
+  join(link: Link, hello: Hello, connection: number): void {
+    if (connection !== this.#links.length) {
+      throw new ReplicationError("protocol-violation", `connection ${connection} joins out of turn`);
+    }
+    this.#rules.received(hello, connection);
+    this.#links.push(link);
+  }
+
+  /** Memory for a payload: a slot for data, which credit has paid for. */
+  payloadTarget(message: Message, bytes: number): Uint8Array {
+    if (message.type !== "data") throw new ReplicationError("protocol-violation", `a sender sends no ${message.type}`);
+    const slot = this.#free.pop();
+    if (slot === undefined) throw new ReplicationError("protocol-violation", "data beyond the credit that was granted");
+    this.#landing.set(message, slot);
+    return slot.bytes.subarray(areaB, areaB + bytes);
+  }
+
+  receive(frame: DecodedFrame, connection: number): void {
+    if (this.#ended) return;
+    const { message } = frame;
+    this.#rules.received(message, connection);
+    switch (message.type) {
+      case "open":
+        this.#run(this.#open(message));
+        return;
+      case "ask-pages":
+        this.#run(this.#answerPages(message));
+        return;
+      case "ask-blocks":
+        this.#run(this.#answerBlocks(message));
+        return;
+      case "ask-parts":
+        this.#run(this.#answerParts(message));
+        return;
+      case "data":
+        this.#run(this.#data(message, frame.payload.length, connection));
+        return;
+      case "zero":
+        this.#run(this.#zero(message, connection));
+        return;
+      case "commit":
+        this.#commit = message;
+        this.#tryCommit();
+        return;
+      case "error":
+        this.#peerFailed(message.code, message.message);
+        return;
+      case "bye":
+        void this.#end();
+        return;
+      case "heartbeat":
+        return;
+      default:
+        throw new ReplicationError("protocol-violation", `a sender sends no ${message.type}`);
+    }
+  }
+
+  linkEnded(connection: number, error: ReplicationError | undefined): void {
+    if (this.#ended) return;
+    if (error === undefined && this.#durable) {
+      void this.#end();
+      return;
+    }
+    this.fail(
+      error ??
+        new ReplicationError("connection-lost", `${this.peer.name} closed connection ${connection} before it was done`),
+    );
+  }
+
+  /** Keeps one step of work; its failure is the session's. */
+  #run(task: Promise<void>): void {
+    const tracked: Promise<void> = task
+      .catch((error: unknown) => {
+        this.fail(toReplicationError(error));
+      })
+      .finally(() => {
+        this.#tasks.delete(tracked);
+        this.#tryCommit();
+      });
+    this.#tasks.add(tracked);
+  }
+
+  #send(message: Message, payload?: Uint8Array): void {
+    if (this.#ended) return;
+    const first = this.#links[0];
+    invariant(first !== undefined, "a session has a connection");
+    if (message.type !== "heartbeat" && first.bytesQueued > answerBytesMax) {
+      throw new ReplicationError("limit-exceeded", `${this.peer.name} asks without reading the answers`);
+    }
+    this.#rules.sent(message);
+    first.send(message, payload);
+  }
+
+  // opening
+
+  async #open(open: Open): Promise<void> {
+    const { store, log } = this.#s;
+    this.#disk = open.disk;
+    const summary = await store.summary(open.disk);
+    const refused = this.#s.authorize(this.peer, open.disk, summary?.record.owner);
+    if (refused !== undefined) throw refused;
+    await this.#s.claim(open.disk, this);
+    await store.checkReserve();
+    if (summary === undefined) await this.#create(open);
+    const opened = await store.openWriter(open.disk, { identity: this.peer.name, instance: this.instance });
+    if (opened.kind === "busy") {
+      const { holder } = opened;
+      const who =
+        holder === undefined ? "another process" : `${holder.identity} (process ${holder.pid} on ${holder.host})`;
+      throw new ReplicationError("disk-busy", `disk ${open.disk} is being written by ${who}`, {
+        details: { holder: holder?.identity ?? null, pid: holder?.pid ?? null },
+      });
+    }
+    const { writer } = opened;
+    this.#writer = writer;
+    this.#abort.signal.throwIfAborted();
+    this.#slots = this.#s.reserveSlots();
+    this.#free.push(...this.#slots);
+    if (writer.doubtful) await this.#rebuild(writer);
+    const before = writer.record.sizeBytes;
+    const already = writer.newest?.cycle === open.cycle;
+    if (!already && open.sizeBytes > before) {
+      this.#begun = writer.begin();
+      await this.#begun;
+      await writer.grow(open.sizeBytes);
+    }
+    if (!already && open.sizeBytes < before) throw sizeShrunk(open, before);
+    const window = this.#slots.length;
+    const geometry: Geometry = { ...writer.table.geometry };
+    this.#work = {
+      writer,
+      geometry,
+      credit: createCredit("receiver", window),
+      counts: createFrameCounts(this.#links.length),
+      seen: new PagedBits(blockCount(geometry)),
+      open,
+      ungranted: 0,
+      grantEvery: Math.max(1, window >> 2),
+    };
+    this.#sendOpened(open, writer, before, window);
+    log.info(
+      {
+        disk: open.disk,
+        peer: this.peer.name,
+        address: this.peer.address,
+        source: open.sourceName,
+        sizeBytes: open.sizeBytes,
+      },
+      "session open",
+    );
+  }
+
+  async #create(open: Open): Promise<void> {
+    const blockBytes = open.blockBytes ?? BLOCK_BYTES_DEFAULT;
+    if (!isBlockSize(blockBytes)) {
+      throw new ReplicationError(
+        "message-malformed",
+        `${blockBytes} is no block size: a power of two, 16 KiB to 1 MiB`,
+      );
+    }
+    const geometry: Geometry = { sizeBytes: open.sizeBytes, blockBytes, digestKind: open.digestKind ?? "xxh64" };
+    await this.#s.store.create(open.disk, { geometry, owner: this.peer.name, sectorBytes: open.sectorBytes });
+    this.#s.log.info({ disk: open.disk, peer: this.peer.name, ...geometry }, "disk created");
+  }
+
+  async #rebuild(writer: DiskWriter): Promise<void> {
+    const { geometry } = writer.table;
+    this.#phase = "rebuild";
+    this.#s.log.warn({ disk: this.#disk, why: writer.doubt }, "the digest table is in doubt; reading the replica");
+    await rebuildTable(this.#rebuildOptions(writer), 0, pageCount(geometry));
+    await writer.settleDoubt();
+    this.#phase = "idle";
+  }
+
+  #rebuildOptions(writer: DiskWriter): Parameters<typeof rebuildTable>[0] {
+    return {
+      disk: this.#disk,
+      geometry: writer.table.geometry,
+      replicaFd: writer.replicaFd,
+      nextData: (offset) => writer.nextData(offset),
+      table: writer.table,
+      lanes: this.#s.lanes,
+      slots: this.#slots,
+      signal: this.#abort.signal,
+      onProgress: (bytes) => {
+        this.#appliedBytes = bytes;
+      },
+    };
+  }
+
+  #sendOpened(open: Open, writer: DiskWriter, sizeBefore: number, credit: number): void {
+    const { newest, record } = writer;
+    this.#send({
+      type: "opened",
+      fresh: newest === undefined,
+      ...(newest === undefined
+        ? {}
+        : { point: newest.point, cycle: newest.cycle, root: Buffer.from(newest.root, "hex") }),
+      sizeBytes: sizeBefore,
+      blockBytes: record.blockBytes,
+      digestKind: record.digestKind,
+      empty: writer.table.countNonZero() === 0,
+      anotherSource: newest !== undefined && newest.source !== open.source,
+      resumeBlock: writer.resumeBlock,
+      generation: record.generation,
+      term: record.term,
+      credit,
+      codecs: this.#s.codecs,
+    });
+  }
+
+  #opened(): Work {
+    if (this.#work === undefined) throw new ReplicationError("protocol-violation", "the disk is not open yet");
+    return this.#work;
+  }
+
+  // answering
+
+  /** Digests of a page, checked; a page that does not match its checksum is digested anew from the replica. A view: use it before the next call. */
+  async #page(work: Work, page: number): Promise<Uint8Array> {
+    if (page >= pageCount(work.geometry)) throw new ReplicationError("protocol-violation", `there is no page ${page}`);
+    try {
+      return work.writer.table.page(page);
+    } catch (error) {
+      if (!(error instanceof ReplicationError) || error.code !== "store-damaged") throw error;
+      this.#s.log.warn({ disk: this.#disk, page }, `${error.message}; reading its blocks`);
+      const slot = this.#free.pop();
+      if (slot === undefined) throw error;
+      try {
+        await rebuildTable({ ...this.#rebuildOptions(work.writer), slots: [slot] }, page, page + 1);
+      } finally {
+        this.#free.push(slot);
+      }
+      return work.writer.table.page(page);
+    }
+  }
+
+  /** Digests of these blocks as one array. */
+  async #digestsOf(work: Work, blocks: readonly number[]): Promise<Uint8Array> {
+    const width = digestBytes(work.geometry.digestKind);
+    const per = blocksPerPage(work.geometry.digestKind);
+    const digests = new Uint8Array(blocks.length * width);
+    let pageNumber = -1;
+    let page: Uint8Array = digests;
+    for (const [index, block] of blocks.entries()) {
+      if (block >= blockCount(work.geometry))
+        throw new ReplicationError("protocol-violation", `there is no block ${block}`);
+      const wanted = Math.floor(block / per);
+      if (wanted !== pageNumber) {
+        page = await this.#page(work, wanted);
+        pageNumber = wanted;
+      }
+      const at = (block - wanted * per) * width;
+      digests.set(page.subarray(at, at + width), index * width);
+    }
+    return digests;
+  }
+
+  #answerPages(ask: AskPages): Promise<void> {
+    const work = this.#opened();
+    const { first, count, request } = ask;
+    if (first + count > pageCount(work.geometry))
+      throw new ReplicationError("protocol-violation", `there is no page ${first + count - 1}`);
+    const { pages } = work.writer.table;
+    const payload = encodePages(first, count, (page) => (pages.isZero(page) ? undefined : pages.get(page)));
+    this.#send({ type: "pages", request, first, count }, payload);
+    return Promise.resolve();
+  }
+
+  async #answerBlocks(ask: AskBlocks): Promise<void> {
+    const work = this.#opened();
+    for (const page of ask.pages) {
+      const digests = await this.#page(work, page);
+      const length = pageBlocks(work.geometry, page).count * digestBytes(work.geometry.digestKind);
+      this.#send({ type: "blocks", request: ask.request, page }, digests.slice(0, length));
+    }
+  }
+
+  async #answerParts(ask: AskParts): Promise<void> {
+    const work = this.#opened();
+    const { blockBytes, digestKind, sizeBytes } = work.geometry;
+    const base = await this.#digestsOf(work, ask.blocks);
+    const result = await this.#s.lanes.run("oldParts", {
+      disk: this.#disk,
+      fd: work.writer.replicaFd,
+      sizeBytes,
+      blocks: ask.blocks,
+      base,
+      blockBytes,
+      digestKind,
+    });
+    const message = { type: "parts", request: ask.request, count: ask.blocks.length } as const;
+    this.#send(message, Buffer.concat([result.known, result.parts]));
+  }
+
+  // applying
+
+  #begin(work: Work): Promise<void> {
+    this.#begun ??= work.writer.begin();
+    return this.#begun;
+  }
+
+  /** Enforces "at most once" (repeats the receiver asked for excepted). */
+  #admit(work: Work, blocks: readonly number[], repeat: boolean): void {
+    const count = blockCount(work.geometry);
+    for (const block of blocks) {
+      if (block >= count) throw new ReplicationError("protocol-violation", `there is no block ${block}`);
+      if (repeat ? !this.#repeats.has(block) : !work.seen.add(block)) {
+        const what = repeat ? "was repeated without being asked for" : "was sent twice";
+        throw new ReplicationError("protocol-violation", `block ${block} of disk ${this.#disk} ${what}`);
+      }
+    }
+  }
+
+  async #data(message: Data, payloadBytes: number, connection: number): Promise<void> {
+    const slot = this.#landing.get(message);
+    this.#landing.delete(message);
+    invariant(slot !== undefined, "data lies in a slot");
+    const work = this.#opened();
+    work.credit.take();
+    work.counts.count(connection);
+    try {
+      const { blockBytes, digestKind, sizeBytes } = work.geometry;
+      const { blocks, masks, digests, codec, rawBytes } = message;
+      if (
+        digests.length !== blocks.length * digestBytes(digestKind) ||
+        masks.length !== blocks.length * maskBytes(blockBytes)
+      ) {
+        throw new ReplicationError(
+          "message-malformed",
+          `data for disk ${this.#disk}: masks or digests do not fit its blocks`,
+        );
+      }
+      this.#admit(work, blocks, message.repeat);
+      await this.#begin(work);
+      const base = await this.#digestsOf(work, blocks);
+      this.#phase = "apply";
+      const result = await this.#s.lanes.run("apply", {
+        slot: slot.index,
+        disk: this.#disk,
+        fd: work.writer.replicaFd,
+        sizeBytes,
+        payloadBytes,
+        codec,
+        rawBytes,
+        blocks,
+        masks,
+        digests,
+        base,
+        blockBytes,
+        digestKind,
+      });
+      this.#record(work, message, result.states);
+      this.#appliedBytes += blocks.length * blockBytes;
+    } finally {
+      this.#free.push(slot);
+      this.#grant(work);
+    }
+  }
+
+  /** Enters what was written into the table and asks again for what did not come out. */
+  #record(work: Work, message: Data, states: Uint8Array): void {
+    const { blocks, digests, repeat } = message;
+    const width = digestBytes(work.geometry.digestKind);
+    const again: number[] = [];
+    for (let index = 0; index < blocks.length; ) {
+      const first = blocks[index] ?? 0;
+      if (states[index] !== applyState.written) {
+        again.push(first);
+        index++;
+        continue;
+      }
+      let count = 1;
+      while (blocks[index + count] === first + count && states[index + count] === applyState.written) count++;
+      work.writer.table.set(first, count, digests.subarray(index * width, (index + count) * width));
+      index += count;
+      this.#highestBlock = Math.max(this.#highestBlock, first + count);
+    }
+    if (repeat) {
+      if (again.length > 0) {
+        throw new ReplicationError(
+          "digest-mismatch",
+          `disk ${this.#disk}: block ${again[0]} was sent whole and does not match its digest`,
+        );
+      }
+      for (const block of blocks) this.#repeats.delete(block);
+      return;
+    }
+    if (again.length === 0) return;
+    for (const block of again) this.#repeats.add(block);
+    const damaged = again.filter((_block, index) => states[index] === applyState.damaged).length;
+    this.#s.log.warn(
+      { disk: this.#disk, blocks: again.length, damaged },
+      "blocks did not come out as digested; asking for them whole",
+    );
+    this.#send({ type: "ask-repeat", blocks: again });
+  }
+
+  async #zero(message: Zero, connection: number): Promise<void> {
+    const work = this.#opened();
+    const { first, count, repeat } = message;
+    work.credit.take();
+    work.counts.count(connection);
+    try {
+      const blocks = Array.from({ length: count }, (_unused, index) => first + index);
+      this.#admit(work, blocks, repeat);
+      await this.#begin(work);
+      const digests = await this.#digestsOf(work, blocks);
+      const width = digestBytes(work.geometry.digestKind);
+      const ranges: { offset: number; length: number }[] = [];
+      for (const [index, block] of blocks.entries()) {
+        if (isZero(digests.subarray(index * width, (index + 1) * width))) continue;
+        const offset = block * work.geometry.blockBytes;
+        const length = blockLength(work.geometry, block);
+        const last = ranges.at(-1);
+        if (last !== undefined && last.offset + last.length === offset) last.length += length;
+        else ranges.push({ offset, length });
+      }
+      if (ranges.length > 0) await this.#s.lanes.run("clear", { disk: this.#disk, fd: work.writer.replicaFd, ranges });
+      work.writer.table.clear(first, count);
+      if (repeat) for (const block of blocks) this.#repeats.delete(block);
+      this.#appliedBytes += count * work.geometry.blockBytes;
+    } finally {
+      this.#grant(work);
+    }
+  }
+
+  #grant(work: Work): void {
+    work.ungranted++;
+    if (work.ungranted < work.grantEvery || this.#ended || this.#committing) return;
+    work.credit.grant(work.ungranted);
+    this.#send({ type: "grant", frames: work.ungranted });
+    work.ungranted = 0;
+  }
+
+  // committing
+
+  /** Commits when all the sender counted was applied and nothing is being repeated. */
+  #tryCommit(): void {
+    const commit = this.#commit;
+    const work = this.#work;
+    if (commit === undefined || work === undefined || this.#committing || this.#ended) return;
+    if (this.#tasks.size > 0 || this.#repeats.size > 0) return;
+    try {
+      if (work.counts.compare(commit.frames) !== "equal") return;
+    } catch (error) {
+      this.fail(toReplicationError(error));
+      return;
+    }
+    this.#committing = true;
+    this.#run(this.#doCommit(work, commit));
+  }
+
+  async #doCommit(work: Work, commit: Commit): Promise<void> {
+    const { writer, open } = work;
+    this.#phase = "sync";
+    const root = writer.table.root();
+    if (commit.sizeBytes !== work.geometry.sizeBytes) {
+      throw new ReplicationError(
+        "protocol-violation",
+        `commit of ${commit.sizeBytes} bytes for a disk of ${work.geometry.sizeBytes}`,
+      );
+    }
+    if (Buffer.compare(root, commit.root) !== 0) {
+      throw new ReplicationError(
+        "root-mismatch",
+        `disk ${this.#disk}: the two ends' digest tables differ after the delta; nothing was committed`,
+      );
+    }
+    const { newest } = writer;
+    let point: Point;
+    const created = !(commit.skipEmpty && this.#begun === undefined && newest !== undefined);
+    if (!created && newest !== undefined) point = newest;
+    else {
+      await this.#begin(work);
+      point = await writer.commit({
+        time: commit.time,
+        label: commit.label,
+        consistency: commit.consistency,
+        cycle: commit.cycle,
+        source: open.source,
+        sourceName: open.sourceName,
+      });
+    }
+    this.#durable = true;
+    this.#phase = "idle";
+    this.#send({ type: "durable", point: point.point, root, cycle: commit.cycle, created });
+    this.#s.log.info(
+      { disk: this.#disk, point: point.point, peer: this.peer.name, root: point.root, created },
+      "point committed",
+    );
+    this.#s.onPoint?.({ disk: this.#disk, point, peer: this.peer });
+  }
+
+  // ending
+
+  #peerFailed(code: string, message: string): void {
+    const text = code === "aborted" ? "the sender was stopped" : `the sender gave up: ${message}`;
+    this.fail(new ReplicationError("connection-lost", text, { details: { code }, remote: true }));
+  }
+
+  /** Ends the session with an error, which the peer gets. Idempotent: the first error stays. */
+  fail(error: ReplicationError): void {
+    if (this.#ended) return;
+    const fields = { code: error.code, disk: this.#disk, peer: this.peer.name, address: this.peer.address };
+    if (this.#durable && error.action === "reconnect") {
+      this.#s.log.info(fields, "the connection ended after the commit");
+    } else {
+      this.#s.log.warn(fields, error.message);
+    }
+    if (error.code === "write-failed" || error.code === "sync-failed" || error.code === "internal")
+      this.#poisoned = true;
+    for (const link of this.#links) {
+      if (!error.remote && error.code !== "connection-lost") {
+        link.send({ type: "error", code: error.code, message: error.message, details: error.details });
+        void link.close();
+      } else link.destroy(error);
+    }
+    void this.#end(error);
+  }
+
+  async #end(error?: ReplicationError): Promise<void> {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#stopWatching();
+    this.#abort.abort(error ?? new ReplicationError("aborted", "the session is over"));
+    while (this.#tasks.size > 0) await Promise.all([...this.#tasks]);
+    try {
+      const writer = this.#writer;
+      if (writer !== undefined) {
+        if (this.#poisoned) writer.poison();
+        else if (!this.#durable && this.#begun !== undefined) await writer.suspend(this.#highestBlock);
+        await writer.release();
+      }
+    } catch (failure) {
+      // The disk is left as after a crash, which the next open finds and mends.
+      this.#s.log.error(
+        { disk: this.#disk, cause: String(failure) },
+        "what was applied could not be kept for a resume",
+      );
+      await this.#writer?.release().catch((second: unknown) => {
+        this.#s.log.error({ disk: this.#disk, cause: String(second) }, "closing the disk failed");
+      });
+    }
+    if (error === undefined) await Promise.all(this.#links.map((link) => link.close()));
+    for (const slot of this.#slots) slot.release();
+    this.#resolveOver();
+  }
+}
+
+function sizeShrunk(open: Open, before: number): ReplicationError {
+  return new ReplicationError(
+    "size-shrunk",
+    open.allowShrink
+      ? `disk ${open.disk} has ${before} bytes here and the image only ${open.sizeBytes}: this version cannot make a disk smaller; send it under another name`
+      : `disk ${open.disk} has ${before} bytes here and the image only ${open.sizeBytes}; send it under another name, or make the image as large as it was`,
+    { details: { sizeBytes: before, imageBytes: open.sizeBytes } },
+  );
+}

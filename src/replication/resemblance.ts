@@ -1,0 +1,92 @@
+/**
+ * Is this the image the disk was made from? Asked when another source sends under a used name without `--adopt`: a sample of blocks
+ * is compared before anything is sent. A newer state of the same machine shares most of its blocks, a wrong image next to none.
+ */
+import type { BufferPool } from "../base/buffer-pool.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { blockLength, digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
+import { isZero } from "../codec/digest.ts";
+import type { BlockReader } from "../image/block-device.ts";
+import type { Lanes } from "../lanes/lanes.ts";
+import { areaA } from "../lanes/slot-layout.ts";
+import { BaseTable } from "./base-table.ts";
+import type { SenderSession } from "./sender-session.ts";
+
+const pagesSampled = 32;
+const blocksSampledPerPage = 4;
+/** Fewer blocks with content than this say nothing. */
+const blocksMin = 8;
+/** At least this share must be equal. */
+const shareMin = 0.05;
+
+/** Throws `another-image` when the sample says that this is another disk. */
+export async function checkResemblance(options: {
+  readonly session: SenderSession;
+  readonly geometry: Geometry;
+  readonly reader: BlockReader;
+  readonly name: string;
+  readonly disk: string;
+  readonly lanes: Lanes;
+  readonly pool: BufferPool;
+  readonly signal: AbortSignal;
+}): Promise<void> {
+  const { session, geometry } = options;
+  const table = new BaseTable(session, geometry, { empty: false });
+  const width = digestBytes(geometry.digestKind);
+  let compared = 0;
+  let equal = 0;
+  for (const page of await pagesWithContent(table, geometry)) {
+    const { first, count } = pageBlocks(geometry, page);
+    const digests = await table.blocks(page);
+    const stride = Math.max(1, Math.floor(count / blocksSampledPerPage));
+    for (let index = 0; index < count; index += stride) {
+      const theirs = digests.subarray(index * width, (index + 1) * width);
+      if (isZero(theirs)) continue;
+      const mine = await digestOf(options, first + index);
+      compared++;
+      if (Buffer.compare(mine, theirs) === 0) equal++;
+    }
+  }
+  if (compared < blocksMin || equal >= compared * shareMin) return;
+  throw new ReplicationError(
+    "another-image",
+    `disk ${options.disk} holds another image than ${options.name}: of ${compared} blocks compared ${equal} are equal; send it under another name, or say --adopt to replace the content (recovery points stay)`,
+    { details: { compared, equal } },
+  );
+}
+
+async function pagesWithContent(table: BaseTable, geometry: Geometry): Promise<readonly number[]> {
+  const pages = pageCount(geometry);
+  const found: number[] = [];
+  // At most a few thousand looks, spread over the disk.
+  const stride = Math.max(1, Math.floor(pages / 4_096));
+  for (let page = 0; page < pages; page += stride) if (!isZero(await table.page(page))) found.push(page);
+  const keep = Math.max(1, Math.ceil(found.length / pagesSampled));
+  return found.filter((_page, index) => index % keep === 0);
+}
+
+async function digestOf(options: Parameters<typeof checkResemblance>[0], block: number): Promise<Uint8Array> {
+  const { geometry, reader, lanes, pool, signal } = options;
+  const offset = block * geometry.blockBytes;
+  const length = blockLength(geometry, block);
+  const slot = await pool.acquire(signal);
+  try {
+    const runs = reader.runs?.(offset, length);
+    if (runs === undefined) await reader.read(slot.bytes.subarray(areaA, areaA + length), offset);
+    const result = await lanes.run("scan", {
+      slot: slot.index,
+      file: options.name,
+      diskOffset: offset,
+      runs,
+      length,
+      base: "unknown",
+      codec: "stored",
+      dropCache: false,
+      blockBytes: geometry.blockBytes,
+      digestKind: geometry.digestKind,
+    });
+    return result.digests;
+  } finally {
+    slot.release();
+  }
+}

@@ -1,0 +1,344 @@
+/**
+ * Sends one image to one disk of a receiver until its state is a committed point there, over as many attempts as it takes.
+ *
+ * The commit is the receiver's: nothing is reported as done before its `durable`, and a commit whose answer was lost is recognised by
+ * its cycle id, which all attempts of one run share.
+ */
+import type { BufferPool } from "../base/buffer-pool.ts";
+import type { Clock } from "../base/clock.ts";
+import { ReplicationError, toReplicationError } from "../base/errors.ts";
+import type { Logger } from "../base/logger.ts";
+import type { Random } from "../base/random.ts";
+import type { DigestKind, Geometry } from "../base/units.ts";
+import type { CodecName } from "../codec/compression.ts";
+import type { BlockReader } from "../image/block-device.ts";
+import type { Lanes } from "../lanes/lanes.ts";
+import type { Link } from "../transport/link.ts";
+import { offer } from "../wire/handshake.ts";
+import type { Durable, Open, Opened } from "../wire/messages.ts";
+import { backoffMillis } from "./backoff.ts";
+import { CodecChoice } from "./codec-choice.ts";
+import { type Plan, planSession } from "./plan.ts";
+import { createRateLimit, type RateLimit } from "./rate.ts";
+import { emptyFunnel, type Funnel, type SendReason, type SendReport } from "./report.ts";
+import { checkResemblance } from "./resemblance.ts";
+import { createScanMemory, Scan, type ScanMemory } from "./sender-scan.ts";
+import { SenderSession } from "./sender-session.ts";
+
+/** The image to send, and what is known of it beside its bytes. */
+export interface SendSource {
+  readonly reader: BlockReader;
+  /** For messages and lists; a path, usually. */
+  readonly name: string;
+  /** Stable identity of this image: the receiver notices when another one comes under the same disk name. */
+  readonly identity: string;
+  /** Notices an image that changes while it is read; absent: the caller vouches for a frozen view. */
+  readonly guard?: { begin(): Promise<void>; check(): Promise<void> } | undefined;
+}
+
+export interface SenderOptions {
+  readonly source: SendSource;
+  /** Name of the disk at the receiver. */
+  readonly disk: string;
+  /** Makes one connection to the receiver. */
+  readonly connect: (signal: AbortSignal) => Promise<Link>;
+  /** Stable id of this sending instance: hash(host, source name). */
+  readonly instance: string;
+  readonly software: string;
+  readonly lanes: Lanes;
+  readonly pool: BufferPool;
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Logger;
+  /** Bytes, for a new disk; default: the receiver's (64 KiB). */
+  readonly blockBytes?: number | undefined;
+  readonly digestKind?: DigestKind | undefined;
+  /** `auto` measures the link. */
+  readonly codec?: CodecName | "auto" | undefined;
+  /** Codecs of this process. */
+  readonly codecs: readonly CodecName[];
+  /** Bytes a second, all connections together. */
+  readonly rate?: number | undefined;
+  /** Connections of the session; default 1. */
+  readonly connections?: number | undefined;
+  readonly label?: string | undefined;
+  readonly consistency?: "crash" | "application" | "none" | undefined;
+  readonly skipEmpty?: boolean | undefined;
+  readonly adopt?: boolean | undefined;
+  readonly allowShrink?: boolean | undefined;
+  /** Attempts in a row without any progress before giving up; default 8. A first connection that fails is tried 3 times. */
+  readonly attemptsMax?: number | undefined;
+}
+
+export interface SendProgress {
+  readonly funnel: Readonly<Funnel>;
+  readonly phase: "connecting" | "scanning" | "committing" | "waiting" | "done";
+  readonly attempt: number;
+  /** What the receiver says it is busy with. */
+  readonly peerPhase: string;
+}
+
+export interface Sender {
+  /** Runs to a committed point. Once. Rejects with a ReplicationError; aborting rejects with `aborted` and leaves a state that resumes. */
+  run(signal?: AbortSignal): Promise<SendReport>;
+  /** Live; for progress lines. */
+  progress(): SendProgress;
+}
+
+export function createSender(options: SenderOptions): Sender {
+  return new SenderRun(options);
+}
+
+class SenderRun implements Sender {
+  readonly #o: SenderOptions;
+  readonly #cycle: string;
+  readonly #rate: RateLimit;
+  #funnel: Funnel;
+  #memory: ScanMemory | undefined;
+  #session: SenderSession | undefined;
+  #phase: SendProgress["phase"] = "connecting";
+  #attempt = 0;
+  #wireBefore = 0;
+  #everOpened = false;
+  #firstReason: SendReason | undefined;
+
+  constructor(options: SenderOptions) {
+    this.#o = options;
+    this.#cycle = options.random.uuid();
+    this.#rate = createRateLimit(options.clock, options.rate);
+    this.#funnel = emptyFunnel(options.source.reader.sizeBytes);
+  }
+
+  progress(): SendProgress {
+    this.#funnel.wireBytes = this.#wireBefore + (this.#session?.wireBytes ?? 0);
+    return {
+      funnel: this.#funnel,
+      phase: this.#phase,
+      attempt: this.#attempt,
+      peerPhase: this.#session?.peerPhase ?? "",
+    };
+  }
+
+  async run(signal: AbortSignal = new AbortController().signal): Promise<SendReport> {
+    const { clock, log, source } = this.#o;
+    const startedAt = clock.monotonic();
+    await source.guard?.begin();
+    for (let failures = 0; ; ) {
+      this.#attempt++;
+      const before = this.#progressMark();
+      try {
+        const report = await this.#tryOnce(signal, startedAt);
+        this.#phase = "done";
+        return report;
+      } catch (thrown) {
+        if (signal.aborted) throw toReplicationError(signal.reason, "aborted");
+        const error = toReplicationError(thrown);
+        failures = this.#progressMark() > before ? 1 : failures + 1;
+        const limit = this.#everOpened ? (this.#o.attemptsMax ?? 8) : Math.min(3, this.#o.attemptsMax ?? 3);
+        if (error.action === "never" || failures >= limit) throw error;
+        const wait = backoffMillis(failures);
+        log.warn(
+          { code: error.code, disk: this.#o.disk, attempt: this.#attempt, waitSeconds: wait / 1000 },
+          `${error.message}; trying again in ${wait / 1000} s`,
+        );
+        this.#phase = "waiting";
+        await clock.sleep(wait, signal).catch((reason: unknown) => {
+          throw toReplicationError(reason, "aborted");
+        });
+      }
+    }
+  }
+
+  /** Grows whenever an attempt got anywhere: pages settled or bytes shipped. */
+  #progressMark(): number {
+    return (this.#memory?.done.count ?? 0) + this.#funnel.shippedBytes;
+  }
+
+  async #tryOnce(signal: AbortSignal, startedAt: number): Promise<SendReport> {
+    const { clock } = this.#o;
+    const repeats = new RepeatQueue();
+    const session = new SenderSession({
+      clock,
+      connect: this.#o.connect,
+      connections: this.#o.connections ?? 1,
+      hello: offer({ instance: this.#o.instance, software: this.#o.software }),
+      onRepeat: (blocks) => {
+        repeats.push(blocks);
+      },
+      beat: () => ({ bytes: this.#funnel.scannedBytes, phase: this.#phase }),
+      signal,
+    });
+    this.#session = session;
+    this.#phase = "connecting";
+    try {
+      const open = this.#openMessage();
+      const opened = await session.open(open);
+      this.#everOpened = true;
+      const plan = planSession(open, opened);
+      const durable = plan.kind === "already-durable" ? undefined : await this.#compare(session, plan, opened, repeats);
+      const report = this.#report(plan, durable, opened, startedAt);
+      await session.close();
+      return { ...report, funnel: { ...this.progress().funnel } };
+    } catch (thrown) {
+      const error = toReplicationError(thrown);
+      session.fail(error);
+      throw error;
+    } finally {
+      this.#wireBefore += session.wireBytes;
+      this.#session = undefined;
+    }
+  }
+
+  async #compare(
+    session: SenderSession,
+    plan: Plan & { readonly kind: "compare" },
+    opened: Opened,
+    repeats: RepeatQueue,
+  ): Promise<Durable> {
+    const { source, lanes, pool, clock } = this.#o;
+    const signal = session.signal;
+    this.#firstReason ??= plan.reason;
+    if (plan.sampleFirst) {
+      await checkResemblance({
+        session,
+        geometry: plan.geometry,
+        reader: source.reader,
+        name: source.name,
+        disk: this.#o.disk,
+        lanes,
+        pool,
+        signal,
+      });
+    }
+    const memory = this.#memoryFor(plan.geometry, opened);
+    this.#funnel.scannedBytes = 0;
+    const scan = new Scan({
+      reader: source.reader,
+      name: source.name,
+      session,
+      lanes,
+      pool,
+      codec: this.#codecChoice(opened),
+      rate: this.#rate,
+      clock,
+      funnel: this.#funnel,
+      memory,
+      empty: opened.empty,
+      signal,
+    });
+    this.#phase = "scanning";
+    repeats.handler = (blocks) => scan.repeat(blocks);
+    await scan.run();
+    this.#phase = "committing";
+    for (;;) {
+      await repeats.settled();
+      await source.guard?.check();
+      const root = memory.pages.root();
+      const durable = session.commit({
+        root,
+        cycle: this.#cycle,
+        sizeBytes: source.reader.sizeBytes,
+        time: clock.now(),
+        ...(this.#o.label === undefined ? {} : { label: this.#o.label }),
+        consistency: this.#o.consistency ?? "crash",
+        skipEmpty: this.#o.skipEmpty ?? false,
+      });
+      const answer = await Promise.race([durable, repeats.arrival()]);
+      if (answer !== undefined) return answer;
+    }
+  }
+
+  /** What was learnt of the source stays while the geometry does. */
+  #memoryFor(geometry: Geometry, opened: Opened): ScanMemory {
+    const memory = this.#memory;
+    if (
+      memory !== undefined &&
+      memory.geometry.blockBytes === geometry.blockBytes &&
+      memory.geometry.digestKind === geometry.digestKind
+    ) {
+      return memory;
+    }
+    const created = createScanMemory(geometry);
+    created.nextPage = Math.floor(opened.resumeBlock / (4096 / (geometry.digestKind === "xxh64" ? 8 : 16)));
+    this.#memory = created;
+    return created;
+  }
+
+  #codecChoice(opened: Opened): CodecChoice {
+    const wanted = this.#o.codec ?? "auto";
+    const usable = this.#o.codecs.filter((codec) => codec === "stored" || opened.codecs.includes(codec));
+    if (wanted !== "auto" && !usable.includes(wanted)) {
+      throw new ReplicationError(
+        "feature-unsupported",
+        `the receiver cannot decode ${wanted}; it has ${opened.codecs.join(", ")}`,
+      );
+    }
+    return new CodecChoice({ usable, fixed: wanted === "auto" ? undefined : wanted, now: this.#o.clock.monotonic() });
+  }
+
+  #openMessage(): Open {
+    const { source } = this.#o;
+    return {
+      type: "open",
+      disk: this.#o.disk,
+      sizeBytes: source.reader.sizeBytes,
+      ...(this.#o.blockBytes === undefined ? {} : { blockBytes: this.#o.blockBytes }),
+      ...(this.#o.digestKind === undefined ? {} : { digestKind: this.#o.digestKind }),
+      explicit: this.#o.blockBytes !== undefined || this.#o.digestKind !== undefined,
+      source: source.identity,
+      sourceName: source.name,
+      sectorBytes: source.reader.sectorBytes,
+      cycle: this.#cycle,
+      allowShrink: this.#o.allowShrink ?? false,
+      adopt: this.#o.adopt ?? false,
+    };
+  }
+
+  #report(plan: Plan, durable: Durable | undefined, opened: Opened, startedAt: number): SendReport {
+    const found = plan.kind === "already-durable" ? { point: plan.point, root: plan.root, created: true } : durable;
+    return {
+      disk: this.#o.disk,
+      point: found?.point ?? 0,
+      created: found?.created ?? false,
+      root: Buffer.from(found?.root ?? []).toString("hex"),
+      reason: this.#firstReason ?? "resume",
+      funnel: this.#funnel,
+      seconds: (this.#o.clock.monotonic() - startedAt) / 1000,
+      attempts: this.#attempt,
+      blockBytes: opened.blockBytes,
+      consistency: this.#o.consistency ?? "crash",
+    };
+  }
+}
+
+/** Blocks the receiver wants whole, served one request after the other. */
+class RepeatQueue {
+  handler: ((blocks: readonly number[]) => Promise<void>) | undefined;
+  #chain: Promise<void> = Promise.resolve();
+  #arrived: (() => void) | undefined;
+
+  push(blocks: readonly number[]): void {
+    const { handler } = this;
+    if (handler === undefined)
+      throw new ReplicationError("protocol-violation", "the receiver asks for blocks before any was sent");
+    this.#chain = this.#chain.then(() => handler(blocks));
+    this.#chain.catch(() => {
+      // Seen by `settled`, which the commit awaits; the session's own failure is reported there too.
+    });
+    this.#arrived?.();
+  }
+
+  /** Resolves when all asked so far were sent. */
+  settled(): Promise<void> {
+    return this.#chain;
+  }
+
+  /** Resolves with undefined when the next request arrives. */
+  arrival(): Promise<undefined> {
+    return new Promise((resolve) => {
+      this.#arrived = () => {
+        resolve(undefined);
+      };
+    });
+  }
+}

@@ -1,0 +1,131 @@
+/** A TCP proxy on loopback that cuts, slows and swallows, for tests of a bad network. */
+import { connect, createServer, type AddressInfo, type Socket } from "node:net";
+import type { Scope } from "./kit.ts";
+
+export interface ProxyOptions {
+  /** Ends the connection when so many bytes have passed, both directions together. */
+  readonly cutAfterBytes?: number;
+  /** Connections `cutAfterBytes` applies to, the first ones. Default 1. */
+  readonly cutTimes?: number;
+  /** Ends whatever is connected every so often. */
+  readonly cutEveryMs?: number;
+  /** Each direction of each connection. */
+  readonly throttleBytesPerSecond?: number;
+  /** Takes bytes and passes none on; the peer sees silence, no error. */
+  readonly blackhole?: boolean;
+}
+
+export interface Proxy {
+  readonly port: number;
+  /** Connections accepted so far. */
+  readonly connections: number;
+  /** Bytes passed on so far, both directions. */
+  readonly bytes: number;
+  /** Ends what is connected now, as a lost connection does (RST). New connections work. */
+  cut(): void;
+  /** From now on passes nothing (true) or passes again (false); what was swallowed stays lost. */
+  setBlackhole(on: boolean): void;
+  /** Resolves when so many bytes have passed. */
+  passed(bytes: number): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** Starts a proxy to a port on 127.0.0.1. Closed with the scope at the latest. */
+export async function startProxy(scope: Scope, targetPort: number, options: ProxyOptions = {}): Promise<Proxy> {
+  let connections = 0;
+  let bytes = 0;
+  let blackhole = options.blackhole ?? false;
+  const pairs = new Set<readonly [Socket, Socket]>();
+  const watchers = new Set<() => void>();
+
+  const cut = (): void => {
+    for (const pair of pairs) for (const socket of pair) socket.resetAndDestroy();
+    pairs.clear();
+  };
+
+  /** Passes `from` on to `to`; `count` returns false when the connection was cut there. */
+  const pipe = (from: Socket, to: Socket, count: (length: number) => boolean): void => {
+    from.on("data", (chunk) => {
+      if (blackhole) return;
+      if (!count(chunk.length)) return;
+      const room = to.write(chunk);
+      const rate = options.throttleBytesPerSecond;
+      if (rate !== undefined) {
+        from.pause();
+        setTimeout(() => from.resume(), (chunk.length / rate) * 1000);
+      } else if (!room) {
+        from.pause();
+        to.once("drain", () => from.resume());
+      }
+    });
+    from.on("end", () => {
+      if (!blackhole) to.end();
+    });
+    // A reset of one side is passed on as a reset of the other.
+    from.on("error", () => to.resetAndDestroy());
+  };
+
+  const server = createServer({ allowHalfOpen: true }, (client) => {
+    connections++;
+    const limit = connections <= (options.cutTimes ?? 1) ? options.cutAfterBytes : undefined;
+    const upstream = connect({ host: "127.0.0.1", port: targetPort, allowHalfOpen: true });
+    const pair = [client, upstream] as const;
+    let through = 0;
+    const count = (length: number): boolean => {
+      through += length;
+      if (limit !== undefined && through > limit) {
+        pairs.delete(pair);
+        for (const socket of pair) socket.resetAndDestroy();
+        return false;
+      }
+      bytes += length;
+      for (const watcher of watchers) watcher();
+      return true;
+    };
+    pairs.add(pair);
+    client.on("close", () => pairs.delete(pair));
+    pipe(client, upstream, count);
+    pipe(upstream, client, count);
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", reject);
+    server.listen(0, "127.0.0.1", resolve);
+  });
+  const timer = options.cutEveryMs === undefined ? undefined : setInterval(cut, options.cutEveryMs);
+
+  const proxy: Proxy = {
+    port: (server.address() as AddressInfo).port,
+    get connections() {
+      return connections;
+    },
+    get bytes() {
+      return bytes;
+    },
+    cut,
+    setBlackhole(on) {
+      blackhole = on;
+    },
+    passed(wanted) {
+      return new Promise((resolve) => {
+        const look = (): void => {
+          if (bytes < wanted) return;
+          watchers.delete(look);
+          resolve();
+        };
+        watchers.add(look);
+        look();
+      });
+    },
+    close() {
+      clearInterval(timer);
+      cut();
+      return new Promise((resolve) => {
+        server.close(() => {
+          resolve();
+        });
+      });
+    },
+  };
+  scope.onTestFinished(() => proxy.close());
+  return proxy;
+}
