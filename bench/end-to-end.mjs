@@ -227,6 +227,8 @@ async function startReceiver(store) {
     "--keep",
     "last=2",
     "--json",
+    "--log-level",
+    "warn",
   ];
   const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "inherit"] });
   const ended = new Promise((resolve) => child.once("exit", resolve));

@@ -1,6 +1,6 @@
 /**
- * Micro-benchmarks of each stage a block goes through. Every case is printed beside a plain copy of the same bytes from the same
- * run, so that figures of different machines and days can be compared.
+ * Micro-benchmarks of each stage a block goes through. Every case is printed beside a plain copy of the same bytes from
+ * the same run, so that figures of different machines and days can be compared.
  *
  *   node bench/.out/bench/micro.js [--seconds 1] [--keep] [part of a stage's name ...]
  *

@@ -2,6 +2,7 @@
  * The sender's end of one session: handshake, requests with their answers, credit, and the commit. Knows nothing of images.
  * Everything pending is rejected with the first failure; {@link SenderSession.signal} fires with it.
  */
+import { setMaxListeners } from "node:events";
 import type { Clock } from "../base/clock.ts";
 import { invariant, isErrorCode, ReplicationError, toReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
@@ -71,6 +72,8 @@ export class SenderSession {
 
   constructor(options: SenderSessionOptions) {
     this.#options = options;
+    // Everything that waits listens: as many as there are pieces under way, and no leak.
+    setMaxListeners(0, this.#abort.signal);
   }
 
   /** Fires when the session fails or is stopped, with the reason. */

@@ -7,6 +7,9 @@
 import { createRequire } from "node:module";
 import { arch, constants, platform } from "node:os";
 
+/** `random`: for the whole descriptor, whatever the range. */
+export type Advice = "willneed" | "dontneed" | "random";
+
 export interface LinuxCalls {
   /** One sentence for the log when something is missing, else undefined. */
   readonly missing: string | undefined;
@@ -16,9 +19,7 @@ export interface LinuxCalls {
   readonly punch?: ((fd: number, offset: number, length: number) => number) | undefined;
   /** flock, never waiting. */
   readonly flock?: ((fd: number, operation: "shared" | "exclusive" | "unlock") => number) | undefined;
-  readonly advise?:
-    | ((fd: number, offset: number, length: number, advice: "willneed" | "dontneed") => number)
-    | undefined;
+  readonly advise?: ((fd: number, offset: number, length: number, advice: Advice) => number) | undefined;
   /** sync_file_range: begins to write, does not wait for it. */
   readonly writeback?: ((fd: number, offset: number, length: number) => number) | undefined;
   /** Pages of the range in the page cache. */
@@ -38,6 +39,7 @@ const LOCK_SH = 1;
 const LOCK_EX = 2;
 const LOCK_NB = 4;
 const LOCK_UN = 8;
+const POSIX_FADV_RANDOM = 1;
 const POSIX_FADV_WILLNEED = 3;
 const POSIX_FADV_DONTNEED = 4;
 const SYNC_FILE_RANGE_WRITE = 2;
@@ -141,7 +143,7 @@ function bindCacheCalls(binder: Binder): Omit<LinuxCalls, "missing"> {
     "sync_file_range",
     "int sync_file_range(int fd, int64_t offset, int64_t length, uint flags)",
   );
-  const advices = { willneed: POSIX_FADV_WILLNEED, dontneed: POSIX_FADV_DONTNEED };
+  const advices = { random: POSIX_FADV_RANDOM, willneed: POSIX_FADV_WILLNEED, dontneed: POSIX_FADV_DONTNEED };
   return {
     // The one call here that returns the errno itself.
     advise: fadvise && ((fd, offset, length, advice) => -fadvise(fd, offset, length, advices[advice])),

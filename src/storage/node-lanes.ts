@@ -29,6 +29,9 @@ export function createNodeLanes(linux: () => LinuxCalls): LaneStorage {
     readAhead(fd, offset, length) {
       if (length > 0) linux().advise?.(fd, offset, length, "willneed");
     },
+    stopReadAhead(fd) {
+      linux().advise?.(fd, 0, 0, "random");
+    },
     isCached(fd, offset, length = pageBytes) {
       const pages = linux().cachedPages?.(fd, offset, Math.max(length, 1)) ?? -1;
       return pages < 0 ? undefined : pages > 0;

@@ -102,9 +102,14 @@ export interface LaneStorage {
   /** Hint: the range will be read soon. Never throws. */
   readAhead(fd: number, offset: number, length: number): void;
   /**
+   * Hint: the kernel is not to read ahead of this descriptor by itself (`readAhead` still does what it is asked). Never
+   * throws. Needed where `isCached` decides: see there.
+   */
+  stopReadAhead?(fd: number): void;
+  /**
    * Whether any page of the range (default: its first 4 KiB) lies in the page cache; undefined: not known here. For a
-   * scan that drops only what it brought in itself. Ask before the first read and before `readAhead` of the stretch: the
-   * kernel reads ahead of a sequential reader, and what it brought in counts as cached like everything else.
+   * scan that drops only what it brought in itself. The kernel reads ahead of a sequential reader (8 MiB and more), and
+   * what it brought in counts as cached: call `stopReadAhead` first, and ask before the `readAhead` of the same range.
    */
   isCached?(fd: number, offset: number, length?: number): boolean | undefined;
 }

@@ -191,7 +191,7 @@ export const layouts: Layouts = {
     number: 11,
     fields: {
       first: required("f", block),
-      count: required("n", integer(1, wireLimits.blockNumbersMax)),
+      count: required("n", integer(1, wireLimits.blocksPerZeroMax)),
       repeat: required("x", flag()),
     },
     check({ first, count }) {

@@ -68,11 +68,15 @@ const answers = ["pages", "blocks", "parts"] as const;
 const repeats = ["data-repeat", "zero-repeat"] as const;
 
 /** One side has left: what the other sent before it knew passes, until it leaves too. */
-const leaving = {
-  "sender-left": { sender: {}, receiver: { ...stay("sender-left", ...sessionEvents), ...bothEnd } },
-  "receiver-left": { sender: { ...stay("receiver-left", ...sessionEvents), ...bothEnd }, receiver: {} },
-  ended: { sender: {}, receiver: {} },
-} as const;
+function leaving(
+  inFlight: Readonly<Record<SessionRole, readonly SessionEvent[]>>,
+): Readonly<Record<"sender-left" | "receiver-left" | "ended", Row<"sender-left" | "receiver-left" | "ended">>> {
+  return {
+    "sender-left": { sender: {}, receiver: { ...stay("sender-left", ...inFlight.receiver), ...bothEnd } },
+    "receiver-left": { sender: { ...stay("receiver-left", ...inFlight.sender), ...bothEnd }, receiver: {} },
+    ended: { sender: {}, receiver: {} },
+  };
+}
 
 export const sessionTable: Readonly<Record<SessionState, Row<SessionState>>> = {
   new: {
@@ -111,7 +115,10 @@ export const sessionTable: Readonly<Record<SessionState, Row<SessionState>>> = {
     sender: { ...stay("durable", "heartbeat"), ...senderEnds },
     receiver: { ...stay("durable", "heartbeat"), ...receiverEnds },
   },
-  ...leaving,
+  ...leaving({
+    sender: ["hello", "open", ...asks, "data", "zero", ...repeats, "commit", "heartbeat"],
+    receiver: ["hello", "opened", ...answers, "grant", "ask-repeat", "durable", "heartbeat"],
+  }),
 };
 
 export const joinTable: Readonly<Record<JoinState, Row<JoinState>>> = {
@@ -127,7 +134,10 @@ export const joinTable: Readonly<Record<JoinState, Row<JoinState>>> = {
     sender: { ...stay("joined", "data", "zero", ...repeats, "heartbeat"), ...senderEnds },
     receiver: { ...stay("joined", "heartbeat"), ...receiverEnds },
   },
-  ...leaving,
+  ...leaving({
+    sender: ["hello-join", "data", "zero", ...repeats, "heartbeat"],
+    receiver: ["hello", "heartbeat"],
+  }),
 };
 
 export function eventOf(message: Message): SessionEvent {
@@ -154,12 +164,16 @@ export function createSessionRules(role: SessionRole): SessionRules {
   let state: SessionState = "new";
   const joinState = (connection: number): JoinState => joins.get(connection) ?? "new";
 
+  // A connection that was refused ends the session, but at the receiver an `open` may cross with the refusal.
+  const mayOpen = (own: boolean): boolean =>
+    [...joins.values()].every((join) => join === "joined" || (!own && join !== "joining"));
+
   const step = (speaker: SessionRole, message: Message, connection: number): string | undefined => {
     const event = eventOf(message);
     if (connection === 0) {
       const next = sessionTable[state][speaker][event];
       if (next === undefined) return `${nameOfEvent(event)} in state ${state}`;
-      if (event === "open" && [...joins.values()].includes("joining")) return "open before a join was answered";
+      if (event === "open" && !mayOpen(speaker === role)) return "open before every join was answered";
       state = next;
       return undefined;
     }

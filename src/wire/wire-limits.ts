@@ -23,6 +23,8 @@ export const wireLimits = {
   detailTextCharsMax: 256,
   /** Blocks of one data frame. */
   blocksPerDataMax: EXTENT_BYTES_MAX / PART_BYTES,
+  /** Blocks of one zero frame: a long run is split, so that it counts as progress and each frame is bounded work. */
+  blocksPerZeroMax: 65_536,
   /** Block numbers of the largest disk with the smallest blocks. */
   blockNumbersMax: limits.diskBytesMax / BLOCK_BYTES_MIN,
   /** Maps and arrays of a header inside one another, the header's own map included. */

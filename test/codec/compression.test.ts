@@ -309,7 +309,8 @@ describe.skipIf(native === undefined)("lz4 native and wasm (skipped where the na
 });
 
 describe.each(compressors.filter(([, codec]) => codec.name === "lz4"))("%s, crafted blocks", (_title, codec) => {
-  // Each: a sequence as token, literals, offset, then five literals. All must be refused, or give bytes of the block itself.
+  // Each: a sequence as token, literals, offset, then five literals. All must be refused, or give bytes of the block
+  // itself.
   test.each([
     ["a match before the start", [0x14, 65, 2, 0, 0x50, 1, 2, 3, 4, 5]],
     ["a match far before the start", [0x14, 65, 0xff, 0xff, 0x50, 1, 2, 3, 4, 5]],

@@ -186,11 +186,11 @@ describe("what the linter does not see", () => {
     expect(strays).toEqual([]);
   });
 
-  test("the clock is read in base/clock.ts only", () => {
+  test("below the command line the clock is read in base/clock.ts only", () => {
     const readers = sources
       .filter(({ text }) => /\bnew Date\(\)|\bprocess\.hrtime\b/.test(text))
       .map(({ name }) => name);
-    expect(readers.filter((name) => name !== "base/clock.ts")).toEqual([]);
+    expect(readers.filter((name) => name !== "base/clock.ts" && !name.startsWith("cli/"))).toEqual([]);
   });
 });
 

@@ -1,0 +1,82 @@
+/** Bytes of a simulated file: sparse, so that a disk of terabytes costs what is written of it. */
+
+const pageBytes = 4096;
+
+export class SimulatedContent {
+  #sizeBytes = 0;
+  readonly #pages = new Map<number, Uint8Array>();
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  get allocatedBytes(): number {
+    return this.#pages.size * pageBytes;
+  }
+
+  clone(): SimulatedContent {
+    const copy = new SimulatedContent();
+    copy.#sizeBytes = this.#sizeBytes;
+    for (const [page, bytes] of this.#pages) copy.#pages.set(page, Uint8Array.from(bytes));
+    return copy;
+  }
+
+  /** Bytes read, fewer only at the end. */
+  read(target: Uint8Array, offset: number): number {
+    const length = Math.max(0, Math.min(target.length, this.#sizeBytes - offset));
+    for (let done = 0; done < length; ) {
+      const { page, from, count } = piece(offset + done, length - done);
+      const bytes = this.#pages.get(page);
+      if (bytes === undefined) target.fill(0, done, done + count);
+      else target.set(bytes.subarray(from, from + count), done);
+      done += count;
+    }
+    return length;
+  }
+
+  write(source: Uint8Array, offset: number): void {
+    for (let done = 0; done < source.length; ) {
+      const { page, from, count } = piece(offset + done, source.length - done);
+      let bytes = this.#pages.get(page);
+      if (bytes === undefined) {
+        bytes = new Uint8Array(pageBytes);
+        this.#pages.set(page, bytes);
+      }
+      bytes.set(source.subarray(done, done + count), from);
+      done += count;
+    }
+    this.#sizeBytes = Math.max(this.#sizeBytes, offset + source.length);
+  }
+
+  truncate(sizeBytes: number): void {
+    if (sizeBytes < this.#sizeBytes) this.punch(sizeBytes, this.#sizeBytes - sizeBytes);
+    this.#sizeBytes = sizeBytes;
+  }
+
+  punch(offset: number, length: number): void {
+    const end = Math.min(offset + length, this.#sizeBytes);
+    for (const [page, bytes] of this.#pages) {
+      const from = Math.max(0, offset - page * pageBytes);
+      const to = Math.min(pageBytes, end - page * pageBytes);
+      if (from >= to) continue;
+      // Behind the end of the file there is nothing to keep.
+      if (from === 0 && (to === pageBytes || end === this.#sizeBytes)) this.#pages.delete(page);
+      else bytes.fill(0, from, to);
+    }
+  }
+
+  nextData(offset: number): { readonly start: number; readonly end: number } | undefined {
+    const pages = [...this.#pages.keys()].filter((page) => (page + 1) * pageBytes > offset).sort((a, b) => a - b);
+    const [first] = pages;
+    if (first === undefined || offset >= this.#sizeBytes) return undefined;
+    let end = first;
+    for (const page of pages) if (page === end) end++;
+    return { start: Math.max(offset, first * pageBytes), end: Math.min(end * pageBytes, this.#sizeBytes) };
+  }
+}
+
+function piece(offset: number, length: number): { readonly page: number; readonly from: number; readonly count: number } {
+  const page = Math.floor(offset / pageBytes);
+  const from = offset - page * pageBytes;
+  return { page, from, count: Math.min(length, pageBytes - from) };
+}

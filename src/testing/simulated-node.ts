@@ -1,0 +1,188 @@
+/** Files and directories of a simulated disk: what readers see, what is durable, and what is in between. */
+import { SimulatedContent } from "./simulated-content.ts";
+
+/** Grain at which an un-synced write survives a loss of power. */
+const sectorBytes = 512;
+
+type Change =
+  | { readonly kind: "write"; readonly bytes: Uint8Array; readonly offset: number }
+  | { readonly kind: "truncate"; readonly sizeBytes: number }
+  | { readonly kind: "punch"; readonly offset: number; readonly length: number };
+
+/** True: what is asked about survives. Called once for each thing that may go either way. */
+export type Survives = () => boolean;
+
+export interface HeldLock {
+  readonly kind: "shared" | "exclusive";
+  readonly owner: object;
+}
+
+export class SimulatedFile {
+  readonly inode: number;
+  mode: number;
+  changedNanos: bigint;
+  locks: HeldLock[] = [];
+  #seen = new SimulatedContent();
+  #durable = new SimulatedContent();
+  #durableNanos: bigint;
+  #pending: Change[] = [];
+
+  constructor(inode: number, mode: number, now: bigint) {
+    this.inode = inode;
+    this.mode = mode;
+    this.changedNanos = now;
+    this.#durableNanos = now;
+  }
+
+  /** What reads show. */
+  get content(): SimulatedContent {
+    return this.#seen;
+  }
+
+  write(source: Uint8Array, offset: number, now: bigint): void {
+    this.#change({ kind: "write", bytes: Uint8Array.from(source), offset }, now);
+  }
+
+  truncate(sizeBytes: number, now: bigint): void {
+    this.#change({ kind: "truncate", sizeBytes }, now);
+  }
+
+  punch(offset: number, length: number, now: bigint): void {
+    this.#change({ kind: "punch", offset, length }, now);
+  }
+
+  sync(): void {
+    for (const change of this.#pending) make(this.#durable, change);
+    this.#pending = [];
+    this.#durableNanos = this.changedNanos;
+  }
+
+  /** What a failed sync does: the changes are not pending any more and will never be written, though reads still show them. */
+  failSync(): void {
+    this.#pending = [];
+  }
+
+  /** Reads of the range show again what is durable or pending, and not what a failed sync forgot. */
+  dropCache(offset: number, length: number): void {
+    const truth = this.#durable.clone();
+    for (const change of this.#pending) make(truth, change);
+    const end = Math.min(offset + length, this.#seen.sizeBytes);
+    this.#seen.punch(offset, end - offset);
+    for (let data = truth.nextData(offset); data !== undefined && data.start < end; data = truth.nextData(data.end)) {
+      const bytes = new Uint8Array(Math.min(data.end, end) - data.start);
+      truth.read(bytes, data.start);
+      this.#seen.write(bytes, data.start);
+    }
+  }
+
+  /** Any subset of the changes since the last sync has happened, writes sector by sector. */
+  losePower(survives: Survives): void {
+    let any = false;
+    for (const change of this.#pending) {
+      for (const part of sectors(change)) {
+        if (!survives()) continue;
+        make(this.#durable, part);
+        any = true;
+      }
+    }
+    this.#pending = [];
+    if (!any && !survives()) this.changedNanos = this.#durableNanos;
+    this.#durableNanos = this.changedNanos;
+    this.#seen = this.#durable.clone();
+    this.locks = [];
+  }
+
+  /** Changes the bytes on the medium, past everything: rot. */
+  poke(bytes: Uint8Array, offset: number): void {
+    this.#durable.write(bytes, offset);
+    this.#seen.write(bytes, offset);
+  }
+
+  #change(change: Change, now: bigint): void {
+    this.#pending.push(change);
+    make(this.#seen, change);
+    this.changedNanos = now;
+  }
+}
+
+function make(content: SimulatedContent, change: Change): void {
+  switch (change.kind) {
+    case "write":
+      content.write(change.bytes, change.offset);
+      return;
+    case "truncate":
+      content.truncate(change.sizeBytes);
+      return;
+    case "punch":
+      content.punch(change.offset, change.length);
+      return;
+  }
+}
+
+function* sectors(change: Change): Generator<Change> {
+  if (change.kind === "truncate") {
+    yield change;
+    return;
+  }
+  const length = change.kind === "write" ? change.bytes.length : change.length;
+  for (let at = 0; at < length; ) {
+    const offset = change.offset + at;
+    const count = Math.min(length - at, sectorBytes - (offset % sectorBytes));
+    if (change.kind === "write") yield { kind: "write", bytes: change.bytes.subarray(at, at + count), offset };
+    else yield { kind: "punch", offset, length: count };
+    at += count;
+  }
+}
+
+export type SimulatedNode = SimulatedFile | SimulatedDirectory;
+
+/** Names that appear and names that go, as one step. */
+interface EntryChange {
+  readonly remove?: string;
+  readonly add?: { readonly name: string; readonly node: SimulatedNode };
+}
+
+export class SimulatedDirectory {
+  readonly inode: number;
+  #seen = new Map<string, SimulatedNode>();
+  #durable = new Map<string, SimulatedNode>();
+  #pending: EntryChange[] = [];
+
+  constructor(inode: number) {
+    this.inode = inode;
+  }
+
+  get entries(): ReadonlyMap<string, SimulatedNode> {
+    return this.#seen;
+  }
+
+  change(change: EntryChange): void {
+    this.#pending.push(change);
+    makeEntry(this.#seen, change);
+  }
+
+  sync(): void {
+    for (const change of this.#pending) makeEntry(this.#durable, change);
+    this.#pending = [];
+  }
+
+  failSync(): void {
+    this.#pending = [];
+  }
+
+  /** A prefix of the changes since the last sync has happened; what is found then loses power itself. */
+  losePower(survives: Survives): void {
+    for (const change of this.#pending) {
+      if (!survives()) break;
+      makeEntry(this.#durable, change);
+    }
+    this.#pending = [];
+    this.#seen = new Map(this.#durable);
+    for (const node of this.#seen.values()) node.losePower(survives);
+  }
+}
+
+function makeEntry(entries: Map<string, SimulatedNode>, { remove, add }: EntryChange): void {
+  if (remove !== undefined) entries.delete(remove);
+  if (add !== undefined) entries.set(add.name, add.node);
+}

@@ -1,0 +1,450 @@
+/**
+ * A disk in memory with the faults a real one has, and processes that use it: storage for tests that crash at every step.
+ *
+ * Fault model. When power is lost, any subset of the writes, truncations and punches since the last sync of their file has happened,
+ * writes at sector grain; of the changes of a directory since its last sync any prefix. A killed process loses its handles and locks and
+ * nothing else. A failed sync forgets what it should have written: reads still show it, a later sync succeeds and writes nothing of it.
+ */
+import { basename, dirname } from "node:path/posix";
+import type { FileLock, FileStat, LaneStorage, OpenOptions, Storage, StorageFile } from "../storage/seam.ts";
+import { type HeldLock, SimulatedDirectory, SimulatedFile, type SimulatedNode, type Survives } from "./simulated-node.ts";
+
+export type OperationKind =
+  | "create"
+  | "write"
+  | "truncate"
+  | "punch"
+  | "sync"
+  | "rename"
+  | "link"
+  | "unlink"
+  | "make-directory"
+  | "remove-directory"
+  | "sync-directory"
+  | "set-mode";
+
+/** One call that changes the disk or makes something durable. */
+export interface Operation {
+  /** From 0, counted for each process. */
+  readonly index: number;
+  readonly kind: OperationKind;
+  readonly path: string;
+}
+
+/**
+ * `kill`: the process ends before the operation has any effect. `errno`: the operation fails with it; a sync forgets what was to be
+ * synced. `skip` (of syncs): nothing is done and success is reported, to see what a sync is good for.
+ */
+export type Fault =
+  | { readonly kind: "kill" }
+  | { readonly kind: "errno"; readonly errno: string }
+  | { readonly kind: "skip" };
+
+export interface ProcessOptions {
+  /** Asked before each operation. */
+  readonly fault?: (operation: Operation) => Fault | undefined;
+  /** Asked before each read: an errno to fail with. */
+  readonly readFault?: (path: string, offset: number) => string | undefined;
+  /** False: file modes count. Default true. */
+  readonly root?: boolean;
+  /** False: `lock` fails with ENOTSUP. Default true. */
+  readonly locks?: boolean;
+}
+
+export interface SimulatedProcess extends Storage {
+  /** Operations so far. */
+  readonly operations: number;
+  readonly dead: boolean;
+  /** Ends the process: every later call fails. */
+  kill(): void;
+}
+
+export interface SimulatedDisk {
+  start(options?: ProcessOptions): SimulatedProcess;
+  /** Ends all processes; what was not synced survives by `survives`. */
+  losePower(survives: Survives): void;
+  /** Changes bytes on the medium behind everybody's back. */
+  poke(path: string, bytes: Uint8Array, offset: number): void;
+  /** Content as reads see it; undefined: no such file. */
+  peek(path: string): Uint8Array | undefined;
+  /** Paths of all files, sorted. */
+  files(): readonly string[];
+}
+
+export interface DiskOptions {
+  /** Default 1 TiB. */
+  readonly freeBytes?: number;
+  /** Default: not limited. */
+  readonly fileBytesMax?: number;
+}
+
+export function createSimulatedDisk(options: DiskOptions = {}): SimulatedDisk {
+  const disk = new Disk(options);
+  return {
+    start: (processOptions) => new Process(disk, processOptions ?? {}),
+    losePower: (survives) => {
+      disk.losePower(survives);
+    },
+    poke(path, bytes, offset) {
+      disk.file(path).poke(bytes, offset);
+    },
+    peek(path) {
+      const node = disk.find(path);
+      if (!(node instanceof SimulatedFile)) return undefined;
+      const bytes = new Uint8Array(node.content.sizeBytes);
+      node.content.read(bytes, 0);
+      return bytes;
+    },
+    files: () => [...disk.walk("", disk.root)].sort(),
+  };
+}
+
+class Disk {
+  readonly root = new SimulatedDirectory(1);
+  readonly options: DiskOptions;
+  readonly processes = new Set<Process>();
+  #inode = 1;
+  #fd = 2;
+  #now = 1_700_000_000_000_000_000n;
+
+  constructor(options: DiskOptions) {
+    this.options = options;
+  }
+
+  nextInode(): number {
+    return ++this.#inode;
+  }
+
+  nextFd(): number {
+    return ++this.#fd;
+  }
+
+  tick(): bigint {
+    return (this.#now += 1_000_003n);
+  }
+
+  find(path: string): SimulatedNode | undefined {
+    let node: SimulatedNode | undefined = this.root;
+    for (const name of path.split("/")) {
+      if (name === "" || name === ".") continue;
+      if (!(node instanceof SimulatedDirectory)) return undefined;
+      node = node.entries.get(name);
+    }
+    return node;
+  }
+
+  file(path: string): SimulatedFile {
+    const node = this.find(path);
+    if (node instanceof SimulatedFile) return node;
+    throw systemError(node === undefined ? "ENOENT" : "EISDIR", path);
+  }
+
+  directory(path: string): SimulatedDirectory {
+    const node = this.find(path);
+    if (node instanceof SimulatedDirectory) return node;
+    throw systemError(node === undefined ? "ENOENT" : "ENOTDIR", path);
+  }
+
+  losePower(survives: Survives): void {
+    for (const process of [...this.processes]) process.kill();
+    this.root.losePower(survives);
+  }
+
+  *walk(path: string, directory: SimulatedDirectory): Generator<string> {
+    for (const [name, node] of directory.entries) {
+      if (node instanceof SimulatedDirectory) yield* this.walk(`${path}/${name}`, node);
+      else yield `${path}/${name}`;
+    }
+  }
+}
+
+function systemError(errno: string, path: string): Error {
+  return Object.assign(new Error(`${errno}: ${path}`), { code: errno });
+}
+
+interface Handle {
+  readonly file: SimulatedFile;
+  readonly path: string;
+  readonly writable: boolean;
+}
+
+class Process implements SimulatedProcess {
+  readonly capabilities: Storage["capabilities"];
+  readonly lanes: LaneStorage;
+  readonly #disk: Disk;
+  readonly #options: ProcessOptions;
+  readonly #handles = new Map<number, Handle>();
+  readonly #locks = new Map<HeldLock, SimulatedFile>();
+  #operations = 0;
+  #dead = false;
+
+  constructor(disk: Disk, options: ProcessOptions) {
+    this.#disk = disk;
+    this.#options = options;
+    const locks = options.locks ?? true;
+    this.capabilities = { holes: true, punch: true, locks, hints: true, missing: undefined };
+    this.lanes = this.#lanes();
+    disk.processes.add(this);
+  }
+
+  get operations(): number {
+    return this.#operations;
+  }
+
+  get dead(): boolean {
+    return this.#dead;
+  }
+
+  kill(): void {
+    this.#dead = true;
+    this.#disk.processes.delete(this);
+    this.#handles.clear();
+    for (const lock of [...this.#locks.keys()]) this.#unlock(lock);
+  }
+
+  async open(path: string, options: OpenOptions = {}): Promise<StorageFile> {
+    this.#live();
+    let node = this.#disk.find(path);
+    if (node instanceof SimulatedDirectory) throw systemError("EISDIR", path);
+    if (node !== undefined && options.exclusive === true) throw systemError("EEXIST", path);
+    const writable = options.write === true;
+    if (node === undefined) {
+      if (options.create !== true && options.exclusive !== true) throw systemError("ENOENT", path);
+      node = this.#createFile(path, options.mode ?? 0o600);
+    } else if (this.#options.root === false && (node.mode & (writable ? 0o600 : 0o400)) !== (writable ? 0o600 : 0o400)) {
+      throw systemError("EACCES", path);
+    }
+    if (options.truncate === true && node.content.sizeBytes > 0) {
+      this.#step("truncate", path);
+      node.truncate(0, this.#disk.tick());
+    }
+    const fd = this.#disk.nextFd();
+    this.#handles.set(fd, { file: node, path, writable });
+    return this.#openFile(fd, path);
+  }
+
+  async rename(from: string, to: string): Promise<void> {
+    const node = this.#disk.file(from);
+    this.#step("rename", to);
+    const source = this.#disk.directory(dirname(from));
+    const target = this.#disk.directory(dirname(to));
+    const add = { name: basename(to), node };
+    if (source === target) {
+      source.change({ remove: basename(from), add });
+    } else {
+      target.change({ add });
+      source.change({ remove: basename(from) });
+    }
+  }
+
+  async link(existing: string, created: string): Promise<void> {
+    const node = this.#disk.file(existing);
+    if (this.#disk.find(created) !== undefined) throw systemError("EEXIST", created);
+    this.#step("link", created);
+    this.#disk.directory(dirname(created)).change({ add: { name: basename(created), node } });
+  }
+
+  async unlink(path: string): Promise<void> {
+    this.#live();
+    if (this.#disk.find(path) === undefined) return;
+    this.#step("unlink", path);
+    this.#disk.directory(dirname(path)).change({ remove: basename(path) });
+  }
+
+  async makeDirectory(path: string): Promise<void> {
+    this.#live();
+    const node = this.#disk.find(path);
+    if (node instanceof SimulatedDirectory) return;
+    if (node !== undefined) throw systemError("EEXIST", path);
+    await this.makeDirectory(dirname(path));
+    this.#step("make-directory", path);
+    const created = new SimulatedDirectory(this.#disk.nextInode());
+    this.#disk.directory(dirname(path)).change({ add: { name: basename(path), node: created } });
+  }
+
+  async removeDirectory(path: string): Promise<void> {
+    if (this.#disk.directory(path).entries.size > 0) throw systemError("ENOTEMPTY", path);
+    this.#step("remove-directory", path);
+    this.#disk.directory(dirname(path)).change({ remove: basename(path) });
+  }
+
+  async list(path: string): Promise<readonly string[] | undefined> {
+    this.#live();
+    const node = this.#disk.find(path);
+    return node instanceof SimulatedDirectory ? [...node.entries.keys()].sort() : undefined;
+  }
+
+  async syncDirectory(path: string): Promise<void> {
+    const directory = this.#disk.directory(path);
+    const done = this.#step("sync-directory", path, () => {
+      directory.failSync();
+    });
+    if (done) directory.sync();
+  }
+
+  async stat(path: string): Promise<FileStat | undefined> {
+    this.#live();
+    const node = this.#disk.find(path);
+    return node === undefined ? undefined : statOf(node);
+  }
+
+  async setMode(path: string, mode: number): Promise<void> {
+    const file = this.#disk.file(path);
+    this.#step("set-mode", path);
+    file.mode = mode;
+    file.changedNanos = this.#disk.tick();
+  }
+
+  async space(path: string): ReturnType<Storage["space"]> {
+    this.#live();
+    if (this.#disk.find(path) === undefined) throw systemError("ENOENT", path);
+    const { freeBytes = 2 ** 40, fileBytesMax } = this.#disk.options;
+    return { freeBytes, fileBytesMax, totalBytes: 2 ** 40 };
+  }
+
+  async lock(path: string, kind: "shared" | "exclusive"): Promise<FileLock | undefined> {
+    this.#live();
+    if (!this.capabilities.locks) throw systemError("ENOTSUP", path);
+    const file = this.#disk.find(path) ?? this.#createFile(path, 0o600);
+    if (!(file instanceof SimulatedFile)) throw systemError("EISDIR", path);
+    if (file.locks.some((held) => kind === "exclusive" || held.kind === "exclusive")) return undefined;
+    const lock: HeldLock = { kind, owner: this };
+    file.locks.push(lock);
+    this.#locks.set(lock, file);
+    return {
+      release: async () => {
+        this.#unlock(lock);
+      },
+    };
+  }
+
+  #unlock(lock: HeldLock): void {
+    const file = this.#locks.get(lock);
+    this.#locks.delete(lock);
+    if (file !== undefined) file.locks = file.locks.filter((held) => held !== lock);
+  }
+
+  #live(): void {
+    if (this.#dead) throw systemError("EKILLED", "the process has ended");
+  }
+
+  /** Counts an operation and lets the faults have their say, before it has any effect. False: it is to be skipped (syncs only). */
+  #step(kind: OperationKind, path: string, onError?: () => void): boolean {
+    this.#live();
+    const index = this.#operations++;
+    const fault = this.#options.fault?.({ index, kind, path });
+    switch (fault?.kind) {
+      case undefined:
+        return true;
+      case "skip":
+        return false;
+      case "kill":
+        this.kill();
+        throw systemError("EKILLED", "the process has ended");
+      case "errno":
+        onError?.();
+        throw systemError(fault.errno, path);
+    }
+  }
+
+  #createFile(path: string, mode: number): SimulatedFile {
+    const directory = this.#disk.directory(dirname(path));
+    this.#step("create", path);
+    const file = new SimulatedFile(this.#disk.nextInode(), mode, this.#disk.tick());
+    directory.change({ add: { name: basename(path), node: file } });
+    return file;
+  }
+
+  #handle(fd: number, forWriting: boolean): Handle {
+    this.#live();
+    const handle = this.#handles.get(fd);
+    if (handle === undefined || (forWriting && !handle.writable)) throw systemError("EBADF", `descriptor ${fd}`);
+    return handle;
+  }
+
+  #read(fd: number, target: Uint8Array, offset: number): number {
+    const { file, path } = this.#handle(fd, false);
+    const errno = this.#options.readFault?.(path, offset);
+    if (errno !== undefined) throw systemError(errno, path);
+    return file.content.read(target, offset);
+  }
+
+  #write(fd: number, source: Uint8Array, offset: number): void {
+    const { file, path } = this.#handle(fd, true);
+    this.#step("write", path);
+    file.write(source, offset, this.#disk.tick());
+  }
+
+  #sync(fd: number): void {
+    const { file, path } = this.#handle(fd, false);
+    const done = this.#step("sync", path, () => {
+      file.failSync();
+    });
+    if (done) file.sync();
+  }
+
+  #lanes(): LaneStorage {
+    return {
+      read: (fd, target, offset) => this.#read(fd, target, offset),
+      write: (fd, source, offset) => {
+        this.#write(fd, source, offset);
+      },
+      punch: (fd, offset, length) => {
+        const { file, path } = this.#handle(fd, true);
+        this.#step("punch", path);
+        file.punch(offset, length, this.#disk.tick());
+        return true;
+      },
+      datasync: (fd) => {
+        this.#sync(fd);
+      },
+      startWriteback: () => undefined,
+      dropCache: (fd, offset, length) => {
+        this.#handle(fd, false).file.dropCache(offset, length);
+      },
+      readAhead: () => undefined,
+    };
+  }
+
+  #openFile(fd: number, path: string): StorageFile {
+    return {
+      path,
+      fd,
+      read: async (target, offset) => this.#read(fd, target, offset),
+      write: async (source, offset) => {
+        this.#write(fd, source, offset);
+      },
+      truncate: async (sizeBytes) => {
+        const { file } = this.#handle(fd, true);
+        this.#step("truncate", path);
+        if (sizeBytes > (this.#disk.options.fileBytesMax ?? Number.POSITIVE_INFINITY)) throw systemError("EFBIG", path);
+        file.truncate(sizeBytes, this.#disk.tick());
+      },
+      nextData: (offset) => this.#handle(fd, false).file.content.nextData(offset),
+      datasync: async () => {
+        this.#sync(fd);
+      },
+      stat: async () => statOf(this.#handle(fd, false).file),
+      close: async () => {
+        this.#handles.delete(fd);
+      },
+    };
+  }
+}
+
+function statOf(node: SimulatedNode): FileStat {
+  const isFile = node instanceof SimulatedFile;
+  const changedNanos = isFile ? node.changedNanos : 0n;
+  return {
+    sizeBytes: isFile ? node.content.sizeBytes : 0,
+    allocatedBytes: isFile ? node.content.allocatedBytes : 0,
+    kind: isFile ? "file" : "directory",
+    device: "0:1",
+    inode: node.inode.toString(),
+    changedNanos,
+    modifiedNanos: changedNanos,
+    mode: isFile ? node.mode : 0o700,
+    links: 1,
+    sectorBytes: 512,
+  };
+}

@@ -1,0 +1,146 @@
+/** The life of one disk, step by step, with what must be true after a crash at any moment of it. */
+import { blockCount, type Geometry } from "../../src/base/units.ts";
+import { expect } from "vitest";
+import type { Store } from "../../src/replica/store.ts";
+import type { SimulatedProcess } from "../../src/testing/simulated-storage.ts";
+import {
+  apply,
+  type Blocks,
+  blockBytes,
+  commitFacts,
+  diskName,
+  expectTableTrue,
+  geometry,
+  openTestStore,
+  openWriter,
+  putBlock,
+  rebuild,
+  rootOf,
+  storePath,
+} from "./simulated-store.ts";
+
+/** 3 pages of the table, the last block a short one; then 5 pages. */
+const sizeBytes = 600 * blockBytes + 512;
+const grownBytes = 1_100 * blockBytes + 4096;
+
+const first: Blocks = new Map([
+  [0, 1],
+  [1, 2],
+  [300, 3],
+  [600, 4],
+]);
+const second: Blocks = new Map([
+  [0, 1],
+  [1, 5],
+  [299, 6],
+  [600, 4],
+]);
+const third: Blocks = new Map([
+  [1, 7],
+  [299, 6],
+  [600, 4],
+  [1_100, 8],
+]);
+
+interface State {
+  readonly cycle: string;
+  readonly disk: Geometry;
+  readonly blocks: Blocks;
+}
+
+/** What the sender knows: the points it was told are durable, and the one it asked for and was told nothing about. */
+export interface History {
+  readonly durable: State[];
+  asked: State | undefined;
+}
+
+export function createHistory(): History {
+  return { durable: [], asked: undefined };
+}
+
+async function commit(history: History, store: Store, process: SimulatedProcess, state: State): Promise<void> {
+  const writer = await openWriter(store);
+  try {
+    if (writer.doubtful) await rebuild(writer, process.lanes);
+    await writer.begin();
+    await writer.grow(state.disk.sizeBytes);
+    apply(writer, process.lanes, state.blocks);
+    history.asked = state;
+    const point = await writer.commit(commitFacts(state.cycle));
+    expect(point.root).toBe(rootOf(state.disk, state.blocks));
+    history.durable.push(state);
+    history.asked = undefined;
+  } finally {
+    await writer.release();
+  }
+}
+
+/** Create, first copy, a delta laid aside and taken up again, a delta with growth. */
+export async function live(process: SimulatedProcess, history: History): Promise<void> {
+  await process.makeDirectory(storePath);
+  const store = await openTestStore(process);
+  await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512 });
+  await commit(history, store, process, { cycle: "c1", disk: geometry(sizeBytes), blocks: first });
+
+  let writer = await openWriter(store);
+  await writer.begin();
+  putBlock(writer, process.lanes, 1, 5);
+  putBlock(writer, process.lanes, 300, 0);
+  await writer.suspend(301);
+  await writer.release();
+
+  writer = await openWriter(store);
+  expect(writer.doubt).toBeUndefined();
+  expect(writer.resumeBlock).toBe(301);
+  await writer.release();
+
+  await commit(history, store, process, { cycle: "c2", disk: geometry(sizeBytes), blocks: second });
+  await commit(history, store, process, { cycle: "c3", disk: geometry(grownBytes), blocks: third });
+  await store.close();
+}
+
+/** After a crash: nothing durable is lost, the table is true or doubted, and the next delta goes through. */
+export async function checkAfterCrash(process: SimulatedProcess, history: History): Promise<void> {
+  await process.makeDirectory(storePath);
+  const store = await openTestStore(process);
+  const summary = await store.summary(diskName);
+  if (summary === undefined) {
+    // A point that was told durable on a disk that is gone is the worst of losses.
+    expect(history.durable).toEqual([]);
+    await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512 });
+  } else {
+    expect(summary.trouble).toBeUndefined();
+    expect(["idle", "interrupted"]).toContain(summary.state);
+  }
+  await checkDisk(process, store, history);
+  await commit(history, store, process, { cycle: "c9", disk: geometry(grownBytes), blocks: third });
+  await checkDisk(process, store, history);
+  expect((await store.summary(diskName))?.state).toBe("idle");
+}
+
+async function checkDisk(process: SimulatedProcess, store: Store, history: History): Promise<void> {
+  let writer = await openWriter(store);
+  const { newest } = writer;
+  const last = history.durable.at(-1);
+  const state = newest?.cycle === history.asked?.cycle ? history.asked : last;
+  expect(newest?.cycle).toBe(state?.cycle);
+  if (newest !== undefined && state !== undefined) expect(newest.root).toBe(rootOf(state.disk, state.blocks));
+  const { state: found } = (await store.summary(diskName)) ?? {};
+  expect(found).toBe("receiving");
+  if (writer.doubtful) {
+    await rebuild(writer, process.lanes);
+    expectTableTrue(writer, process.lanes);
+    await writer.release();
+    writer = await openWriter(store);
+    expect(writer.doubt).toBeUndefined();
+  }
+  expectTableTrue(writer, process.lanes);
+  await writer.release();
+  if ((await store.summary(diskName))?.state === "interrupted") return;
+  // Nothing was begun: the replica itself is the newest point.
+  expect(Buffer.from(writer.table.root()).toString("hex")).toBe(
+    newest?.root ?? rootOf(geometry(writer.record.sizeBytes), new Map()),
+  );
+  expect(writer.table.countNonZero()).toBe(state?.blocks.size ?? 0);
+  expect(blockCount(writer.table.geometry)).toBe(blockCount(state?.disk ?? geometry(sizeBytes)));
+}

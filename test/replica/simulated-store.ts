@@ -1,0 +1,160 @@
+/** A store on a simulated disk, and the blocks of one replica as a model. */
+import { createHash } from "node:crypto";
+import { expect } from "vitest";
+import { silentLogger } from "../../src/base/logger.ts";
+import type { Clock } from "../../src/base/clock.ts";
+import type { Random } from "../../src/base/random.ts";
+import { blockCount, blockLength, type Geometry, KIB } from "../../src/base/units.ts";
+import type { LaneStorage, Storage } from "../../src/storage/seam.ts";
+import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
+import { type DiskWriter, openStore, type Point, type Store } from "../../src/replica/store.ts";
+
+export const storePath = "/store";
+export const diskName = "vm1.sda";
+export const blockBytes = 16 * KIB;
+export const holder = { identity: "sender", instance: "i1" };
+const width = 16;
+
+export function createTestClock(): Clock {
+  let now = 1_700_000_000_000;
+  return {
+    now: () => now++,
+    monotonic: () => now++,
+    sleep: () => Promise.resolve(),
+    every: () => () => undefined,
+  };
+}
+
+export function createTestRandom(seed = 0): Random {
+  let count = 0;
+  const bytes = (length: number): Uint8Array =>
+    createHash("sha256").update(`${seed} ${count++}`).digest().subarray(0, length);
+  return {
+    uuid: () => `00000000-0000-4000-8000-${Buffer.from(bytes(6)).toString("hex")}`,
+    bytes,
+  };
+}
+
+/** A number from 0 to 1 after another, the same for the same seed. */
+export function createChance(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+export function openTestStore(storage: Storage, path = storePath): Promise<Store> {
+  return openStore({
+    path,
+    storage,
+    clock: createTestClock(),
+    random: createTestRandom(),
+    log: silentLogger,
+    create: true,
+    host: "receiver1",
+    pid: 4711,
+    reserveBytes: 0,
+  });
+}
+
+export async function openWriter(store: Store, name = diskName): Promise<DiskWriter> {
+  const result = await store.openWriter(name, holder);
+  if (result.kind !== "open") throw new Error("the disk is busy");
+  return result.writer;
+}
+
+export function geometry(sizeBytes: number): Geometry {
+  return { sizeBytes, blockBytes, digestKind: "sha256" };
+}
+
+/** Content of a disk: a number for each block that is not zero. */
+export type Blocks = ReadonlyMap<number, number>;
+
+export function blockContent(value: number): Buffer {
+  const content = Buffer.alloc(blockBytes, `block ${value} `);
+  if (value === 0) content.fill(0);
+  return content;
+}
+
+export function digestOf(content: Uint8Array): Buffer {
+  if (content.every((byte) => byte === 0)) return Buffer.alloc(width);
+  const padded = Buffer.alloc(blockBytes);
+  padded.set(content);
+  return createHash("sha256").update(padded).digest().subarray(0, width);
+}
+
+/** Root of a disk with this content, computed from scratch. */
+export function rootOf(disk: Geometry, blocks: Blocks): string {
+  const pages = createPageDigests(disk);
+  const perPage = 4096 / width;
+  for (const page of new Set([...blocks.keys()].map((block) => Math.floor(block / perPage)))) {
+    const digests = Buffer.alloc(4096);
+    for (const [block, value] of blocks) {
+      if (Math.floor(block / perPage) !== page) continue;
+      const content = blockContent(value).subarray(0, blockLength(disk, block));
+      digests.set(digestOf(content), (block % perPage) * width);
+    }
+    pages.set(page, pageDigest(digests));
+  }
+  return Buffer.from(pages.root()).toString("hex");
+}
+
+/** Writes one block as a lane does, to the replica and then to the table. */
+export function putBlock(writer: DiskWriter, lanes: LaneStorage, block: number, value: number): void {
+  const disk = writer.table.geometry;
+  const content = blockContent(value).subarray(0, blockLength(disk, block));
+  if (value === 0) {
+    lanes.punch(writer.replicaFd, block * blockBytes, content.length);
+    writer.table.clear(block, 1);
+    return;
+  }
+  lanes.write(writer.replicaFd, content, block * blockBytes);
+  writer.table.set(block, 1, digestOf(content));
+}
+
+/** Makes the replica hold `blocks`: what the table says differs is written. */
+export function apply(writer: DiskWriter, lanes: LaneStorage, blocks: Blocks): void {
+  const disk = writer.table.geometry;
+  for (let block = 0; block < blockCount(disk); block++) {
+    const value = blocks.get(block) ?? 0;
+    const digest = digestOf(blockContent(value).subarray(0, blockLength(disk, block)));
+    if (digest.compare(writer.table.get(block)) !== 0) putBlock(writer, lanes, block, value);
+  }
+}
+
+function digestReplica(writer: DiskWriter, lanes: LaneStorage, block: number): Buffer {
+  const content = Buffer.alloc(blockLength(writer.table.geometry, block));
+  expect(lanes.read(writer.replicaFd, content, block * blockBytes)).toBe(content.length);
+  return digestOf(content);
+}
+
+/** Builds a doubtful table anew, as the receiver does. */
+export async function rebuild(writer: DiskWriter, lanes: LaneStorage): Promise<void> {
+  for (let data = writer.nextData(0); data !== undefined; data = writer.nextData(data.end)) {
+    const last = Math.floor((data.end - 1) / blockBytes);
+    for (let block = Math.floor(data.start / blockBytes); block <= last; block++) {
+      writer.table.set(block, 1, digestReplica(writer, lanes, block));
+    }
+  }
+  await writer.settleDoubt();
+}
+
+/** Every block of the table is the digest of that block of the replica. */
+export function expectTableTrue(writer: DiskWriter, lanes: LaneStorage): void {
+  for (let block = 0; block < blockCount(writer.table.geometry); block++) {
+    if (digestReplica(writer, lanes, block).compare(writer.table.get(block)) !== 0) {
+      throw new Error(`the table is wrong about block ${block}`);
+    }
+  }
+}
+
+export function commitFacts(cycle: string): Omit<Parameters<DiskWriter["commit"]>[0], never> {
+  return { time: 1_700_000_000_000, label: undefined, consistency: "crash", cycle, source: "s1", sourceName: "disk" };
+}
+
+export function describePoint(point: Point | undefined): string {
+  return point === undefined ? "none" : `${point.point} ${point.cycle}`;
+}
