@@ -26,6 +26,12 @@ interface Ending {
   readonly error: ReplicationError | undefined;
 }
 
+interface QueuedFrame {
+  readonly frame: Uint8Array;
+  readonly resolve: () => void;
+  readonly reject: (error: ReplicationError) => void;
+}
+
 /**
  * The socket must not have been read from since its handshake. From construction on the link has listeners for everything the
  * socket can emit, so that nothing it does goes unhandled.
@@ -42,6 +48,10 @@ export class TlsLink implements Link {
   #closing: Promise<void> | undefined;
   /** Rejects the promise of each `sendFrame` under way. */
   readonly #waiting = new Set<(error: ReplicationError) => void>();
+  /** Frames of `sendFrame` in order, the one being written excepted, and their bytes, that one included. */
+  readonly #queue: QueuedFrame[] = [];
+  #queuedBytes = 0;
+  #writing = false;
   #lastReceived: number;
 
   constructor({ socket, raw, peer, clock, log }: TlsLinkOptions) {
@@ -61,7 +71,7 @@ export class TlsLink implements Link {
   }
 
   get bytesQueued(): number {
-    return this.#socket.writableLength;
+    return Math.max(this.#socket.writableLength, this.#queuedBytes);
   }
 
   get bytesSent(): number {
@@ -102,11 +112,27 @@ export class TlsLink implements Link {
     if (this.#isOver) return Promise.reject(this.#endError());
     return new Promise((resolve, reject) => {
       this.#waiting.add(reject);
-      this.#socket.write(frame, (error) => {
-        this.#waiting.delete(reject);
-        if (error === undefined || error === null) resolve();
-        else reject(this.#ending === undefined ? this.#lost(error) : this.#endError());
-      });
+      this.#queue.push({ frame, resolve, reject });
+      this.#queuedBytes += frame.length;
+      if (!this.#writing) this.#writeNext();
+    });
+  }
+
+  /**
+   * One large write at a time: what is written while another is under way, node joins into one array first, which costs a copy of all
+   * that is queued.
+   */
+  #writeNext(): void {
+    const next = this.#queue.shift();
+    this.#writing = next !== undefined;
+    if (next === undefined) return;
+    const { frame, resolve, reject } = next;
+    this.#socket.write(frame, (error) => {
+      this.#waiting.delete(reject);
+      this.#queuedBytes -= frame.length;
+      if (error === undefined || error === null) resolve();
+      else reject(this.#ending === undefined ? this.#lost(error) : this.#endError());
+      this.#writeNext();
     });
   }
 
@@ -192,6 +218,7 @@ export class TlsLink implements Link {
     const error = this.#endError();
     for (const reject of this.#waiting) reject(error);
     this.#waiting.clear();
+    this.#queue.length = 0;
   }
 
   async #finish(): Promise<void> {

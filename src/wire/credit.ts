@@ -5,7 +5,10 @@
 import { InvariantError, invariant, ReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
 
-/** The end that keeps the account: what the other end does wrong is its violation, what this end does wrong an invariant. */
+/**
+ * The end that keeps the account: what the other end does wrong is its violation, what this end does wrong an
+ * invariant.
+ */
 export type SessionRole = "sender" | "receiver";
 
 /** Credit of one session, over all its connections. */
@@ -55,9 +58,9 @@ export interface FrameCounts {
   /** As `commit` carries them. */
   list(): readonly number[];
   /**
-   * Receiver: what `commit` says against what arrived. `behind`: frames are missing yet on some connection. `ahead`: none is missing,
-   * and answers to a repeat request overtook on another connection; a later commit counts them. Throws `protocol-violation` for another
-   * number of connections than the session has.
+   * Receiver: what `commit` says against what arrived. `behind`: frames are missing yet on some connection. `ahead`:
+   * none is missing, and answers to a repeat request overtook on another connection; a later commit counts them. Throws
+   * `protocol-violation` for another number of connections than the session has.
    */
   compare(stated: readonly number[]): "equal" | "behind" | "ahead";
 }

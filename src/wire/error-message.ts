@@ -7,7 +7,10 @@ export function toErrorMessage(error: ReplicationError): ErrorMessage {
   return { type: "error", code: error.code, message: error.message, details: error.details };
 }
 
-/** As an error of ours, `remote`. A code of a newer peer becomes `internal` (a person must act), the code kept in text and details. */
+/**
+ * As an error of ours, `remote`. A code of a newer peer becomes `internal` (a person must act), the code kept in text
+ * and details.
+ */
 export function fromErrorMessage(message: ErrorMessage): ReplicationError {
   const { code, details } = message;
   if (isErrorCode(code)) return new ReplicationError(code, message.message, { details, remote: true });

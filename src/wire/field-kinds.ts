@@ -1,6 +1,6 @@
 /**
- * Kinds of header fields: how a value of ours is written as a msgpack value and how a received one is checked. `describe` is the text of
- * the field's row in docs/protocol.md.
+ * Kinds of header fields: how a value of ours is written as a msgpack value and how a received one is checked.
+ * `describe` is the text of the field's row in docs/protocol.md.
  */
 import type { ErrorDetails } from "../base/errors.ts";
 import { packAscending, unpackAscending } from "./number-list.ts";
@@ -50,7 +50,10 @@ export function name(charsMax: number): Kind<string> {
   };
 }
 
-/** For people. The sender cuts it and takes control characters out, because losing the end of a text beats losing the message. */
+/**
+ * For people. The sender cuts it and takes control characters out, because losing the end of a text beats losing the
+ * message.
+ */
 export function text(charsMax: number): Kind<string> {
   return {
     describe: `text, at most ${charsMax} characters`,

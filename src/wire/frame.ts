@@ -1,5 +1,6 @@
 /**
- * Frames: prelude (prelude.ts), msgpack header (message-codec.ts), raw payload. See docs/protocol.md. Pure: bytes in, values out.
+ * Frames: prelude (prelude.ts), msgpack header (message-codec.ts), raw payload. See docs/protocol.md. Pure: bytes in,
+ * values out.
  */
 import { invariant } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
@@ -15,8 +16,8 @@ import { checkChecksum, checkPrelude, headerBytesOf, payloadBytesOf, preludeByte
 
 /**
  * Encodes prelude and header into `target` so that they END at `end` (the payload, if any, follows there in place).
- * Returns the offset where the frame starts. Throws InvariantError when the header is larger than the room, or when the message is
- * one a receiver would refuse.
+ * Returns the offset where the frame starts. Throws InvariantError when the header is larger than the room, or when the
+ * message is one a receiver would refuse.
  */
 export function encodeHeadBefore(message: Message, payloadBytes: number, target: Uint8Array, end: number): number {
   const header = checkedHeader(message, payloadBytes);
@@ -42,8 +43,8 @@ function checkedHeader(message: Message, payloadBytes: number): Uint8Array {
 }
 
 /**
- * Where the decoder puts the payload of a frame whose header it has checked. Must be exactly `payloadBytes` long, and stays with the
- * decoder until `onFrame` or an error. Not called for a frame without payload.
+ * Where the decoder puts the payload of a frame whose header it has checked. Must be exactly `payloadBytes` long, and
+ * stays with the decoder until `onFrame` or an error. Not called for a frame without payload.
  */
 export type PayloadTarget = (message: Message, payloadBytes: number) => Uint8Array;
 
@@ -56,9 +57,10 @@ export interface DecodedFrame {
 }
 
 /**
- * Incremental. `push` consumes all of `chunk` and calls `onFrame` for each completed frame, in order, synchronously. Payload bytes are copied once, into
- * the array `payloadTarget` gives. A malformed frame throws `frame-malformed` or `message-malformed` and the decoder is dead: later
- * pushes throw the same error. So does whatever the two functions throw. "Need more bytes" is not an event at all.
+ * Incremental. `push` consumes all of `chunk` and calls `onFrame` for each completed frame, in order, synchronously.
+ * Payload bytes are copied once, into the array `payloadTarget` gives. A malformed frame throws `frame-malformed` or
+ * `message-malformed` and the decoder is dead: later pushes throw the same error. So does whatever the two functions
+ * throw. "Need more bytes" is not an event at all.
  */
 export interface FrameDecoder {
   push(chunk: Uint8Array): void;

@@ -1,8 +1,8 @@
 /**
  * Agreement on version and features, as functions of what both sides said. docs/protocol.md, "Handshake".
  *
- * The rule between releases: version N talks to N and to N-1. A release that makes a new version still speaks the one before; the next
- * may drop it. What a version adds without changing what is there is a feature.
+ * The rule between releases: version N talks to N and to N-1. A release that makes a new version still speaks the one
+ * before; the next may drop it. What a version adds without changing what is there is a feature.
  */
 import { ReplicationError } from "../base/errors.ts";
 import type { Hello } from "./messages.ts";
@@ -78,8 +78,8 @@ export function answer(
 }
 
 /**
- * At S: checks the answer against what was offered. Throws like {@link answer}, and `protocol-violation` for an answer that takes what
- * was not offered.
+ * At S: checks the answer against what was offered. Throws like {@link answer}, and `protocol-violation` for an answer
+ * that takes what was not offered.
  */
 export function settle(offered: Hello, answered: Hello): Agreement {
   const { version, features } = answered;

@@ -1,12 +1,15 @@
 /**
- * The shape of a header, looked at before the msgpack library builds anything from it: one map, shallow, its counts and lengths within
- * the bytes that are there. The library checks lengths one by one but neither depth nor what counts add up to: a header of 64 KiB could
- * claim arrays inside arrays worth hundreds of megabytes.
+ * The shape of a header, looked at before the msgpack library builds anything from it: one map, shallow, its counts and
+ * lengths within the bytes that are there. The library checks lengths one by one but neither depth nor what counts add
+ * up to: a header of 64 KiB could claim arrays inside arrays worth hundreds of megabytes.
  */
 import { wireLimits } from "./wire-limits.ts";
 import { wrong } from "./wrong-value.ts";
 
-/** Throws `WrongValue` for a header that is not one plain map. Returns the entries of all its maps, to find keys given twice. */
+/**
+ * Throws `WrongValue` for a header that is not one plain map. Returns the entries of all its maps, to find keys given
+ * twice.
+ */
 export function checkShape(header: Uint8Array): number {
   const reader = new ShapeReader(header);
   reader.header();

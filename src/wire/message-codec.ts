@@ -1,4 +1,6 @@
-/** Messages to msgpack headers and back. The table is in message-layout.ts; after decoding, inner code trusts the types. */
+/**
+ * Messages to msgpack headers and back. The table is in message-layout.ts; after decoding, inner code trusts the types.
+ */
 import { Decoder, Encoder } from "@msgpack/msgpack";
 import { InvariantError, invariant, ReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
@@ -54,8 +56,8 @@ export function formOfType(type: MessageType): MessageForm {
 }
 
 /**
- * The header of `message`. Everything a receiver would refuse is refused here first, as `InvariantError`. The result is a view that
- * nothing else writes to.
+ * The header of `message`. Everything a receiver would refuse is refused here first, as `InvariantError`. The result is
+ * a view that nothing else writes to.
  */
 export function encodeHeader(message: Message, payloadBytes: number): Uint8Array {
   const form = formOfType(message.type);
@@ -78,7 +80,10 @@ export function encodeHeader(message: Message, payloadBytes: number): Uint8Array
   return header;
 }
 
-/** Decodes the header of a frame of `form` and checks it against the payload announced. What it returns shares no memory with `header`. */
+/**
+ * Decodes the header of a frame of `form` and checks it against the payload announced. What it returns shares no memory
+ * with `header`.
+ */
 export type HeaderDecoder = (form: MessageForm, header: Uint8Array, payloadBytes: number) => Message;
 
 /** Throws `message-malformed` naming message and key. */

@@ -1,6 +1,7 @@
 /**
- * One table for each message: its number on the wire, its fields with key, kind and whether they may be left out, and what must hold
- * between fields. It drives encoding, decoding and the tables of docs/protocol.md (a test compares them).
+ * One table for each message: its number on the wire, its fields with key, kind and whether they may be left out, and
+ * what must hold between fields. It drives encoding, decoding and the tables of docs/protocol.md (a test compares
+ * them).
  *
  * A key or number is never given a second meaning. `hello`, `error` and `bye` never change: every version reads them.
  */
@@ -247,7 +248,10 @@ function blockSizeKind(): Kind<number> {
   };
 }
 
-/** An answer is a bit for each thing asked, then `unitMin` to `unitMax` bytes (a multiple of `unitMin`) for each bit set. */
+/**
+ * An answer is a bit for each thing asked, then `unitMin` to `unitMax` bytes (a multiple of `unitMin`) for each bit
+ * set.
+ */
 function checkAnswer(payloadBytes: number, count: number, unitMin: number, unitMax: number): void {
   const rest = payloadBytes - Math.ceil(count / 8);
   if (rest < 0 || rest > count * unitMax || rest % unitMin !== 0) {

@@ -1,6 +1,6 @@
 /**
- * Strictly ascending numbers as bytes: the first number, then the gaps (difference less one), each as a varint of 7 bits a byte, low
- * bits first, high bit set on all but the last byte. Neighbours cost one byte, gaps below 16384 two.
+ * Strictly ascending numbers as bytes: the first number, then the gaps (difference less one), each as a varint of 7
+ * bits a byte, low bits first, high bit set on all but the last byte. Neighbours cost one byte, gaps below 16384 two.
  */
 import { invariant } from "../base/errors.ts";
 import { wrong } from "./wrong-value.ts";
@@ -25,7 +25,9 @@ export function packAscending(numbers: readonly number[]): Uint8Array {
   return bytes.subarray(0, end);
 }
 
-/** Refuses more than `countMax` numbers, a number of `limit` or more, a varint cut short or longer than it needs to be. */
+/**
+ * Refuses more than `countMax` numbers, a number of `limit` or more, a varint cut short or longer than it needs to be.
+ */
 export function unpackAscending(bytes: Uint8Array, countMax: number, limit: number): number[] {
   const numbers: number[] = [];
   let at = 0;

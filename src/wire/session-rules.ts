@@ -1,7 +1,7 @@
 /**
- * What may be said when: the session as a table of states, who speaks and what. docs/protocol.md, "Session", has the same table (a test
- * compares them). Both ends use it: what we are about to send and what arrived are judged alike. The rows are such that messages which
- * cross on the way are legal at both ends.
+ * What may be said when: the session as a table of states, who speaks and what. docs/protocol.md, "Session", has the
+ * same table (a test compares them). Both ends use it: what we are about to send and what arrived are judged alike. The
+ * rows are such that messages which cross on the way are legal at both ends.
  */
 import { InvariantError, invariant, ReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
@@ -219,9 +219,9 @@ function checked(connection: number): number {
 }
 
 /**
- * What a further connection may carry also depends on the session. Frames of different connections overtake each other, so what arrives
- * is judged by what the peer may have sent last: a first sending of data may arrive after `commit`, but is not sent after it; and once
- * the session is over, what arrives on a connection still open is let pass.
+ * What a further connection may carry also depends on the session. Frames of different connections overtake each other,
+ * so what arrives is judged by what the peer may have sent last: a first sending of data may arrive after `commit`, but
+ * is not sent after it; and once the session is over, what arrives on a connection still open is let pass.
  */
 function fitsSession(event: SessionEvent, session: SessionState, own: boolean): boolean {
   if (!own && (session === "sender-left" || session === "receiver-left" || session === "ended")) return true;

@@ -1,4 +1,6 @@
-/** Maxima that only headers have; those shared with other folders are in base/limits.ts. docs/protocol.md lists both. */
+/**
+ * Maxima that only headers have; those shared with other folders are in base/limits.ts. docs/protocol.md lists both.
+ */
 import { limits } from "../base/limits.ts";
 import { BLOCK_BYTES_MIN, EXTENT_BYTES_MAX, KIB, PART_BYTES } from "../base/units.ts";
 

@@ -1,4 +1,6 @@
-/** What is wrong with one value, in words that follow its name. Inside this folder only: the codec adds message and key. */
+/**
+ * What is wrong with one value, in words that follow its name. Inside this folder only: the codec adds message and key.
+ */
 export class WrongValue extends Error {
   override readonly name = "WrongValue";
 }

@@ -1,4 +1,7 @@
-/** Frames of every message, byte for byte. `UPDATE_GOLDEN=1` writes those that are missing or differ; a released one is never changed. */
+/**
+ * Frames of every message, byte for byte. `UPDATE_GOLDEN=1` writes those that are missing or differ; a released one is
+ * never changed.
+ */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";

@@ -58,7 +58,8 @@ describe.each(goldens)("golden frame %s", (_name, frame) => {
       const flipped = Uint8Array.from(frame);
       flipped[bit >> 3] = (flipped[bit >> 3] ?? 0) ^ (1 << (bit & 7));
       const outcome = survive(flipped);
-      // A longer header is the only thing one flip can make that needs more bytes; what comes with them fails the checksum.
+      // A longer header is the only thing one flip can make that needs more bytes; what comes with them fails the
+      // checksum.
       if (outcome === "pending") {
         expect(bit >> 3).toBeGreaterThanOrEqual(8);
         expect(bit >> 3).toBeLessThan(12);

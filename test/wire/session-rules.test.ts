@@ -306,9 +306,10 @@ describe("further connections", () => {
 });
 
 /**
- * Two ends, three connections, messages that cross at will. Each end says whatever its rules let it, and keeps to the two promises that
- * the table cannot express: after a commit, repeats and another commit only when a repeat was asked for; durable only when every frame
- * counted is there and no repeat is open. Then nothing that arrives may be a violation.
+ * Two ends, three connections, messages that cross at will. Each end says whatever its rules let it, and keeps to the
+ * two promises that the table cannot express: after a commit, repeats and another commit only when a repeat was asked
+ * for; durable only when every frame counted is there and no repeat is open. Then nothing that arrives may be a
+ * violation.
  */
 class Crossing {
   readonly rules = { sender: createSessionRules("sender"), receiver: createSessionRules("receiver") };
