@@ -44,7 +44,7 @@ export const disksVerb: Verb = {
         continue;
       }
       if (json) io.out(`${JSON.stringify(diskEvent(summary))}\n`);
-      else rows.push(diskRow(summary, Date.now()));
+      else rows.push(diskRow(summary, systemClock.now()));
     }
     await store.close();
     if (!json) io.out(rows.length === 1 ? "no disks yet\n" : table(rows));

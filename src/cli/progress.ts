@@ -1,4 +1,5 @@
 /** The progress line of a send, and its closing lines. */
+import { systemClock } from "../base/clock.ts";
 import type { Funnel, Sender, SendProgress, SendReport } from "../index.ts";
 import { formatDuration, formatSize } from "./values.ts";
 import type { CliIo } from "./verb.ts";
@@ -9,9 +10,9 @@ const reportMillis = 2_000;
 /** Draws (terminal) or prints (JSON) progress until the returned function is called. */
 export function showProgress(sender: Sender, io: CliIo, options: { readonly json: boolean }): () => void {
   if (!options.json && !io.isTerminal) return () => {};
-  const startedAt = performance.now();
+  const startedAt = systemClock.monotonic();
   const show = (): void => {
-    const seconds = (performance.now() - startedAt) / 1000;
+    const seconds = (systemClock.monotonic() - startedAt) / 1000;
     const progress = sender.progress();
     if (options.json) io.out(`${JSON.stringify({ event: "progress", ...facts(progress, seconds) })}\n`);
     else
@@ -21,10 +22,9 @@ export function showProgress(sender: Sender, io: CliIo, options: { readonly json
           .padEnd(io.columns - 1)}`,
       );
   };
-  const timer = setInterval(show, options.json ? reportMillis : redrawMillis);
-  timer.unref();
+  const stop = systemClock.every(options.json ? reportMillis : redrawMillis, show);
   return () => {
-    clearInterval(timer);
+    stop();
     if (!options.json) io.err(`\r${" ".repeat(io.columns - 1)}\r`);
   };
 }

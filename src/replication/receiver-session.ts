@@ -8,30 +8,20 @@
 import type { Slot } from "../base/buffer-pool.ts";
 import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import { PagedBits } from "../base/paged-bits.ts";
-import {
-  BLOCK_BYTES_DEFAULT,
-  blockCount,
-  blockLength,
-  blocksPerPage,
-  digestBytes,
-  type Geometry,
-  isBlockSize,
-  maskBytes,
-  pageBlocks,
-  pageCount,
-} from "../base/units.ts";
-import { isZero } from "../codec/digest.ts";
+import { blockCount, digestBytes, type Geometry, maskBytes } from "../base/units.ts";
 import { applyState } from "../lanes/jobs.ts";
 import { areaB } from "../lanes/slot-layout.ts";
 import type { DiskWriter, Point } from "../replica/store.ts";
 import type { Link, PeerIdentity } from "../transport/link.ts";
 import { createCredit, createFrameCounts, type Credit, type FrameCounts } from "../wire/credit.ts";
+import { toErrorMessage } from "../wire/error-message.ts";
 import type { DecodedFrame } from "../wire/frame.ts";
-import type { AskBlocks, AskPages, AskParts, Commit, Data, Hello, Message, Open, Zero } from "../wire/messages.ts";
+import type { Commit, Data, Hello, Message, Open, Zero } from "../wire/messages.ts";
 import { createSessionRules, type SessionRules } from "../wire/session-rules.ts";
-import { encodePages } from "./base-table.ts";
 import { watchLiveness } from "./liveness.ts";
-import { rebuildTable } from "./rebuild.ts";
+import { type Answer, answerBlocks, answerPages, answerParts } from "./receiver-answers.ts";
+import { SessionDisk } from "./receiver-disk.ts";
+import { openedMessage, openForSender, sizeShrunk } from "./receiver-open.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
 
 /** Answers given and not yet taken by the socket: a peer that asks and does not read is ended, not served for ever. */
@@ -40,6 +30,7 @@ const answerBytesMax = 16 * 1024 * 1024;
 /** A disk open for writing, and what this session did to it so far. */
 interface Work {
   readonly writer: DiskWriter;
+  readonly disk: SessionDisk;
   readonly geometry: Geometry;
   readonly credit: Credit;
   readonly counts: FrameCounts;
@@ -74,7 +65,7 @@ export class ReceiverSession {
   #durable = false;
   #ended = false;
   #poisoned = false;
-  #begun: Promise<void> | undefined;
+  #openDisk: SessionDisk | undefined;
   #appliedBytes = 0;
   #highestBlock = 0;
   #phase = "idle";
@@ -131,13 +122,13 @@ export class ReceiverSession {
         this.#run(this.#open(message));
         return;
       case "ask-pages":
-        this.#run(this.#answerPages(message));
+        this.#answer(answerPages(this.#opened().disk, message));
         return;
       case "ask-blocks":
-        this.#run(this.#answerBlocks(message));
+        this.#answer(answerBlocks(this.#opened().disk, message));
         return;
       case "ask-parts":
-        this.#run(this.#answerParts(message));
+        this.#answer(answerParts(this.#opened().disk, message));
         return;
       case "data":
         this.#run(this.#data(message, frame.payload.length, connection));
@@ -201,34 +192,35 @@ export class ReceiverSession {
   // opening
 
   async #open(open: Open): Promise<void> {
-    const { store, log } = this.#s;
+    const { log } = this.#s;
     this.#disk = open.disk;
-    const summary = await store.summary(open.disk);
-    const refused = this.#s.authorize(this.peer, open.disk, summary?.record.owner);
-    if (refused !== undefined) throw refused;
-    await this.#s.claim(open.disk, this);
-    await store.checkReserve();
-    if (summary === undefined) await this.#create(open);
-    const opened = await store.openWriter(open.disk, { identity: this.peer.name, instance: this.instance });
-    if (opened.kind === "busy") {
-      const { holder } = opened;
-      const who =
-        holder === undefined ? "another process" : `${holder.identity} (process ${holder.pid} on ${holder.host})`;
-      throw new ReplicationError("disk-busy", `disk ${open.disk} is being written by ${who}`, {
-        details: { holder: holder?.identity ?? null, pid: holder?.pid ?? null },
-      });
-    }
-    const { writer } = opened;
+    const writer = await openForSender(this.#s, this, open);
     this.#writer = writer;
     this.#abort.signal.throwIfAborted();
     this.#slots = this.#s.reserveSlots();
     this.#free.push(...this.#slots);
-    if (writer.doubtful) await this.#rebuild(writer);
+    const disk = new SessionDisk({
+      name: open.disk,
+      writer,
+      lanes: this.#s.lanes,
+      log: this.#s.log,
+      slots: this.#slots,
+      free: this.#free,
+      signal: this.#abort.signal,
+      onProgress: (bytes) => {
+        this.#appliedBytes = bytes;
+      },
+    });
+    this.#openDisk = disk;
+    if (writer.doubtful) {
+      this.#phase = "rebuild";
+      await disk.rebuild();
+      this.#phase = "idle";
+    }
     const before = writer.record.sizeBytes;
     const already = writer.newest?.cycle === open.cycle;
     if (!already && open.sizeBytes > before) {
-      this.#begun = writer.begin();
-      await this.#begun;
+      await disk.begin();
       await writer.grow(open.sizeBytes);
     }
     if (!already && open.sizeBytes < before) throw sizeShrunk(open, before);
@@ -236,6 +228,7 @@ export class ReceiverSession {
     const geometry: Geometry = { ...writer.table.geometry };
     this.#work = {
       writer,
+      disk,
       geometry,
       credit: createCredit("receiver", window),
       counts: createFrameCounts(this.#links.length),
@@ -244,7 +237,7 @@ export class ReceiverSession {
       ungranted: 0,
       grantEvery: Math.max(1, window >> 2),
     };
-    this.#sendOpened(open, writer, before, window);
+    this.#send(openedMessage(this.#s, writer, open, { sizeBytes: before, credit: window }));
     log.info(
       {
         disk: open.disk,
@@ -257,65 +250,6 @@ export class ReceiverSession {
     );
   }
 
-  async #create(open: Open): Promise<void> {
-    const blockBytes = open.blockBytes ?? BLOCK_BYTES_DEFAULT;
-    if (!isBlockSize(blockBytes)) {
-      throw new ReplicationError(
-        "message-malformed",
-        `${blockBytes} is no block size: a power of two, 16 KiB to 1 MiB`,
-      );
-    }
-    const geometry: Geometry = { sizeBytes: open.sizeBytes, blockBytes, digestKind: open.digestKind ?? "xxh64" };
-    await this.#s.store.create(open.disk, { geometry, owner: this.peer.name, sectorBytes: open.sectorBytes });
-    this.#s.log.info({ disk: open.disk, peer: this.peer.name, ...geometry }, "disk created");
-  }
-
-  async #rebuild(writer: DiskWriter): Promise<void> {
-    const { geometry } = writer.table;
-    this.#phase = "rebuild";
-    this.#s.log.warn({ disk: this.#disk, why: writer.doubt }, "the digest table is in doubt; reading the replica");
-    await rebuildTable(this.#rebuildOptions(writer), 0, pageCount(geometry));
-    await writer.settleDoubt();
-    this.#phase = "idle";
-  }
-
-  #rebuildOptions(writer: DiskWriter): Parameters<typeof rebuildTable>[0] {
-    return {
-      disk: this.#disk,
-      geometry: writer.table.geometry,
-      replicaFd: writer.replicaFd,
-      nextData: (offset) => writer.nextData(offset),
-      table: writer.table,
-      lanes: this.#s.lanes,
-      slots: this.#slots,
-      signal: this.#abort.signal,
-      onProgress: (bytes) => {
-        this.#appliedBytes = bytes;
-      },
-    };
-  }
-
-  #sendOpened(open: Open, writer: DiskWriter, sizeBefore: number, credit: number): void {
-    const { newest, record } = writer;
-    this.#send({
-      type: "opened",
-      fresh: newest === undefined,
-      ...(newest === undefined
-        ? {}
-        : { point: newest.point, cycle: newest.cycle, root: Buffer.from(newest.root, "hex") }),
-      sizeBytes: sizeBefore,
-      blockBytes: record.blockBytes,
-      digestKind: record.digestKind,
-      empty: writer.table.countNonZero() === 0,
-      anotherSource: newest !== undefined && newest.source !== open.source,
-      resumeBlock: writer.resumeBlock,
-      generation: record.generation,
-      term: record.term,
-      credit,
-      codecs: this.#s.codecs,
-    });
-  }
-
   #opened(): Work {
     if (this.#work === undefined) throw new ReplicationError("protocol-violation", "the disk is not open yet");
     return this.#work;
@@ -323,89 +257,15 @@ export class ReceiverSession {
 
   // answering
 
-  /** Digests of a page, checked; a page that does not match its checksum is digested anew from the replica. A view: use it before the next call. */
-  async #page(work: Work, page: number): Promise<Uint8Array> {
-    if (page >= pageCount(work.geometry)) throw new ReplicationError("protocol-violation", `there is no page ${page}`);
-    try {
-      return work.writer.table.page(page);
-    } catch (error) {
-      if (!(error instanceof ReplicationError) || error.code !== "store-damaged") throw error;
-      this.#s.log.warn({ disk: this.#disk, page }, `${error.message}; reading its blocks`);
-      const slot = this.#free.pop();
-      if (slot === undefined) throw error;
-      try {
-        await rebuildTable({ ...this.#rebuildOptions(work.writer), slots: [slot] }, page, page + 1);
-      } finally {
-        this.#free.push(slot);
-      }
-      return work.writer.table.page(page);
-    }
-  }
-
-  /** Digests of these blocks as one array. */
-  async #digestsOf(work: Work, blocks: readonly number[]): Promise<Uint8Array> {
-    const width = digestBytes(work.geometry.digestKind);
-    const per = blocksPerPage(work.geometry.digestKind);
-    const digests = new Uint8Array(blocks.length * width);
-    let pageNumber = -1;
-    let page: Uint8Array = digests;
-    for (const [index, block] of blocks.entries()) {
-      if (block >= blockCount(work.geometry))
-        throw new ReplicationError("protocol-violation", `there is no block ${block}`);
-      const wanted = Math.floor(block / per);
-      if (wanted !== pageNumber) {
-        page = await this.#page(work, wanted);
-        pageNumber = wanted;
-      }
-      const at = (block - wanted * per) * width;
-      digests.set(page.subarray(at, at + width), index * width);
-    }
-    return digests;
-  }
-
-  #answerPages(ask: AskPages): Promise<void> {
-    const work = this.#opened();
-    const { first, count, request } = ask;
-    if (first + count > pageCount(work.geometry))
-      throw new ReplicationError("protocol-violation", `there is no page ${first + count - 1}`);
-    const { pages } = work.writer.table;
-    const payload = encodePages(first, count, (page) => (pages.isZero(page) ? undefined : pages.get(page)));
-    this.#send({ type: "pages", request, first, count }, payload);
-    return Promise.resolve();
-  }
-
-  async #answerBlocks(ask: AskBlocks): Promise<void> {
-    const work = this.#opened();
-    for (const page of ask.pages) {
-      const digests = await this.#page(work, page);
-      const length = pageBlocks(work.geometry, page).count * digestBytes(work.geometry.digestKind);
-      this.#send({ type: "blocks", request: ask.request, page }, digests.slice(0, length));
-    }
-  }
-
-  async #answerParts(ask: AskParts): Promise<void> {
-    const work = this.#opened();
-    const { blockBytes, digestKind, sizeBytes } = work.geometry;
-    const base = await this.#digestsOf(work, ask.blocks);
-    const result = await this.#s.lanes.run("oldParts", {
-      disk: this.#disk,
-      fd: work.writer.replicaFd,
-      sizeBytes,
-      blocks: ask.blocks,
-      base,
-      blockBytes,
-      digestKind,
-    });
-    const message = { type: "parts", request: ask.request, count: ask.blocks.length } as const;
-    this.#send(message, Buffer.concat([result.known, result.parts]));
+  #answer(answers: AsyncIterable<Answer>): void {
+    this.#run(
+      (async () => {
+        for await (const { message, payload } of answers) this.#send(message, payload);
+      })(),
+    );
   }
 
   // applying
-
-  #begin(work: Work): Promise<void> {
-    this.#begun ??= work.writer.begin();
-    return this.#begun;
-  }
 
   /** Enforces "at most once" (repeats the receiver asked for excepted). */
   #admit(work: Work, blocks: readonly number[], repeat: boolean): void {
@@ -427,8 +287,8 @@ export class ReceiverSession {
     work.credit.take();
     work.counts.count(connection);
     try {
-      const { blockBytes, digestKind, sizeBytes } = work.geometry;
-      const { blocks, masks, digests, codec, rawBytes } = message;
+      const { blockBytes, digestKind } = work.geometry;
+      const { blocks, masks, digests } = message;
       if (
         digests.length !== blocks.length * digestBytes(digestKind) ||
         masks.length !== blocks.length * maskBytes(blockBytes)
@@ -439,25 +299,10 @@ export class ReceiverSession {
         );
       }
       this.#admit(work, blocks, message.repeat);
-      await this.#begin(work);
-      const base = await this.#digestsOf(work, blocks);
+      await work.disk.begin();
       this.#phase = "apply";
-      const result = await this.#s.lanes.run("apply", {
-        slot: slot.index,
-        disk: this.#disk,
-        fd: work.writer.replicaFd,
-        sizeBytes,
-        payloadBytes,
-        codec,
-        rawBytes,
-        blocks,
-        masks,
-        digests,
-        base,
-        blockBytes,
-        digestKind,
-      });
-      this.#record(work, message, result.states);
+      const states = await work.disk.apply(message, slot, payloadBytes);
+      this.#record(work, message, states);
       this.#appliedBytes += blocks.length * blockBytes;
     } finally {
       this.#free.push(slot);
@@ -511,20 +356,8 @@ export class ReceiverSession {
     try {
       const blocks = Array.from({ length: count }, (_unused, index) => first + index);
       this.#admit(work, blocks, repeat);
-      await this.#begin(work);
-      const digests = await this.#digestsOf(work, blocks);
-      const width = digestBytes(work.geometry.digestKind);
-      const ranges: { offset: number; length: number }[] = [];
-      for (const [index, block] of blocks.entries()) {
-        if (isZero(digests.subarray(index * width, (index + 1) * width))) continue;
-        const offset = block * work.geometry.blockBytes;
-        const length = blockLength(work.geometry, block);
-        const last = ranges.at(-1);
-        if (last !== undefined && last.offset + last.length === offset) last.length += length;
-        else ranges.push({ offset, length });
-      }
-      if (ranges.length > 0) await this.#s.lanes.run("clear", { disk: this.#disk, fd: work.writer.replicaFd, ranges });
-      work.writer.table.clear(first, count);
+      await work.disk.begin();
+      await work.disk.clear(first, count);
       if (repeat) for (const block of blocks) this.#repeats.delete(block);
       this.#appliedBytes += count * work.geometry.blockBytes;
     } finally {
@@ -576,10 +409,10 @@ export class ReceiverSession {
     }
     const { newest } = writer;
     let point: Point;
-    const created = !(commit.skipEmpty && this.#begun === undefined && newest !== undefined);
+    const created = !(commit.skipEmpty && !work.disk.changed && newest !== undefined);
     if (!created && newest !== undefined) point = newest;
     else {
-      await this.#begin(work);
+      await work.disk.begin();
       point = await writer.commit({
         time: commit.time,
         label: commit.label,
@@ -619,7 +452,7 @@ export class ReceiverSession {
       this.#poisoned = true;
     for (const link of this.#links) {
       if (!error.remote && error.code !== "connection-lost") {
-        link.send({ type: "error", code: error.code, message: error.message, details: error.details });
+        link.send(toErrorMessage(error));
         void link.close();
       } else link.destroy(error);
     }
@@ -636,7 +469,7 @@ export class ReceiverSession {
       const writer = this.#writer;
       if (writer !== undefined) {
         if (this.#poisoned) writer.poison();
-        else if (!this.#durable && this.#begun !== undefined) await writer.suspend(this.#highestBlock);
+        else if (!this.#durable && this.#openDisk?.changed === true) await writer.suspend(this.#highestBlock);
         await writer.release();
       }
     } catch (failure) {
@@ -653,14 +486,4 @@ export class ReceiverSession {
     for (const slot of this.#slots) slot.release();
     this.#resolveOver();
   }
-}
-
-function sizeShrunk(open: Open, before: number): ReplicationError {
-  return new ReplicationError(
-    "size-shrunk",
-    open.allowShrink
-      ? `disk ${open.disk} has ${before} bytes here and the image only ${open.sizeBytes}: this version cannot make a disk smaller; send it under another name`
-      : `disk ${open.disk} has ${before} bytes here and the image only ${open.sizeBytes}; send it under another name, or make the image as large as it was`,
-    { details: { sizeBytes: before, imageBytes: open.sizeBytes } },
-  );
 }

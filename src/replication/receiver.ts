@@ -9,6 +9,7 @@ import type { CodecName } from "../codec/compression.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import type { Point, Store } from "../replica/store.ts";
 import type { Link, PeerIdentity } from "../transport/link.ts";
+import { toErrorMessage } from "../wire/error-message.ts";
 import { answer as answerHello } from "../wire/handshake.ts";
 import type { Hello } from "../wire/messages.ts";
 import { ReceiverSession } from "./receiver-session.ts";
@@ -127,7 +128,7 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
 
   #greet(link: Link, hello: Hello): [ReceiverSession, number] {
     const refuse = (error: ReplicationError): never => {
-      link.send({ type: "error", code: error.code, message: error.message, details: error.details });
+      link.send(toErrorMessage(error));
       void link.close();
       throw error;
     };

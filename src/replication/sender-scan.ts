@@ -7,7 +7,6 @@
 import type { Clock } from "../base/clock.ts";
 import { Gate } from "../base/gate.ts";
 import type { BufferPool, Slot } from "../base/buffer-pool.ts";
-import { PagedBits } from "../base/paged-bits.ts";
 import {
   blockLength,
   blocksPerPage,
@@ -23,14 +22,15 @@ import type { BlockReader } from "../image/block-device.ts";
 import { blockState, type Shipment } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import { areaA } from "../lanes/slot-layout.ts";
-import { createPageDigests, type PageDigests, pageDigest } from "../table/digest-table.ts";
+import { pageDigest } from "../table/digest-table.ts";
 import { encodeHeadBefore } from "../wire/frame.ts";
 import type { Data } from "../wire/messages.ts";
-import { BaseTable } from "./base-table.ts";
+import { BaseTable, restOfParts } from "./base-table.ts";
 import type { CodecChoice } from "./codec-choice.ts";
 import { type BlockRange, DataCursor } from "./data-cursor.ts";
 import type { RateLimit } from "./rate.ts";
 import type { Funnel } from "./report.ts";
+import type { ScanMemory } from "./scan-memory.ts";
 import type { SenderSession } from "./sender-session.ts";
 
 /** Pages under way: enough to keep lanes busy across the round trips of their questions. */
@@ -44,20 +44,6 @@ const blocksPerZero = 1_024;
 const recentPages = 256;
 /** Pages scanned between two pauses in which sockets and timers get their turn. */
 const pagesBetweenPauses = 4_096;
-
-/** What is learnt of the source and outlives a lost connection: the same image is not read twice. */
-export interface ScanMemory {
-  readonly geometry: Geometry;
-  /** Page digests of the source, of pages in `done`. */
-  readonly pages: PageDigests;
-  readonly done: PagedBits;
-  /** Where the next attempt starts. */
-  nextPage: number;
-}
-
-export function createScanMemory(geometry: Geometry): ScanMemory {
-  return { geometry, pages: createPageDigests(geometry), done: new PagedBits(pageCount(geometry)), nextPage: 0 };
-}
 
 export interface ScanOptions {
   readonly reader: BlockReader;
@@ -502,22 +488,4 @@ const zeroPageDigest = new Uint8Array(32);
 async function settleAll(tasks: readonly Promise<void>[]): Promise<void> {
   const results = await Promise.allSettled(tasks);
   for (const result of results) if (result.status === "rejected") throw result.reason;
-}
-
-/** What is left of a `parts` payload of `count` blocks when `from` blocks are done. */
-function restOfParts(
-  answer: Uint8Array,
-  count: number,
-  from: number,
-  bytesPerBlock: number,
-): { readonly known: Uint8Array; readonly parts: Uint8Array } {
-  const bitBytes = Math.ceil(count / 8);
-  const known = new Uint8Array(Math.ceil((count - from) / 8));
-  let passed = 0;
-  for (let index = 0; index < count; index++) {
-    if (((answer[index >> 3] ?? 0) & (1 << (index & 7))) === 0) continue;
-    if (index < from) passed++;
-    else known[(index - from) >> 3] = (known[(index - from) >> 3] ?? 0) | (1 << ((index - from) & 7));
-  }
-  return { known, parts: answer.slice(bitBytes + passed * bytesPerBlock) };
 }

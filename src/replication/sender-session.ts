@@ -4,10 +4,11 @@
  */
 import { setMaxListeners } from "node:events";
 import type { Clock } from "../base/clock.ts";
-import { invariant, isErrorCode, ReplicationError, toReplicationError } from "../base/errors.ts";
+import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
 import type { Link } from "../transport/link.ts";
 import type { DecodedFrame } from "../wire/frame.ts";
+import { fromErrorMessage, toErrorMessage } from "../wire/error-message.ts";
 import { settle } from "../wire/handshake.ts";
 import type {
   AskBlocks,
@@ -291,7 +292,7 @@ export class SenderSession {
         this.peerPhase = message.phase;
         return;
       case "error":
-        throw peerError(message);
+        throw fromErrorMessage(message);
       case "bye":
         return;
       default:
@@ -351,7 +352,7 @@ export class SenderSession {
     this.#abort.abort(error);
     for (const link of this.#links) {
       if (!error.remote && error.code !== "connection-lost") {
-        link.send({ type: "error", code: error.code, message: error.message, details: error.details });
+        link.send(toErrorMessage(error));
         void link.close();
       } else {
         link.destroy(error);
@@ -379,19 +380,4 @@ export class SenderSession {
     this.#stopWatching?.();
     this.#options.signal.removeEventListener("abort", this.#onAbort);
   }
-}
-
-/** An error the peer reported, with the code kept where this version knows it. */
-export function peerError(message: {
-  readonly code: string;
-  readonly message: string;
-  readonly details: Readonly<Record<string, string | number | boolean | null>>;
-}): ReplicationError {
-  if (isErrorCode(message.code)) {
-    return new ReplicationError(message.code, message.message, { details: message.details, remote: true });
-  }
-  return new ReplicationError("internal", `${message.message} (${message.code})`, {
-    details: message.details,
-    remote: true,
-  });
 }

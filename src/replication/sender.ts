@@ -22,7 +22,8 @@ import { type Plan, planSession } from "./plan.ts";
 import { createRateLimit, type RateLimit } from "./rate.ts";
 import { emptyFunnel, type Funnel, type SendReason, type SendReport } from "./report.ts";
 import { checkResemblance } from "./resemblance.ts";
-import { createScanMemory, Scan, type ScanMemory } from "./sender-scan.ts";
+import { createScanMemory, type ScanMemory } from "./scan-memory.ts";
+import { Scan } from "./sender-scan.ts";
 import { SenderSession } from "./sender-session.ts";
 
 /** The image to send, and what is known of it beside its bytes. */

@@ -59,7 +59,7 @@ export function createFakeClock(options: { readonly now?: number } = {}): FakeCl
     return true;
   };
   const settle = async (): Promise<void> => {
-    for (let job = 0; job < jobsPerStep; job++) await undefined;
+    for (let job = 0; job < jobsPerStep; job++) await Promise.resolve();
   };
 
   return {

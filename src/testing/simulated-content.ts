@@ -55,10 +55,16 @@ export class SimulatedContent {
 
   punch(offset: number, length: number): void {
     const end = Math.min(offset + length, this.#sizeBytes);
-    for (const [page, bytes] of this.#pages) {
+    if (offset >= end) return;
+    const first = Math.floor(offset / pageBytes);
+    const last = Math.floor((end - 1) / pageBytes);
+    // Whichever is fewer: the pages of the range, or those there are.
+    const pages = last - first < this.#pages.size ? range(first, last) : [...this.#pages.keys()];
+    for (const page of pages) {
+      const bytes = this.#pages.get(page);
       const from = Math.max(0, offset - page * pageBytes);
       const to = Math.min(pageBytes, end - page * pageBytes);
-      if (from >= to) continue;
+      if (bytes === undefined || from >= to) continue;
       // Behind the end of the file there is nothing to keep.
       if (from === 0 && (to === pageBytes || end === this.#sizeBytes)) this.#pages.delete(page);
       else bytes.fill(0, from, to);
@@ -75,7 +81,14 @@ export class SimulatedContent {
   }
 }
 
-function piece(offset: number, length: number): { readonly page: number; readonly from: number; readonly count: number } {
+function range(first: number, last: number): number[] {
+  return Array.from({ length: last - first + 1 }, (_, index) => first + index);
+}
+
+function piece(
+  offset: number,
+  length: number,
+): { readonly page: number; readonly from: number; readonly count: number } {
   const page = Math.floor(offset / pageBytes);
   const from = offset - page * pageBytes;
   return { page, from, count: Math.min(length, pageBytes - from) };

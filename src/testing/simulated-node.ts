@@ -77,16 +77,12 @@ export class SimulatedFile {
 
   /** Any subset of the changes since the last sync has happened, writes sector by sector. */
   losePower(survives: Survives): void {
-    let any = false;
     for (const change of this.#pending) {
-      for (const part of sectors(change)) {
-        if (!survives()) continue;
-        make(this.#durable, part);
-        any = true;
-      }
+      for (const part of sectors(change)) if (survives()) make(this.#durable, part);
     }
     this.#pending = [];
-    if (!any && !survives()) this.changedNanos = this.#durableNanos;
+    // The inode goes its own way: bytes may be new and the time of change old.
+    if (!survives()) this.changedNanos = this.#durableNanos;
     this.#durableNanos = this.changedNanos;
     this.#seen = this.#durable.clone();
     this.locks = [];

@@ -7,7 +7,13 @@
  */
 import { basename, dirname } from "node:path/posix";
 import type { FileLock, FileStat, LaneStorage, OpenOptions, Storage, StorageFile } from "../storage/seam.ts";
-import { type HeldLock, SimulatedDirectory, SimulatedFile, type SimulatedNode, type Survives } from "./simulated-node.ts";
+import {
+  type HeldLock,
+  SimulatedDirectory,
+  SimulatedFile,
+  type SimulatedNode,
+  type Survives,
+} from "./simulated-node.ts";
 
 export type OperationKind =
   | "create"
@@ -211,7 +217,10 @@ class Process implements SimulatedProcess {
     if (node === undefined) {
       if (options.create !== true && options.exclusive !== true) throw systemError("ENOENT", path);
       node = this.#createFile(path, options.mode ?? 0o600);
-    } else if (this.#options.root === false && (node.mode & (writable ? 0o600 : 0o400)) !== (writable ? 0o600 : 0o400)) {
+    } else if (
+      this.#options.root === false &&
+      (node.mode & (writable ? 0o600 : 0o400)) !== (writable ? 0o600 : 0o400)
+    ) {
       throw systemError("EACCES", path);
     }
     if (options.truncate === true && node.content.sizeBytes > 0) {

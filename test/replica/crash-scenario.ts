@@ -52,16 +52,19 @@ interface State {
 export interface History {
   readonly durable: State[];
   asked: State | undefined;
+  /** True while nothing was begun since the last commit or clean stop: then the table needs no rebuild. */
+  quiet: boolean;
 }
 
 export function createHistory(): History {
-  return { durable: [], asked: undefined };
+  return { durable: [], asked: undefined, quiet: true };
 }
 
 async function commit(history: History, store: Store, process: SimulatedProcess, state: State): Promise<void> {
   const writer = await openWriter(store);
   try {
     if (writer.doubtful) await rebuild(writer, process.lanes);
+    history.quiet = false;
     await writer.begin();
     await writer.grow(state.disk.sizeBytes);
     apply(writer, process.lanes, state.blocks);
@@ -70,6 +73,7 @@ async function commit(history: History, store: Store, process: SimulatedProcess,
     expect(point.root).toBe(rootOf(state.disk, state.blocks));
     history.durable.push(state);
     history.asked = undefined;
+    history.quiet = true;
   } finally {
     await writer.release();
   }
@@ -83,10 +87,12 @@ export async function live(process: SimulatedProcess, history: History): Promise
   await commit(history, store, process, { cycle: "c1", disk: geometry(sizeBytes), blocks: first });
 
   let writer = await openWriter(store);
+  history.quiet = false;
   await writer.begin();
   putBlock(writer, process.lanes, 1, 5);
   putBlock(writer, process.lanes, 300, 0);
   await writer.suspend(301);
+  history.quiet = true;
   await writer.release();
 
   writer = await openWriter(store);
@@ -127,6 +133,7 @@ async function checkDisk(process: SimulatedProcess, store: Store, history: Histo
   if (newest !== undefined && state !== undefined) expect(newest.root).toBe(rootOf(state.disk, state.blocks));
   const { state: found } = (await store.summary(diskName)) ?? {};
   expect(found).toBe("receiving");
+  if (history.quiet) expect(writer.doubt).toBeUndefined();
   if (writer.doubtful) {
     await rebuild(writer, process.lanes);
     expectTableTrue(writer, process.lanes);

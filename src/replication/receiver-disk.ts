@@ -1,0 +1,178 @@
+/** The disk a session works on: its table read with care, its replica changed through lanes. */
+import type { Slot } from "../base/buffer-pool.ts";
+import { ReplicationError } from "../base/errors.ts";
+import type { Logger } from "../base/logger.ts";
+import { blockCount, blockLength, blocksPerPage, digestBytes, type Geometry, pageCount } from "../base/units.ts";
+import { isZero } from "../codec/digest.ts";
+import type { OldPartsResult } from "../lanes/jobs.ts";
+import type { Lanes } from "../lanes/lanes.ts";
+import type { DiskWriter } from "../replica/store.ts";
+import type { PageDigests } from "../table/digest-table.ts";
+import type { Data } from "../wire/messages.ts";
+import { rebuildTable } from "./rebuild.ts";
+
+export interface SessionDiskOptions {
+  readonly name: string;
+  readonly writer: DiskWriter;
+  readonly lanes: Lanes;
+  readonly log: Logger;
+  /** Slots of the session, and those of them that are free just now. */
+  readonly slots: readonly Slot[];
+  readonly free: Slot[];
+  readonly signal: AbortSignal;
+  /** Bytes of the disk passed in a rebuild. */
+  readonly onProgress: (bytes: number) => void;
+}
+
+export class SessionDisk {
+  readonly #o: SessionDiskOptions;
+  #begun: Promise<void> | undefined;
+
+  constructor(options: SessionDiskOptions) {
+    this.#o = options;
+  }
+
+  get geometry(): Geometry {
+    return this.#o.writer.table.geometry;
+  }
+
+  get pages(): PageDigests {
+    return this.#o.writer.table.pages;
+  }
+
+  /** True when this session may have changed replica or table. */
+  get changed(): boolean {
+    return this.#begun !== undefined;
+  }
+
+  /** Before the first overwrite. Idempotent. */
+  begin(): Promise<void> {
+    this.#begun ??= this.#o.writer.begin();
+    return this.#begun;
+  }
+
+  /** Makes a table in doubt true by reading the replica. */
+  async rebuild(): Promise<void> {
+    const { writer, log, name, slots } = this.#o;
+    log.warn({ disk: name, why: writer.doubt }, "the digest table is in doubt; reading the replica");
+    await this.#redigest(0, pageCount(this.geometry), slots);
+    await writer.settleDoubt();
+  }
+
+  #redigest(firstPage: number, endPage: number, slots: readonly Slot[]): Promise<void> {
+    const { writer, lanes, name, signal, onProgress } = this.#o;
+    const how = {
+      disk: name,
+      geometry: this.geometry,
+      replicaFd: writer.replicaFd,
+      nextData: (offset: number) => writer.nextData(offset),
+      table: writer.table,
+      lanes,
+      slots,
+      signal,
+      onProgress,
+    };
+    return rebuildTable(how, firstPage, endPage);
+  }
+
+  /** Digests of a page; one that does not match its checksum is digested anew from the replica. A view: used before the next call. */
+  async page(page: number): Promise<Uint8Array> {
+    const { writer, log, name, free } = this.#o;
+    if (page >= pageCount(this.geometry)) throw new ReplicationError("protocol-violation", `there is no page ${page}`);
+    try {
+      return writer.table.page(page);
+    } catch (error) {
+      const slot = free.pop();
+      if (slot === undefined || !(error instanceof ReplicationError) || error.code !== "store-damaged") throw error;
+      log.warn({ disk: name, page }, `${error.message}; reading its blocks`);
+      try {
+        await this.begin();
+        await this.#redigest(page, page + 1, [slot]);
+      } finally {
+        free.push(slot);
+      }
+      return writer.table.page(page);
+    }
+  }
+
+  /** Digests of these blocks as one array. */
+  async digestsOf(blocks: readonly number[]): Promise<Uint8Array> {
+    const width = digestBytes(this.geometry.digestKind);
+    const per = blocksPerPage(this.geometry.digestKind);
+    const digests = new Uint8Array(blocks.length * width);
+    let pageNumber = -1;
+    let page: Uint8Array = digests;
+    for (const [index, block] of blocks.entries()) {
+      if (block >= blockCount(this.geometry)) {
+        throw new ReplicationError("protocol-violation", `there is no block ${block}`);
+      }
+      const wanted = Math.floor(block / per);
+      if (wanted !== pageNumber) {
+        page = await this.page(wanted);
+        pageNumber = wanted;
+      }
+      const at = (block - wanted * per) * width;
+      digests.set(page.subarray(at, at + width), index * width);
+    }
+    return digests;
+  }
+
+  /** Part digests of what the replica holds. */
+  async oldParts(blocks: readonly number[]): Promise<OldPartsResult> {
+    const { writer, lanes, name } = this.#o;
+    const base = await this.digestsOf(blocks);
+    const { sizeBytes, blockBytes, digestKind } = this.geometry;
+    return await lanes.run("oldParts", {
+      disk: name,
+      fd: writer.replicaFd,
+      sizeBytes,
+      blocks,
+      base,
+      blockBytes,
+      digestKind,
+    });
+  }
+
+  /** Applies a data frame whose payload lies in `slot`. Returns an `applyState` for each block; the table is the caller's to set. */
+  async apply(message: Data, slot: Slot, payloadBytes: number): Promise<Uint8Array> {
+    const { writer, lanes, name } = this.#o;
+    const { blocks, masks, digests, codec, rawBytes } = message;
+    const base = await this.digestsOf(blocks);
+    const { sizeBytes, blockBytes, digestKind } = this.geometry;
+    const result = await lanes.run("apply", {
+      slot: slot.index,
+      disk: name,
+      fd: writer.replicaFd,
+      sizeBytes,
+      payloadBytes,
+      codec,
+      rawBytes,
+      blocks,
+      masks,
+      digests,
+      base,
+      blockBytes,
+      digestKind,
+    });
+    return result.states;
+  }
+
+  /** Makes blocks zero, in the replica where they are not, and in the table. */
+  async clear(first: number, count: number): Promise<void> {
+    const { writer, lanes, name } = this.#o;
+    const blocks = Array.from({ length: count }, (_unused, index) => first + index);
+    const digests = await this.digestsOf(blocks);
+    const width = digestBytes(this.geometry.digestKind);
+    const ranges: { offset: number; length: number }[] = [];
+    for (const [index, block] of blocks.entries()) {
+      if (isZero(digests.subarray(index * width, (index + 1) * width))) continue;
+      const offset = block * this.geometry.blockBytes;
+      const length = blockLength(this.geometry, block);
+      const last = ranges.at(-1);
+      if (last !== undefined && last.offset + last.length === offset) last.length += length;
+      else ranges.push({ offset, length });
+    }
+    if (ranges.length > 0) await lanes.run("clear", { disk: name, fd: writer.replicaFd, ranges });
+    writer.table.clear(first, count);
+  }
+}

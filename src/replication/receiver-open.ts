@@ -1,0 +1,78 @@
+/** Which disk a sender gets, and how: authorised, made when it is new, claimed and locked. */
+import { ReplicationError } from "../base/errors.ts";
+import { BLOCK_BYTES_DEFAULT, type Geometry, isBlockSize } from "../base/units.ts";
+import type { DiskWriter } from "../replica/store.ts";
+import type { Open, Opened } from "../wire/messages.ts";
+import type { ReceiverSurroundings } from "./receiver.ts";
+import type { ReceiverSession } from "./receiver-session.ts";
+
+/**
+ * Throws `not-allowed`, `disk-owned`, `disk-busy` naming who holds it, `no-space`, `target-too-small`, and what the store throws. The writer is the
+ * session's from here on: it releases it.
+ */
+export async function openForSender(
+  surroundings: ReceiverSurroundings,
+  session: ReceiverSession,
+  open: Open,
+): Promise<DiskWriter> {
+  const { store } = surroundings;
+  const summary = await store.summary(open.disk);
+  const refused = surroundings.authorize(session.peer, open.disk, summary?.record.owner);
+  if (refused !== undefined) throw refused;
+  await surroundings.claim(open.disk, session);
+  await store.checkReserve();
+  if (summary === undefined) await createDisk(surroundings, session, open);
+  const opened = await store.openWriter(open.disk, { identity: session.peer.name, instance: session.instance });
+  if (opened.kind === "open") return opened.writer;
+  const { holder } = opened;
+  const who = holder === undefined ? "another process" : `${holder.identity} (process ${holder.pid} on ${holder.host})`;
+  throw new ReplicationError("disk-busy", `disk ${open.disk} is being written by ${who}`, {
+    details: { holder: holder?.identity ?? null, pid: holder?.pid ?? null },
+  });
+}
+
+async function createDisk(surroundings: ReceiverSurroundings, session: ReceiverSession, open: Open): Promise<void> {
+  const blockBytes = open.blockBytes ?? BLOCK_BYTES_DEFAULT;
+  if (!isBlockSize(blockBytes)) {
+    throw new ReplicationError("message-malformed", `${blockBytes} is no block size: a power of two, 16 KiB to 1 MiB`);
+  }
+  const geometry: Geometry = { sizeBytes: open.sizeBytes, blockBytes, digestKind: open.digestKind ?? "xxh64" };
+  await surroundings.store.create(open.disk, { geometry, owner: session.peer.name, sectorBytes: open.sectorBytes });
+  surroundings.log.info({ disk: open.disk, peer: session.peer.name, ...geometry }, "disk created");
+}
+
+export function sizeShrunk(open: Open, before: number): ReplicationError {
+  return new ReplicationError(
+    "size-shrunk",
+    open.allowShrink
+      ? `disk ${open.disk} has ${before} bytes here and the image only ${open.sizeBytes}: this version cannot make a disk smaller; send it under another name`
+      : `disk ${open.disk} has ${before} bytes here and the image only ${open.sizeBytes}; send it under another name, or make the image as large as it was`,
+    { details: { sizeBytes: before, imageBytes: open.sizeBytes } },
+  );
+}
+
+/** What the disk is, before this session changed anything. */
+export function openedMessage(
+  surroundings: ReceiverSurroundings,
+  writer: DiskWriter,
+  open: Open,
+  facts: { readonly sizeBytes: number; readonly credit: number },
+): Opened {
+  const { newest, record } = writer;
+  const committed =
+    newest === undefined ? {} : { point: newest.point, cycle: newest.cycle, root: Buffer.from(newest.root, "hex") };
+  return {
+    type: "opened",
+    fresh: newest === undefined,
+    ...committed,
+    ...facts,
+    blockBytes: record.blockBytes,
+    digestKind: record.digestKind,
+    empty: writer.table.countNonZero() === 0,
+    anotherSource: newest !== undefined && newest.source !== open.source,
+    resumeBlock: writer.resumeBlock,
+    generation: record.generation,
+    term: record.term,
+    codecs: surroundings.codecs,
+  };
+}
