@@ -5,6 +5,7 @@ import {
   closeSync,
   existsSync,
   fstatSync,
+  lstatSync,
   mkdirSync,
   mkdtempSync,
   openSync,
@@ -101,10 +102,11 @@ function tree() {
  */
 function packFiles(image, source) {
   const fd = openSync(image, "w");
-  let offset = 0;
+  // What the first file holds must not look like the format of the image.
+  let offset = 1 << 20;
   for (const name of readdirSync(source, { recursive: true, encoding: "utf8" }).sort()) {
     const path = join(source, name);
-    if (!statSync(path).isFile() || offset > imageMiB << 19) continue;
+    if (!lstatSync(path).isFile() || offset > imageMiB << 19) continue;
     const bytes = Buffer.alloc(statSync(path).size);
     const from = openSync(path, "r");
     readSync(from, bytes);

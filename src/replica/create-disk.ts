@@ -19,7 +19,7 @@ export interface NewDisk {
 
 /**
  * Order: room asked → directories, durable → `apply.lock` taken → leftovers of an interrupted try removed → replica and table files, synced →
- * directory synced → disk.json. A crash before disk.json leaves no disk, and files that the next create removes. A disk that exists
+ * disk.json, whose sync of the directory makes their names durable too. A crash before disk.json leaves no disk, and files that the next create removes. A disk that exists
  * already stays as it is, and no error is made of it: two senders may meet here, and `openWriter` tells them apart.
  */
 export async function createDisk(store: StoreParts, name: string, facts: NewDisk): Promise<void> {
@@ -100,7 +100,6 @@ async function makeFiles(storage: Storage, paths: DiskPaths, name: string, geome
     await makeFile(storage, paths.digests, table.digests, 0o600);
     await makeFile(storage, paths.pages, table.pages, 0o600);
   });
-  await syncDirectory(storage, paths.directory);
 }
 
 async function makeFile(storage: Storage, path: string, sizeBytes: number, mode: number): Promise<void> {

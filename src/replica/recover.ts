@@ -43,16 +43,15 @@ function hasOlder(files: PointFiles): boolean {
 }
 
 /**
- * Removes every point older than the newest, and its undo log. The newest point's record is durable. Order, oldest first: records →
- * directory synced → logs → directory synced: a crash in between leaves logs without points, which the next call removes, and never a
- * point without its log.
+ * Removes every point older than the newest, and its undo log. The newest point's record is durable. Order: records → directory synced →
+ * logs: a crash in between leaves logs without points, which the next call removes, and never a point without its log.
  */
 export async function removeOlderPoints(storage: Storage, paths: DiskPaths, files: PointFiles): Promise<void> {
   await inFile("write-failed", `removing points in ${paths.points}`, async () => {
-    for (const sequence of files.records) if (sequence < files.newest) await storage.unlink(paths.point(sequence));
-    await syncDirectory(storage, paths.points);
+    const records = files.records.filter((sequence) => sequence < files.newest);
+    for (const sequence of records) await storage.unlink(paths.point(sequence));
+    if (records.length > 0) await syncDirectory(storage, paths.points);
     for (const sequence of files.undoLogs) if (sequence < files.newest) await storage.unlink(paths.undo(sequence));
-    await syncDirectory(storage, paths.points);
   });
 }
 

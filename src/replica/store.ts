@@ -61,7 +61,7 @@ export interface StoreOptions {
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Logger;
-  /** Create the store when the directory is empty or missing. */
+  /** Create the store when the directory is empty or missing. Its parent exists. */
   readonly create?: boolean;
   /** Bytes of free space to keep; default limits.reserveBytesDefault, but at most 5 % of the file system. */
   readonly reserveBytes?: number;
@@ -82,6 +82,8 @@ export async function openStore(options: StoreOptions): Promise<Store> {
   if (!storage.capabilities.locks && !singleProcess) throw locksUnsupported(path);
   const paths = storePaths(path);
   const id = (await readId(storage, paths)) ?? (await makeStore(options, paths));
+  // Who made the store may have been stopped before these syncs.
+  if (options.create === true) for (const directory of [dirname(path), path]) await syncDirectory(storage, directory);
   const locks = new DiskLocks(storage, clock, singleProcess);
   const parts: StoreParts = { path, storage, clock, random, log, locks, host, pid: options.pid ?? 0 };
   return {
@@ -105,7 +107,7 @@ async function readId(storage: Storage, paths: StorePaths): Promise<string | und
   return (await readState(storage, paths.record, storeFormat))?.text("id");
 }
 
-/** Order: directories, durable → store.json. A crash in between leaves an empty directory, which the next create takes. */
+/** Order: directories → store.json. A crash in between leaves an empty directory, which the next create takes. */
 async function makeStore(options: StoreOptions, paths: StorePaths): Promise<string> {
   const { storage, path, random } = options;
   if (options.create !== true) {
@@ -119,7 +121,6 @@ async function makeStore(options: StoreOptions, paths: StorePaths): Promise<stri
     await storage.makeDirectory(path);
     await storage.makeDirectory(paths.disks);
   });
-  await syncDirectory(storage, dirname(path));
   await writeState(storage, paths.record, storeFormat, { id: random.uuid() });
   // Read back, because another process may have made the store in the same moment: then its id counts.
   const id = await readId(storage, paths);

@@ -9,8 +9,11 @@ type Change =
   | { readonly kind: "truncate"; readonly sizeBytes: number }
   | { readonly kind: "punch"; readonly offset: number; readonly length: number };
 
+/** What may survive a loss of power or not: a sector of a write or a hole, a new length, a change of a directory, an inode's time. */
+export type Unsynced = "write" | "punch" | "truncate" | "entry" | "time";
+
 /** True: what is asked about survives. Called once for each thing that may go either way. */
-export type Survives = () => boolean;
+export type Survives = (what: Unsynced) => boolean;
 
 export interface HeldLock {
   readonly kind: "shared" | "exclusive";
@@ -78,11 +81,11 @@ export class SimulatedFile {
   /** Any subset of the changes since the last sync has happened, writes sector by sector. */
   losePower(survives: Survives): void {
     for (const change of this.#pending) {
-      for (const part of sectors(change)) if (survives()) make(this.#durable, part);
+      for (const part of sectors(change)) if (survives(part.kind)) make(this.#durable, part);
     }
     this.#pending = [];
     // The inode goes its own way: bytes may be new and the time of change old.
-    if (!survives()) this.changedNanos = this.#durableNanos;
+    if (!survives("time")) this.changedNanos = this.#durableNanos;
     this.#durableNanos = this.changedNanos;
     this.#seen = this.#durable.clone();
     this.locks = [];
@@ -162,14 +165,10 @@ export class SimulatedDirectory {
     this.#pending = [];
   }
 
-  failSync(): void {
-    this.#pending = [];
-  }
-
   /** A prefix of the changes since the last sync has happened; what is found then loses power itself. */
   losePower(survives: Survives): void {
     for (const change of this.#pending) {
-      if (!survives()) break;
+      if (!survives("entry")) break;
       makeEntry(this.#durable, change);
     }
     this.#pending = [];

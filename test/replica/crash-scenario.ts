@@ -2,12 +2,20 @@
 import { blockCount, type Geometry } from "../../src/base/units.ts";
 import { expect } from "vitest";
 import type { Store } from "../../src/replica/store.ts";
-import type { SimulatedProcess } from "../../src/testing/simulated-storage.ts";
+import {
+  createSimulatedDisk,
+  type Fault,
+  type Operation,
+  type SimulatedDisk,
+  type SimulatedProcess,
+} from "../../src/testing/simulated-storage.ts";
+import type { Survives } from "../../src/testing/simulated-node.ts";
 import {
   apply,
   type Blocks,
   blockBytes,
   commitFacts,
+  createChance,
   diskName,
   expectTableTrue,
   geometry,
@@ -19,27 +27,27 @@ import {
   storePath,
 } from "./simulated-store.ts";
 
-/** 3 pages of the table, the last block a short one; then 5 pages. */
-const sizeBytes = 600 * blockBytes + 512;
-const grownBytes = 1_100 * blockBytes + 4096;
+/** 2 pages of the table, the last block a short one; then 3 pages. */
+const sizeBytes = 260 * blockBytes + 512;
+const grownBytes = 520 * blockBytes + 4096;
 
 const first: Blocks = new Map([
   [0, 1],
   [1, 2],
-  [300, 3],
-  [600, 4],
+  [257, 3],
+  [260, 4],
 ]);
 const second: Blocks = new Map([
   [0, 1],
   [1, 5],
-  [299, 6],
-  [600, 4],
+  [256, 6],
+  [260, 4],
 ]);
 const third: Blocks = new Map([
   [1, 7],
-  [299, 6],
-  [600, 4],
-  [1_100, 8],
+  [256, 6],
+  [260, 4],
+  [520, 8],
 ]);
 
 interface State {
@@ -90,14 +98,14 @@ export async function live(process: SimulatedProcess, history: History): Promise
   history.quiet = false;
   await writer.begin();
   putBlock(writer, process.lanes, 1, 5);
-  putBlock(writer, process.lanes, 300, 0);
-  await writer.suspend(301);
+  putBlock(writer, process.lanes, 257, 0);
+  await writer.suspend(258);
   history.quiet = true;
   await writer.release();
 
   writer = await openWriter(store);
   expect(writer.doubt).toBeUndefined();
-  expect(writer.resumeBlock).toBe(301);
+  expect(writer.resumeBlock).toBe(258);
   await writer.release();
 
   await commit(history, store, process, { cycle: "c2", disk: geometry(sizeBytes), blocks: second });
@@ -151,3 +159,58 @@ async function checkDisk(process: SimulatedProcess, store: Store, history: Histo
   expect(writer.table.countNonZero()).toBe(state?.blocks.size ?? 0);
   expect(blockCount(writer.table.geometry)).toBe(blockCount(state?.disk ?? geometry(sizeBytes)));
 }
+
+type Fate = (operation: Operation) => Fault | undefined;
+
+/**
+ * Lives on `disk` with a kill before operation `at`; then power is lost unless `survives` is undefined, and the disk is looked at.
+ * `also`: faults beside the kill.
+ */
+export async function crashAt(
+  disk: SimulatedDisk,
+  at: number,
+  survives: Survives | undefined,
+  also: Fate = () => undefined,
+): Promise<"crashed" | "ended"> {
+  const process = disk.start({ fault: (operation) => (operation.index === at ? { kind: "kill" } : also(operation)) });
+  const history = createHistory();
+  try {
+    await live(process, history);
+  } catch (error) {
+    if (!process.dead) throw error;
+  }
+  const result = process.dead ? "crashed" : "ended";
+  process.kill();
+  if (survives !== undefined) disk.losePower(survives);
+  await checkAfterCrash(disk.start(), history);
+  // What a session built on the remains of a killed one must be there to stay.
+  if (survives === undefined) {
+    disk.losePower(() => false);
+    await checkAfterCrash(disk.start(), history);
+  }
+  return result;
+}
+
+/** All operations of a life without a crash. */
+export async function operationsOfLife(): Promise<readonly Operation[]> {
+  const operations: Operation[] = [];
+  const fault: Fate = (operation) => {
+    operations.push(operation);
+    return undefined;
+  };
+  await live(createSimulatedDisk().start({ fault }), createHistory());
+  return operations;
+}
+
+function half(seed: number): Survives {
+  const chance = createChance(seed);
+  return () => chance() < 0.5;
+}
+
+/** Ways to lose power: what survives, for a seed. */
+export const powerLosses: Readonly<Record<string, (seed: number) => Survives>> = {
+  "power lost, nothing un-synced survives": () => () => false,
+  "power lost, content survives and names do not": () => (what) => what !== "entry" && what !== "time",
+  "power lost, half survives": half,
+  "power lost, another half survives": (seed) => half(seed + 7_777),
+};

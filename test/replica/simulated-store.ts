@@ -1,6 +1,7 @@
 /** A store on a simulated disk, and the blocks of one replica as a model. */
 import { createHash } from "node:crypto";
 import { expect } from "vitest";
+import { toReplicationError } from "../../src/base/errors.ts";
 import { silentLogger } from "../../src/base/logger.ts";
 import type { Clock } from "../../src/base/clock.ts";
 import type { Random } from "../../src/base/random.ts";
@@ -104,8 +105,17 @@ export function rootOf(disk: Geometry, blocks: Blocks): string {
   return Buffer.from(pages.root()).toString("hex");
 }
 
-/** Writes one block as a lane does, to the replica and then to the table. */
+/** Writes one block as a lane does, to the replica and then to the table; a failure poisons, as the receiver does it. */
 export function putBlock(writer: DiskWriter, lanes: LaneStorage, block: number, value: number): void {
+  try {
+    writeBlock(writer, lanes, block, value);
+  } catch (error) {
+    writer.poison();
+    throw toReplicationError(error, "write-failed");
+  }
+}
+
+function writeBlock(writer: DiskWriter, lanes: LaneStorage, block: number, value: number): void {
   const disk = writer.table.geometry;
   const content = blockContent(value).subarray(0, blockLength(disk, block));
   if (value === 0) {

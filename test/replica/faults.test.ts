@@ -1,0 +1,126 @@
+import { describe, expect, test } from "vitest";
+import { ReplicationError } from "../../src/base/errors.ts";
+import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
+import { checkAfterCrash, createHistory, live, operationsOfLife } from "./crash-scenario.ts";
+import {
+  apply,
+  blockBytes,
+  commitFacts,
+  diskName,
+  expectTableTrue,
+  geometry,
+  openTestStore,
+  openWriter,
+  putBlock,
+  rebuild,
+  rootOf,
+  storePath,
+} from "./simulated-store.ts";
+
+describe("each operation fails once", () => {
+  for (const errno of ["EIO", "ENOSPC"]) {
+    test(errno, async () => {
+      const count = (await operationsOfLife()).length;
+      let failures = 0;
+      for (let at = 0; at < count; at++) {
+        failures += Number(await failAt(at, errno).catch((error: unknown) => {
+          throw new Error(`${errno} at operation ${at}`, { cause: error });
+        }));
+      }
+      // All but those whose failure costs nothing: texts of locks, and what the next open removes.
+      expect(failures).toBeGreaterThan(count / 2);
+    });
+  }
+});
+
+/** One operation fails, the process goes on with a new session; at the end power is lost. True: the life ended with an error. */
+async function failAt(at: number, errno: string): Promise<boolean> {
+  const disk = createSimulatedDisk();
+  const process = disk.start({ fault: ({ index }) => (index === at ? { kind: "errno", errno } : undefined) });
+  const history = createHistory();
+  let failed = false;
+  try {
+    await live(process, history);
+  } catch (error) {
+    // The very first operations are the test's own.
+    if (!(error instanceof ReplicationError) && at > 0) throw error;
+    failed = true;
+  }
+  await checkAfterCrash(process, history);
+  disk.losePower(() => false);
+  await checkAfterCrash(disk.start(), history);
+  return failed;
+}
+
+describe("a sync that failed once (C-97)", () => {
+  const disk = geometry(40 * blockBytes);
+
+  for (const file of ["replica.raw", "digests", "pages", "0000000001.json.new", "points"]) {
+    test(`of ${file}: the commit fails, no second try succeeds, and the next session starts from what is on disk`, async () => {
+      const machine = createSimulatedDisk();
+      let armed = false;
+      const process = machine.start({
+        fault({ kind, path }) {
+          if (!armed || !kind.startsWith("sync") || !path.endsWith(file)) return undefined;
+          armed = false;
+          return { kind: "errno", errno: "EIO" };
+        },
+      });
+      await process.makeDirectory(storePath);
+      const store = await openTestStore(process);
+      await store.create(diskName, { geometry: disk, owner: "sender", sectorBytes: 512 });
+      const writer = await openWriter(store);
+      await writer.begin();
+      putBlock(writer, process.lanes, 3, 1);
+      armed = true;
+      await expect(writer.commit(commitFacts("c1"))).rejects.toMatchObject({ code: "sync-failed" });
+      expect(armed).toBe(false);
+      // The kernel would say yes to a second sync now.
+      await expect(writer.commit(commitFacts("c1"))).rejects.toMatchObject({ code: "sync-failed" });
+      await expect(writer.suspend(0)).rejects.toMatchObject({ code: "sync-failed" });
+      await writer.release();
+
+      const next = await openWriter(store);
+      expect(next.doubtful).toBe(true);
+      await rebuild(next, process.lanes);
+      expectTableTrue(next, process.lanes);
+      await next.begin();
+      apply(next, process.lanes, new Map([[3, 1]]));
+      const point = await next.commit(commitFacts("c2"));
+      expect(point.root).toBe(rootOf(disk, new Map([[3, 1]])));
+      await next.release();
+
+      machine.losePower(() => false);
+      const after = machine.start();
+      const last = await openWriter(await openTestStore(after));
+      expect(last.doubt).toBeUndefined();
+      expect(last.newest?.cycle).toBe("c2");
+      expectTableTrue(last, after.lanes);
+    });
+  }
+
+  test("of the replica: what the rebuild reads is the disk and not the page cache", async () => {
+    const machine = createSimulatedDisk();
+    const process = machine.start({
+      fault: ({ kind, path, index }) =>
+        kind === "sync" && path.endsWith("replica.raw") && index > 30 && !failed ? fail() : undefined,
+    });
+    let failed = false;
+    const fail = () => {
+      failed = true;
+      return { kind: "errno", errno: "EIO" } as const;
+    };
+    await process.makeDirectory(storePath);
+    const store = await openTestStore(process);
+    await store.create(diskName, { geometry: disk, owner: "sender", sectorBytes: 512 });
+    const writer = await openWriter(store);
+    await writer.begin();
+    putBlock(writer, process.lanes, 3, 1);
+    await expect(writer.commit(commitFacts("c1"))).rejects.toMatchObject({ code: "sync-failed" });
+    await writer.release();
+    const next = await openWriter(store);
+    await rebuild(next, process.lanes);
+    // Block 3 never reached the disk: the table must ask for it again.
+    expect(next.table.isZero(3)).toBe(true);
+  });
+});
