@@ -159,6 +159,8 @@ export interface CreateReceiverOptions {
   readonly allow?: ReadonlyMap<string, readonly string[]> | undefined;
   readonly reserveBytes?: number | undefined;
   readonly singleProcess?: boolean | undefined;
+  /** Called after each 16 MiB received, for a program that wants to collect short-lived garbage then (see `listenTls`). */
+  readonly reclaim?: (() => void) | undefined;
   readonly onPoint?: (event: {
     readonly disk: string;
     readonly point: Point;
@@ -208,6 +210,7 @@ export async function createReceiver(options: CreateReceiverOptions): Promise<Li
     credentials: options.credentials,
     clock,
     log,
+    reclaim: options.reclaim,
     onLink: (link) => {
       receiver.accept(link);
     },

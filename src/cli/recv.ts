@@ -5,6 +5,7 @@ import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { formatTime, parseAddress, parseCount, parseSize } from "./values.ts";
 import type { Verb } from "./verb.ts";
+import { youngCollector } from "./young-garbage.ts";
 
 const help = `usage: replicate recv --store DIR --listen HOST:PORT --tls DIR/NAME [options]
 
@@ -63,6 +64,7 @@ export const recvVerb: Verb = {
         allow: parseAllow(given.texts("allow")),
         reserveBytes: reserve === undefined ? undefined : parseSize(reserve, "--reserve"),
         singleProcess: given.flag("single-process"),
+        reclaim: youngCollector(),
         onPoint: ({ disk, point, peer }) => {
           const event = {
             event: "point",

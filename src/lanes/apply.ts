@@ -19,6 +19,9 @@ import { areaA, areaB } from "./slot-layout.ts";
 /** Longest single write: larger ones cost more than twice as much in a new file (measured; the kernel zeroes large folios first). */
 const writeBytesMax = 256 * KIB;
 
+/** Runs at least this long are handed to the device at once. */
+const writebackBytesMin = 256 * KIB;
+
 /**
  * Applies a data frame. Order for each block: old content (where parts go over content) → patch → digest of the whole new block → write.
  * A block whose digest does not come out is not written.
@@ -152,6 +155,9 @@ class RunWriter {
       });
     }
     this.bytes += length;
+    // Long runs go to the device while the next ones are received, so that the sync of the commit is short. Scattered parts are left to
+    // the kernel, which joins neighbours better than we could.
+    if (length >= writebackBytesMin) this.#lane.storage.startWriteback(fd, this.#offset, length);
   }
 }
 

@@ -37,7 +37,7 @@ export class DiskLocks {
   /** Undefined: another holds it. Throws `locks-unsupported`. */
   async exclusive(path: string): Promise<FileLock | undefined> {
     for (let tries = 1; ; tries++) {
-      const lock = await this.#take(path, "exclusive");
+      const lock = await inFile("write-failed", `locking ${path}`, () => this.#take(path, "exclusive"));
       if (lock !== undefined || tries === exclusiveTries) return lock;
     }
   }
@@ -58,7 +58,7 @@ export class DiskLocks {
   /** Runs `change` with `chain.lock`, which is only ever held briefly; waits for it. Throws `disk-busy` after half a minute. */
   async withChainLock<T>(path: string, change: () => Promise<T>): Promise<T> {
     for (let tries = 0; tries < chainTries; tries++) {
-      const lock = await this.#take(path, "exclusive");
+      const lock = await inFile("write-failed", `locking ${path}`, () => this.#take(path, "exclusive"));
       if (lock !== undefined) {
         try {
           return await change();

@@ -16,13 +16,15 @@ import { type DiskSummary, summarize } from "./disk-summary.ts";
 import { inFile } from "./file-error.ts";
 import { diskPaths, isDiskName, type StorePaths, storePaths } from "./layout.ts";
 import { openDisk, type OpenResult, type StoreParts } from "./open-disk.ts";
-import { decodeState, newName, readState, type StateFormat, syncDirectory, writeState } from "./state-file.ts";
+import { newName, readState, syncDirectory, writeState } from "./state-file.ts";
+import { storeFormat } from "./store-record.ts";
 
 export type { Holder } from "./disk-lock.ts";
 export type { DiskRecord } from "./disk-record.ts";
 export type { DiskSummary } from "./disk-summary.ts";
 export type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 export { checkDiskName } from "./layout.ts";
+export { inspectStoreFile, type StoreFileDescription } from "./inspect.ts";
 export type { OpenResult } from "./open-disk.ts";
 export type { Point } from "./point.ts";
 
@@ -73,8 +75,6 @@ export interface StoreOptions {
   readonly singleProcess?: boolean;
 }
 
-const storeFormat: StateFormat = { format: "replicate store", version: 1 };
-
 /** Throws `store-not-found`, `store-damaged`, `store-version-unsupported`, `locks-unsupported`. */
 export async function openStore(options: StoreOptions): Promise<Store> {
   const { path, storage, clock, random, log, host } = options;
@@ -96,11 +96,6 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     checkReserve: () => checkReserve(storage, path, options.reserveBytes),
     close: () => Promise.resolve(),
   };
-}
-
-/** Id of the store `bytes` describe. Throws `store-damaged`, `store-version-unsupported`. */
-export function decodeStore(path: string, bytes: Uint8Array): { readonly id: string } {
-  return { id: decodeState(path, storeFormat, bytes).text("id") };
 }
 
 async function readId(storage: Storage, paths: StorePaths): Promise<string | undefined> {
@@ -151,7 +146,7 @@ async function listDisks(storage: Storage, store: string, paths: StorePaths): Pr
 }
 
 async function checkReserve(storage: Storage, path: string, wanted: number | undefined): Promise<void> {
-  const space = await storage.space(path);
+  const space = await inFile("write-failed", `asking the room in ${path}`, () => storage.space(path));
   const { freeBytes, totalBytes } = space;
   const share = totalBytes === undefined ? Number.POSITIVE_INFINITY : Math.floor(totalBytes / 20);
   const reserveBytes = wanted ?? Math.min(limits.reserveBytesDefault, share);

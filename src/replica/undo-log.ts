@@ -14,7 +14,7 @@ import type { DiskPaths } from "./layout.ts";
 export const UNDO_HEADER_BYTES = 32;
 export const UNDO_VERSION = 1;
 export const UNDO_ID_BYTES = 8;
-const magic = Buffer.from("rplundo\n", "latin1");
+export const undoMagic: Buffer = Buffer.from("rplundo\n", "latin1");
 
 export interface UndoHeader {
   /** Random; seeds the checksums of the log's entries. 8 bytes. */
@@ -25,7 +25,7 @@ export interface UndoHeader {
 
 export function encodeUndoHeader({ id, sequence }: UndoHeader): Uint8Array {
   const bytes = Buffer.alloc(UNDO_HEADER_BYTES);
-  magic.copy(bytes, 0);
+  undoMagic.copy(bytes, 0);
   bytes.writeUInt16LE(UNDO_VERSION, 8);
   bytes.set(id, 16);
   bytes.writeBigUInt64LE(BigInt(sequence), 24);
@@ -37,7 +37,7 @@ export function encodeUndoHeader({ id, sequence }: UndoHeader): Uint8Array {
 export function decodeUndoHeader(path: string, bytes: Uint8Array): UndoHeader {
   if (bytes.length < UNDO_HEADER_BYTES) throw damaged(path, `it has ${bytes.length} bytes, less than its header`);
   const header = Buffer.from(bytes.buffer, bytes.byteOffset, UNDO_HEADER_BYTES);
-  if (magic.compare(header, 0, 8) !== 0) throw damaged(path, "it is not an undo log");
+  if (undoMagic.compare(header, 0, 8) !== 0) throw damaged(path, "it is not an undo log");
   const version = header.readUInt16LE(8);
   if (version !== UNDO_VERSION) {
     throw new ReplicationError(

@@ -9,7 +9,7 @@ import { MIB } from "../base/units.ts";
 import type { CodecName } from "../codec/compression.ts";
 
 /** A round measures at least this much: several times what socket buffers and credit hide. */
-const roundBytes = 64 * MIB;
+const roundBytes = 48 * MIB;
 /** A link that takes less than this before compression is slower than any lane's lz4: storing cannot win. */
 const storedMinRate = 200 * MIB;
 /** Below these a stronger codec is worth its time. */
@@ -18,6 +18,8 @@ const deflateMaxWireRate = 12 * MIB;
 /** A trial that does worse than this share of the best is cut short. */
 const trialShare = 0.8;
 const trialBytesMin = 24 * MIB;
+/** Storing costs the least work at both ends, so it wins unless another codec is faster by this factor. */
+const storedBonus = 1.15;
 /** Rounds between two trials of the runner-up. */
 const roundsBetweenTrials = 16;
 /** Units in a row that did not shrink before compressing is paused, and how many are then stored before the next try. */
@@ -81,7 +83,7 @@ export class CodecChoice {
     const best = Math.max(0, ...this.#rates.values());
     const hopeless = round.rawBytes >= trialBytesMin && best > 0 && rate < best * trialShare;
     if (round.rawBytes < roundBytes && !hopeless) return;
-    this.#rates.set(round.codec, rate);
+    this.#rates.set(round.codec, round.codec === "stored" ? rate * storedBonus : rate);
     this.#start(this.#choose(round, rate), unit.now);
   }
 

@@ -3,6 +3,7 @@ import type { Socket } from "node:net";
 import type { TLSSocket } from "node:tls";
 import type { Clock } from "../base/clock.ts";
 import { InvariantError, invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
+import { MIB } from "../base/units.ts";
 import type { Logger } from "../base/logger.ts";
 import { createFrameDecoder, encodeFrame, type FrameDecoder } from "../wire/frame.ts";
 import type { Message } from "../wire/messages.ts";
@@ -19,7 +20,12 @@ export interface TlsLinkOptions {
   readonly peer: PeerIdentity;
   readonly clock: Clock;
   readonly log: Logger;
+  /** See {@link ListenTlsOptions.reclaim}. */
+  readonly reclaim?: (() => void) | undefined;
 }
+
+/** Bytes received between two calls of `reclaim`. */
+const reclaimBytes = 16 * MIB;
 
 /** Why the connection is over; `error` undefined: in an orderly way. */
 interface Ending {
@@ -42,6 +48,8 @@ export class TlsLink implements Link {
   readonly #raw: Socket;
   readonly #clock: Clock;
   readonly #log: Logger;
+  readonly #reclaim: (() => void) | undefined;
+  #unreclaimed = 0;
   #handlers: LinkHandlers | undefined;
   #decoder: FrameDecoder | undefined;
   #ending: Ending | undefined;
@@ -54,7 +62,8 @@ export class TlsLink implements Link {
   #writing = false;
   #lastReceived: number;
 
-  constructor({ socket, raw, peer, clock, log }: TlsLinkOptions) {
+  constructor({ socket, raw, peer, clock, log, reclaim }: TlsLinkOptions) {
+    this.#reclaim = reclaim;
     this.peer = peer;
     this.#socket = socket;
     this.#raw = raw;
@@ -154,6 +163,11 @@ export class TlsLink implements Link {
     if (this.#isOver) return;
     try {
       this.#decoder?.push(chunk);
+      this.#unreclaimed += chunk.length;
+      if (this.#unreclaimed >= reclaimBytes) {
+        this.#unreclaimed = 0;
+        this.#reclaim?.();
+      }
     } catch (thrown) {
       if (!this.#isOver) this.#end(this.#handlerError(thrown));
     }

@@ -2,6 +2,7 @@
  * Frames: prelude (prelude.ts), msgpack header (message-codec.ts), raw payload. See docs/protocol.md. Pure: bytes in,
  * values out.
  */
+import { copyBytes } from "../base/copy-bytes.ts";
 import { invariant } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
 import {
@@ -160,7 +161,7 @@ class IncrementalDecoder implements FrameDecoder {
   #takePayload(chunk: Uint8Array, from: number): number {
     const payload = this.#payload;
     const length = Math.min(payload.length - this.#payloadFilled, chunk.length - from);
-    payload.set(length === chunk.length ? chunk : chunk.subarray(from, from + length), this.#payloadFilled);
+    copyBytes(length === chunk.length ? chunk : chunk.subarray(from, from + length), payload, this.#payloadFilled);
     this.#payloadFilled += length;
     if (this.#payloadFilled === payload.length && this.#message !== undefined) this.#finish(this.#message);
     return from + length;

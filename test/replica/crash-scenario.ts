@@ -1,7 +1,7 @@
 /** The life of one disk, step by step, with what must be true after a crash at any moment of it. */
 import { blockCount, type Geometry } from "../../src/base/units.ts";
 import { expect } from "vitest";
-import type { Store } from "../../src/replica/store.ts";
+import type { DiskWriter, Store } from "../../src/replica/store.ts";
 import {
   createSimulatedDisk,
   type Fault,
@@ -68,9 +68,17 @@ export function createHistory(): History {
   return { durable: [], asked: undefined, quiet: true };
 }
 
-async function commit(history: History, store: Store, process: SimulatedProcess, state: State): Promise<void> {
+async function withWriter(store: Store, use: (writer: DiskWriter) => Promise<void>): Promise<void> {
   const writer = await openWriter(store);
   try {
+    await use(writer);
+  } finally {
+    await writer.release();
+  }
+}
+
+async function commit(history: History, store: Store, process: SimulatedProcess, state: State): Promise<void> {
+  await withWriter(store, async (writer) => {
     if (writer.doubtful) await rebuild(writer, process.lanes);
     history.quiet = false;
     await writer.begin();
@@ -82,9 +90,7 @@ async function commit(history: History, store: Store, process: SimulatedProcess,
     history.durable.push(state);
     history.asked = undefined;
     history.quiet = true;
-  } finally {
-    await writer.release();
-  }
+  });
 }
 
 /** Create, first copy, a delta laid aside and taken up again, a delta with growth. */
@@ -94,19 +100,18 @@ export async function live(process: SimulatedProcess, history: History): Promise
   await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512 });
   await commit(history, store, process, { cycle: "c1", disk: geometry(sizeBytes), blocks: first });
 
-  let writer = await openWriter(store);
-  history.quiet = false;
-  await writer.begin();
-  putBlock(writer, process.lanes, 1, 5);
-  putBlock(writer, process.lanes, 257, 0);
-  await writer.suspend(258);
-  history.quiet = true;
-  await writer.release();
-
-  writer = await openWriter(store);
-  expect(writer.doubt).toBeUndefined();
-  expect(writer.resumeBlock).toBe(258);
-  await writer.release();
+  await withWriter(store, async (writer) => {
+    history.quiet = false;
+    await writer.begin();
+    putBlock(writer, process.lanes, 1, 5);
+    putBlock(writer, process.lanes, 257, 0);
+    await writer.suspend(258);
+    history.quiet = true;
+  });
+  await withWriter(store, async (writer) => {
+    expect(writer.doubt).toBeUndefined();
+    expect(writer.resumeBlock).toBe(258);
+  });
 
   await commit(history, store, process, { cycle: "c2", disk: geometry(sizeBytes), blocks: second });
   await commit(history, store, process, { cycle: "c3", disk: geometry(grownBytes), blocks: third });

@@ -23,9 +23,11 @@ describe("each operation fails once", () => {
       const count = (await operationsOfLife()).length;
       let failures = 0;
       for (let at = 0; at < count; at++) {
-        failures += Number(await failAt(at, errno).catch((error: unknown) => {
-          throw new Error(`${errno} at operation ${at}`, { cause: error });
-        }));
+        failures += Number(
+          await failAt(at, errno).catch((error: unknown) => {
+            throw new Error(`${errno} at operation ${at}`, { cause: error });
+          }),
+        );
       }
       // All but those whose failure costs nothing: texts of locks, and what the next open removes.
       expect(failures).toBeGreaterThan(count / 2);
