@@ -211,7 +211,7 @@ export class OpenDisk implements DiskWriter {
 
   /**
    * Order: replica synced ∥ table written and synced → `<newest+1>.json` (written, synced, renamed, directory synced) = the commit → older
-   * points removed → clean-stop record removed. A crash before the rename: the delta is still open, nothing is lost. After it: the point is
+   * points removed. A crash before the rename: the delta is still open, nothing is lost. After it: the point is
    * committed, and the next open finishes the rest. What fails after the commit is logged; the next open does it again.
    */
   commit(facts: CommitFacts): Promise<Point> {
@@ -324,7 +324,6 @@ export class OpenDisk implements DiskWriter {
       await locks.withChainLock(paths.chainLock, async () => {
         await removeOlderPoints(storage, paths, await listPoints(storage, paths));
       });
-      if ((await storage.stat(paths.session)) !== undefined) await removeSession(storage, paths);
     } catch (error) {
       this.#logLater(error, "removing what the commit made superfluous failed");
     }

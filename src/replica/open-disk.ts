@@ -10,7 +10,7 @@ import { type DiskRecord, geometryOf, readRecord } from "./disk-record.ts";
 import { type DiskWriter, OpenDisk, type TableDamage } from "./disk-writer.ts";
 import { findDoubt } from "./doubt.ts";
 import { inFile } from "./file-error.ts";
-import { diskPaths, type DiskPaths, storePaths } from "./layout.ts";
+import { diskPaths, type DiskPaths } from "./layout.ts";
 import { type RecoveredPoints, recoverPoints } from "./recover.ts";
 import { type OpenReplica, openReplica, sizeError } from "./replica-file.ts";
 import { fingerprintOf, readSession, removeSession, type SessionRecord, writeSession } from "./session-record.ts";
@@ -61,10 +61,8 @@ async function openLocked(store: StoreParts, name: string, paths: DiskPaths, loc
   const { storage, random, log, locks } = store;
   const record = await readRecord(storage, paths);
   if (record === undefined) throw notFound(store, name);
-  // A crash of who made the disk, or committed to it, may have come before the sync of a directory: what is built on must be there to stay.
-  for (const directory of [storePaths(store.path).disks, paths.directory, paths.points]) {
-    await syncDirectory(storage, directory);
-  }
+  // Who made the disk, or committed to it, may have been stopped before the sync of a directory: what is built on must be there to stay.
+  for (const directory of [paths.directory, paths.points]) await syncDirectory(storage, directory);
   const points = await recoverPoints(storage, paths, locks);
   const replica = await openReplica(storage, paths.replica);
   try {

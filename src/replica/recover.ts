@@ -4,7 +4,7 @@ import type { Storage } from "../storage/seam.ts";
 import type { DiskLocks } from "./disk-lock.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
-import { listPoints, orphanLog, type Point, type PointFiles, readPoint, writePoint } from "./point.ts";
+import { listPoints, orphanLog, type Point, type PointFiles, readPoint } from "./point.ts";
 import { damaged, syncDirectory } from "./state-file.ts";
 
 export interface RecoveredPoints {
@@ -14,7 +14,8 @@ export interface RecoveredPoints {
 }
 
 /**
- * Finds the newest point, finishes its commit where a crash interrupted it, removes older points and leftovers.
+ * Finds the newest point, removes older ones and leftovers. The directory of points was synced before: a crash may have come between a
+ * commit's rename and its sync.
  * Throws `store-damaged` when the newest point cannot be read or its record was taken away.
  */
 export async function recoverPoints(storage: Storage, paths: DiskPaths, locks: DiskLocks): Promise<RecoveredPoints> {
@@ -28,18 +29,10 @@ export async function recoverPoints(storage: Storage, paths: DiskPaths, locks: D
       if (newest === undefined) throw damaged(paths.point(files.newest), "it vanished while it was looked at");
     }
     await removeNewFiles(storage, paths, files);
-    if (newest !== undefined && hasOlder(files)) {
-      // The commit may have stopped between the rename and the sync of the directory, or that sync may have failed. Written
-      // anew it is durable for certain, and only then may what came before it go.
-      await writePoint(storage, paths, newest);
-      await removeOlderPoints(storage, paths, files);
-    }
+    // The caller has synced the directory, so the newest record is there to stay, and what came before it may go.
+    await removeOlderPoints(storage, paths, files);
     return { newest, openLog: files.openLog };
   });
-}
-
-function hasOlder(files: PointFiles): boolean {
-  return [...files.records, ...files.undoLogs].some((sequence) => sequence < files.newest);
 }
 
 /**

@@ -83,6 +83,8 @@ export interface DiskOptions {
   readonly freeBytes?: number;
   /** Default: not limited. */
   readonly fileBytesMax?: number;
+  /** False: `space` does not tell `fileBytesMax`, as of a file system nobody knows. Default true. */
+  readonly fileBytesMaxKnown?: boolean;
 }
 
 export function createSimulatedDisk(options: DiskOptions = {}): SimulatedDisk {
@@ -305,8 +307,8 @@ class Process implements SimulatedProcess {
   async space(path: string): ReturnType<Storage["space"]> {
     this.#live();
     if (this.#disk.find(path) === undefined) throw systemError("ENOENT", path);
-    const { freeBytes = 2 ** 40, fileBytesMax } = this.#disk.options;
-    return { freeBytes, fileBytesMax, totalBytes: 2 ** 40 };
+    const { freeBytes = 2 ** 40, fileBytesMax, fileBytesMaxKnown = true } = this.#disk.options;
+    return { freeBytes, fileBytesMax: fileBytesMaxKnown ? fileBytesMax : undefined, totalBytes: 2 ** 40 };
   }
 
   async lock(path: string, kind: "shared" | "exclusive"): Promise<FileLock | undefined> {

@@ -1,6 +1,7 @@
 /** The life of one disk, step by step, with what must be true after a crash at any moment of it. */
 import { blockCount, type Geometry } from "../../src/base/units.ts";
 import { expect } from "vitest";
+import { toReplicationError } from "../../src/base/errors.ts";
 import type { DiskWriter, Store } from "../../src/replica/store.ts";
 import {
   createSimulatedDisk,
@@ -114,6 +115,11 @@ export async function live(process: SimulatedProcess, history: History): Promise
   });
 
   await commit(history, store, process, { cycle: "c2", disk: geometry(sizeBytes), blocks: second });
+  // The table is lost while nothing is under way: it is built anew.
+  history.quiet = false;
+  await process.unlink(`${storePath}/disks/${diskName}/pages`).catch((error: unknown) => {
+    throw toReplicationError(error);
+  });
   await commit(history, store, process, { cycle: "c3", disk: geometry(grownBytes), blocks: third });
   await store.close();
 }
@@ -141,7 +147,8 @@ async function checkDisk(process: SimulatedProcess, store: Store, history: Histo
   let writer = await openWriter(store);
   const { newest } = writer;
   const last = history.durable.at(-1);
-  const state = newest?.cycle === history.asked?.cycle ? history.asked : last;
+  const { asked } = history;
+  const state = asked !== undefined && newest?.cycle === asked.cycle ? asked : last;
   expect(newest?.cycle).toBe(state?.cycle);
   if (newest !== undefined && state !== undefined) expect(newest.root).toBe(rootOf(state.disk, state.blocks));
   const { state: found } = (await store.summary(diskName)) ?? {};
@@ -165,6 +172,25 @@ async function checkDisk(process: SimulatedProcess, store: Store, history: Histo
   expect(blockCount(writer.table.geometry)).toBe(blockCount(state?.disk ?? geometry(sizeBytes)));
 }
 
+/** A session starts after a kill, tells its sender what is there, and does no more: it must be there to stay. */
+async function lookThenLosePower(disk: SimulatedDisk, history: History): Promise<void> {
+  const process = disk.start();
+  await process.makeDirectory(storePath);
+  const store = await openTestStore(process);
+  if ((await store.summary(diskName)) !== undefined) {
+    await withWriter(store, async (writer) => {
+      if (writer.newest !== undefined && writer.newest.cycle === history.asked?.cycle) {
+        history.durable.push(history.asked);
+        history.asked = undefined;
+      }
+      if (!writer.doubtful) return;
+      await rebuild(writer, process.lanes);
+      history.quiet = true;
+    });
+  }
+  disk.losePower(() => false);
+}
+
 type Fate = (operation: Operation) => Fault | undefined;
 
 /**
@@ -186,7 +212,8 @@ export async function crashAt(
   }
   const result = process.dead ? "crashed" : "ended";
   process.kill();
-  if (survives !== undefined) disk.losePower(survives);
+  if (survives === undefined) await lookThenLosePower(disk, history);
+  else disk.losePower(survives);
   await checkAfterCrash(disk.start(), history);
   // What a session built on the remains of a killed one must be there to stay.
   if (survives === undefined) {

@@ -83,9 +83,8 @@ export function blockContent(value: number): Buffer {
 const zeroBlock = Buffer.alloc(blockBytes);
 
 export function digestOf(content: Uint8Array): Buffer {
-  const padded = Buffer.alloc(blockBytes);
-  padded.set(content);
-  if (padded.equals(zeroBlock)) return Buffer.alloc(width);
+  const padded = content.length === blockBytes ? content : Buffer.concat([content, zeroBlock.subarray(content.length)]);
+  if (zeroBlock.equals(padded)) return Buffer.alloc(width);
   return createHash("sha256").update(padded).digest().subarray(0, width);
 }
 

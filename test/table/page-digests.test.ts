@@ -1,8 +1,9 @@
 import { createHash } from "node:crypto";
 import { describe, expect, test } from "vitest";
 import { InvariantError } from "../../src/base/errors.ts";
-import { type Geometry, KIB, TIB } from "../../src/base/units.ts";
+import { GIB, type Geometry, KIB, pageCount, TIB } from "../../src/base/units.ts";
 import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
+import { SparsePageDigests } from "../../src/table/page-digests.ts";
 
 function hex(bytes: Uint8Array): string {
   return Buffer.from(bytes).toString("hex");
@@ -74,4 +75,24 @@ test("a page beyond the disk is a wrong call", () => {
   expect(() => {
     pages.set(0, new Uint8Array(31));
   }).toThrow(InvariantError);
+});
+
+test("a disk that shrinks forgets the pages behind its end, in whole chunks and within one", () => {
+  const geometry: Geometry = { sizeBytes: 60 * GIB, blockBytes: 64 * KIB, digestKind: "xxh64" };
+  for (const keptPages of [1, 511, 512, 513, 1_100]) {
+    const pages = new SparsePageDigests(geometry);
+    for (let page = 0; page < pageCount(geometry); page += 7) pages.set(page, pageDigest(filled(1, 8)));
+    const smaller = { ...geometry, sizeBytes: keptPages * 512 * geometry.blockBytes };
+    pages.resize(smaller);
+    const fresh = createPageDigests(smaller);
+    for (let page = 0; page < keptPages; page += 7) fresh.set(page, pageDigest(filled(1, 8)));
+    expect(hex(pages.root())).toBe(hex(fresh.root()));
+    pages.resize(geometry);
+    const grown = createPageDigests(geometry);
+    for (let page = 0; page < keptPages; page += 7) grown.set(page, pageDigest(filled(1, 8)));
+    expect(hex(pages.root())).toBe(hex(grown.root()));
+    expect([...pages.nonZeroPages()]).toEqual(
+      Array.from({ length: Math.ceil(keptPages / 7) }, (_, index) => index * 7),
+    );
+  }
 });

@@ -1,0 +1,49 @@
+import { expect, test } from "vitest";
+import { type DiskFindings, findDoubt } from "../../src/replica/doubt.ts";
+
+const replica = { sizeBytes: 100, inode: "7", changedNanos: "1000" };
+const session = { undo: 4, root: "aa", replica, resumeBlock: 3 };
+const idle: DiskFindings = {
+  tableTrouble: undefined,
+  tableRoot: "bb",
+  committedRoot: "bb",
+  newest: 4,
+  openLog: false,
+  session: undefined,
+  replica,
+  sizeBytes: 100,
+};
+const laidAside: DiskFindings = { ...idle, tableRoot: "aa", openLog: true, session };
+
+const cases: readonly (readonly [string, DiskFindings, RegExp | undefined])[] = [
+  ["idle", idle, undefined],
+  [
+    "idle, whatever the replica's inode and time: a store may be copied",
+    { ...idle, replica: { ...replica, inode: "8", changedNanos: "1" } },
+    undefined,
+  ],
+  ["idle, with a record that a commit left", { ...idle, session }, undefined],
+  ["laid aside", laidAside, undefined],
+  ["no table", { ...idle, tableTrouble: "the table is missing", tableRoot: undefined }, /missing/],
+  ["another table", { ...idle, tableRoot: "cc" }, /not that of point 4/],
+  ["another table, no point", { ...idle, tableRoot: "cc", newest: 0 }, /empty disk/],
+  ["another size", { ...idle, sizeBytes: 101 }, /100 bytes and not the 101/],
+  ["a log and no record", { ...laidAside, session: undefined }, /did not end cleanly/],
+  [
+    "a log, and its table is even the newest point's",
+    { ...laidAside, tableRoot: "bb", session: undefined },
+    /did not end cleanly/,
+  ],
+  ["a record of another log", { ...laidAside, session: { ...session, undo: 3 } }, /did not end cleanly/],
+  ["a record of another table", { ...laidAside, tableRoot: "cc" }, /not the one/],
+  ["another file", { ...laidAside, replica: { ...replica, inode: "8" } }, /not the file/],
+  ["a touched file", { ...laidAside, replica: { ...replica, changedNanos: "1001" } }, /touched/],
+];
+
+for (const [name, findings, expected] of cases) {
+  test(name, () => {
+    const doubt = findDoubt(findings);
+    if (expected === undefined) expect(doubt).toBeUndefined();
+    else expect(doubt).toMatch(expected);
+  });
+}
