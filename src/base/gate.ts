@@ -27,3 +27,9 @@ export class Gate {
     else next();
   }
 }
+
+/** Waits for all, then throws the first failure: nothing may still use what the tasks share when the caller goes on. */
+export async function settleAll(tasks: readonly Promise<void>[]): Promise<void> {
+  const results = await Promise.allSettled(tasks);
+  for (const result of results) if (result.status === "rejected") throw result.reason;
+}

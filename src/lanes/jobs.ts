@@ -12,7 +12,7 @@ export interface BlockShape {
   readonly digestKind: DigestKind;
 }
 
-/** What became of a block, in a scan or a patch. */
+/** What became of a block in a scan. */
 export const blockState = {
   /** Equal to what the receiver holds. */
   same: 0,
@@ -61,32 +61,27 @@ export interface ScanResult {
   readonly digests: Uint8Array;
   /** A {@link blockState} for each block. */
   readonly states: Uint8Array;
+  /** Part digests of the blocks that differ, in order: 4 bytes little endian a part. */
+  readonly parts: Uint8Array;
   readonly shipment: Shipment | undefined;
 }
 
-/** Sender: compares parts of blocks that differ and ships the parts that differ. Takes blocks as long as the slot has room. */
-export interface PatchRequest extends BlockShape {
+/** Sender: puts parts together that were found to differ, and compresses them. */
+export interface PackRequest {
   readonly slot: number;
   readonly file: string;
-  readonly blocks: readonly number[];
-  readonly sizeBytes: number;
-  /** For each block where its bytes lie; undefined: area A holds the blocks one after the other, padded to whole blocks. */
-  readonly runs: readonly (readonly FileRun[])[] | undefined;
-  /** Digests of the blocks at the receiver. */
-  readonly base: Uint8Array;
-  /** A bit a block: its part digests are known. An unknown one is shipped whole. */
-  readonly known: Uint8Array;
-  /** 4 bytes little endian for each part of each known block. */
-  readonly parts: Uint8Array;
+  /** Where the parts lie, in order; undefined: area A of the slot holds them already. */
+  readonly runs: readonly FileRun[] | undefined;
+  /** Bytes of the parts: a multiple of the part size. */
+  readonly rawBytes: number;
   readonly codec: CodecName;
 }
 
-export interface PatchResult {
-  /** Blocks done, from the front; the rest wants another job. At least one. */
-  readonly consumed: number;
-  readonly digests: Uint8Array;
-  readonly states: Uint8Array;
-  readonly shipment: Shipment | undefined;
+export interface PackResult {
+  readonly codec: CodecName;
+  /** Where in the slot the payload lies. */
+  readonly payloadOffset: number;
+  readonly payloadBytes: number;
 }
 
 /** What became of a block that was received. */
@@ -152,7 +147,7 @@ export interface SyncRequest {
 
 export interface JobTypes {
   scan: { request: ScanRequest; result: ScanResult };
-  patch: { request: PatchRequest; result: PatchResult };
+  pack: { request: PackRequest; result: PackResult };
   apply: { request: ApplyRequest; result: ApplyResult };
   oldParts: { request: OldPartsRequest; result: OldPartsResult };
   clear: { request: ClearRequest; result: null };

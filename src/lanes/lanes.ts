@@ -6,7 +6,7 @@ import { InvariantError, isErrorCode, ReplicationError } from "../base/errors.ts
 import { apply, clear, oldParts, sync } from "./apply.ts";
 import type { JobName, JobTypes } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
-import { patch } from "./patch.ts";
+import { pack } from "./pack.ts";
 import { scan } from "./scan.ts";
 
 export interface Lanes {
@@ -25,7 +25,7 @@ export interface Lanes {
 
 const jobs: {
   readonly [Name in JobName]: (lane: Lane, request: JobTypes[Name]["request"]) => JobTypes[Name]["result"];
-} = { scan, patch, apply, oldParts, clear, sync };
+} = { scan, pack, apply, oldParts, clear, sync };
 
 /** Does one job here and now. */
 export function doJob<Name extends JobName>(

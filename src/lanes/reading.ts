@@ -3,40 +3,60 @@ import { errnoOf, ReplicationError } from "../base/errors.ts";
 import type { FileRun } from "../image/block-device.ts";
 import type { Lane } from "./lane.ts";
 
-/**
- * Fills `target` from `runs`, which cover at least its length. A short read is `image-truncated`, never zeros; a failed one
- * `image-unreadable` with file and offset.
- */
-export function readRuns(
-  lane: Lane,
-  runs: readonly FileRun[],
-  target: Uint8Array,
-  options: { readonly file: string; readonly dropCache: boolean },
-): void {
-  let filled = 0;
-  for (const run of runs) {
-    const length = Math.min(run.length, target.length - filled);
-    if (length <= 0) break;
-    const piece = target.subarray(filled, filled + length);
-    if (run.kind === "zero") piece.fill(0);
-    else readRun(lane, run.fd, run.offset, piece, options);
-    filled += length;
+export interface ReadHow {
+  readonly file: string;
+  readonly dropCache: boolean;
+}
+
+/** Fills `target` from `runs`; see {@link RunReader}. */
+export function readRuns(lane: Lane, runs: readonly FileRun[], target: Uint8Array, how: ReadHow): void {
+  new RunReader(lane, runs, how).fill(target);
+}
+
+/** Reads runs one after the other into targets of any length. */
+export class RunReader {
+  readonly #lane: Lane;
+  readonly #runs: readonly FileRun[];
+  readonly #how: ReadHow;
+  #next = 0;
+  /** Bytes taken of the run at `#next`. */
+  #taken = 0;
+
+  constructor(lane: Lane, runs: readonly FileRun[], how: ReadHow) {
+    this.#lane = lane;
+    this.#runs = runs;
+    this.#how = how;
   }
-  if (filled < target.length) {
-    throw new ReplicationError(
-      "image-truncated",
-      `${options.file}: the image ends ${target.length - filled} bytes early`,
-    );
+
+  /**
+   * Fills all of `target`. A short read, or runs that end early, is `image-truncated`, never zeros; a failed one `image-unreadable` with
+   * file and offset.
+   */
+  fill(target: Uint8Array): void {
+    let filled = 0;
+    while (filled < target.length) {
+      const run = this.#runs[this.#next];
+      if (run === undefined) {
+        throw new ReplicationError(
+          "image-truncated",
+          `${this.#how.file}: the image ends ${target.length - filled} bytes early`,
+        );
+      }
+      const length = Math.min(run.length - this.#taken, target.length - filled);
+      const piece = target.subarray(filled, filled + length);
+      if (run.kind === "zero") piece.fill(0);
+      else readRun(this.#lane, run.fd, run.offset + this.#taken, piece, this.#how);
+      filled += length;
+      this.#taken += length;
+      if (this.#taken === run.length) {
+        this.#next++;
+        this.#taken = 0;
+      }
+    }
   }
 }
 
-function readRun(
-  lane: Lane,
-  fd: number,
-  offset: number,
-  target: Uint8Array,
-  options: { readonly file: string; readonly dropCache: boolean },
-): void {
+function readRun(lane: Lane, fd: number, offset: number, target: Uint8Array, options: ReadHow): void {
   const { storage } = lane;
   const drop = options.dropCache && storage.isCached?.(fd, offset) === false;
   let count: number;

@@ -1,35 +1,52 @@
 /** The scan job: read, zero?, digest, compare, compress. */
-import { digestBytes, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
-import { isZero } from "../codec/digest.ts";
+import { digestBytes, KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
+import { type Digester, isZero } from "../codec/digest.ts";
 import { blockState, type ScanRequest, type ScanResult } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
-import { readRuns } from "./reading.ts";
+import { RunReader } from "./reading.ts";
 import { addPart, Shipper } from "./shipping.ts";
 import { areaA } from "./slot-layout.ts";
+
+/** Read and digested at a time: it stays in the core's own cache in between. */
+const stepBytes = 256 * KIB;
 
 export function scan(lane: Lane, request: ScanRequest): ScanResult {
   const { blockBytes, base, length } = request;
   const slot = lane.slot(request.slot);
-  if (request.runs !== undefined) {
-    readRuns(lane, request.runs, slot.subarray(areaA, areaA + length), request);
-  }
   const count = Math.ceil(length / blockBytes);
-  // The last block of the disk is digested padded with zeros.
-  slot.fill(0, areaA + length, areaA + count * blockBytes);
-
   const digester = lane.digester(request.digestKind);
   const width = digestBytes(request.digestKind);
   const digests = new Uint8Array(count * width);
   const states = new Uint8Array(count);
+  const parts: number[] = [];
   const shipper = new Shipper(slot, blockBytes);
+  const perStep = Math.max(1, stepBytes / blockBytes);
+  const reader = request.runs === undefined ? undefined : new RunReader(lane, request.runs, request);
   for (let index = 0; index < count; index++) {
-    const block = slot.subarray(areaA + index * blockBytes, areaA + (index + 1) * blockBytes);
+    const at = areaA + index * blockBytes;
+    if (index % perStep === 0) {
+      const end = Math.min(length, (index + perStep) * blockBytes);
+      reader?.fill(slot.subarray(at, areaA + end));
+      // The last block of the disk is digested padded with zeros.
+      if (end === length) slot.fill(0, areaA + length, areaA + count * blockBytes);
+    }
+    const block = slot.subarray(at, at + blockBytes);
     const zero = digester.digest(block, digests, index * width);
     const digest = digests.subarray(index * width, (index + 1) * width);
-    states[index] = judge(base, digest, index, zero);
-    if (states[index] === blockState.shipped) shipper.add(index, block, nonZeroParts(block, blockBytes), digest);
+    const state = judge(base, digest, index, zero);
+    states[index] = state;
+    if (state === blockState.shipped) shipper.add(index, block, nonZeroParts(block, blockBytes), digest);
+    else if (state === blockState.differs) addPartDigests(parts, digester, block);
   }
-  return { digests, states, shipment: shipper.finish(lane, request.codec) };
+  const partDigests = Buffer.alloc(parts.length * 4);
+  for (const [index, part] of parts.entries()) partDigests.writeUInt32LE(part, index * 4);
+  return { digests, states, parts: partDigests, shipment: shipper.finish(lane, request.codec) };
+}
+
+function addPartDigests(parts: number[], digester: Digester, block: Uint8Array): void {
+  for (let at = 0; at < block.length; at += PART_BYTES) {
+    parts.push(digester.part(block.subarray(at, at + PART_BYTES)));
+  }
 }
 
 function judge(base: ScanRequest["base"], digest: Uint8Array, index: number, zero: boolean): number {

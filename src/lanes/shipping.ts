@@ -2,7 +2,7 @@
 import { invariant } from "../base/errors.ts";
 import { maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import type { CodecName } from "../codec/compression.ts";
-import type { Shipment } from "./jobs.ts";
+import type { PackResult, Shipment } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
 import { areaA, areaABytes, areaB, areaBBytes } from "./slot-layout.ts";
 
@@ -20,11 +20,6 @@ export class Shipper {
   constructor(slot: Uint8Array, blockBytes: number) {
     this.#slot = slot;
     this.#blockBytes = blockBytes;
-  }
-
-  /** True when another whole block fits. */
-  get hasRoom(): boolean {
-    return this.#raw + this.#blockBytes <= areaABytes;
   }
 
   /** Adds the parts of `block` that `mask` names. */
@@ -55,28 +50,23 @@ export class Shipper {
   /** Compresses; undefined when nothing was added. */
   finish(lane: Lane, codec: CodecName): Shipment | undefined {
     if (this.#picked.length === 0) return undefined;
-    const raw = this.#slot.subarray(areaA, areaA + this.#raw);
-    let payloadOffset = areaA;
-    let payloadBytes = this.#raw;
-    let used: CodecName = "stored";
-    if (codec !== "stored") {
-      const packed = lane.codecs.get(codec).compress(raw, this.#slot.subarray(areaB, areaB + areaBBytes));
-      if (packed > 0) {
-        payloadOffset = areaB;
-        payloadBytes = packed;
-        used = codec;
-      }
-    }
     return {
       picked: this.#picked,
       masks: Uint8Array.from(this.#masks),
       digests: Buffer.concat(this.#digests),
-      codec: used,
       rawBytes: this.#raw,
-      payloadOffset,
-      payloadBytes,
+      ...packRaw(lane, this.#slot, this.#raw, codec),
     };
   }
+}
+
+/** Compresses the first `rawBytes` of area A into area B; what does not get smaller stays where it is. */
+export function packRaw(lane: Lane, slot: Uint8Array, rawBytes: number, codec: CodecName): PackResult {
+  const stored = { codec: "stored", payloadOffset: areaA, payloadBytes: rawBytes } as const;
+  if (codec === "stored") return stored;
+  const raw = slot.subarray(areaA, areaA + rawBytes);
+  const payloadBytes = lane.codecs.get(codec).compress(raw, slot.subarray(areaB, areaB + areaBBytes));
+  return payloadBytes > 0 ? { codec, payloadOffset: areaB, payloadBytes } : stored;
 }
 
 export function hasPart(mask: Uint8Array, part: number): boolean {

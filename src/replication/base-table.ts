@@ -109,21 +109,3 @@ export function encodePages(
   }
   return Buffer.concat(pieces);
 }
-
-/** What is left of a `parts` payload of `count` blocks when `from` blocks are done. */
-export function restOfParts(
-  answer: Uint8Array,
-  count: number,
-  from: number,
-  bytesPerBlock: number,
-): { readonly known: Uint8Array; readonly parts: Uint8Array } {
-  const bitBytes = Math.ceil(count / 8);
-  const known = new Uint8Array(Math.ceil((count - from) / 8));
-  let passed = 0;
-  for (let index = 0; index < count; index++) {
-    if (((answer[index >> 3] ?? 0) & (1 << (index & 7))) === 0) continue;
-    if (index < from) passed++;
-    else known[(index - from) >> 3] = (known[(index - from) >> 3] ?? 0) | (1 << ((index - from) & 7));
-  }
-  return { known, parts: answer.slice(bitBytes + passed * bytesPerBlock) };
-}

@@ -67,3 +67,15 @@ export class DataCursor {
     await this.#extents.return?.();
   }
 }
+
+/** Blocks of [first, first + count) that lie in none of the ranges, which are ascending. */
+export function blocksOutside(first: number, count: number, ranges: readonly BlockRange[]): number[] {
+  const outside: number[] = [];
+  let next = 0;
+  for (let block = first; block < first + count; block++) {
+    while (next < ranges.length && block >= (ranges[next]?.end ?? 0)) next++;
+    const range = ranges[next];
+    if (range === undefined || block < range.first) outside.push(block);
+  }
+  return outside;
+}

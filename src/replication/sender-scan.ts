@@ -5,29 +5,32 @@
  * Everything is bounded: pages under way by a gate, block memory by the pool, frames by credit, requests by a gate.
  */
 import type { Clock } from "../base/clock.ts";
-import { Gate } from "../base/gate.ts";
+import { Gate, settleAll } from "../base/gate.ts";
 import type { BufferPool, Slot } from "../base/buffer-pool.ts";
 import {
-  blockLength,
   blocksPerPage,
   digestBytes,
   EXTENT_BYTES_MAX,
   type Geometry,
+  PART_BYTES,
   pageBlocks,
   pageCount,
   partsPerBlock,
 } from "../base/units.ts";
 import { isZero } from "../codec/digest.ts";
-import type { BlockReader } from "../image/block-device.ts";
-import { blockState, type Shipment } from "../lanes/jobs.ts";
+import type { CodecName } from "../codec/compression.ts";
+import type { BlockReader, FileRun } from "../image/block-device.ts";
+import { blockState, type ScanRequest, type ScanResult, type Shipment } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
+import { countParts, fullMask } from "../lanes/shipping.ts";
 import { areaA } from "../lanes/slot-layout.ts";
 import { pageDigest } from "../table/digest-table.ts";
 import { encodeHeadBefore } from "../wire/frame.ts";
 import type { Data } from "../wire/messages.ts";
-import { BaseTable, restOfParts } from "./base-table.ts";
+import { BaseTable } from "./base-table.ts";
 import type { CodecChoice } from "./codec-choice.ts";
-import { type BlockRange, DataCursor } from "./data-cursor.ts";
+import { type BlockRange, blocksOutside, DataCursor } from "./data-cursor.ts";
+import { differingParts, partRanges, readParts, runsOf } from "./part-ranges.ts";
 import type { RateLimit } from "./rate.ts";
 import type { Funnel } from "./report.ts";
 import type { ScanMemory } from "./scan-memory.ts";
@@ -35,6 +38,8 @@ import type { SenderSession } from "./sender-session.ts";
 
 /** Pages under way: enough to keep lanes busy across the round trips of their questions. */
 const pagesUnderWay = 8;
+/** Pieces under way for each lane: one in work, one ready. */
+const piecesPerLane = 2;
 /** Blocks whose part digests are asked in one request, and requests under way. */
 const blocksPerBatch = 128;
 const batchesUnderWay = 6;
@@ -76,7 +81,8 @@ interface PageWork {
 interface Candidate {
   readonly work: PageWork;
   readonly block: number;
-  readonly base: Uint8Array;
+  /** Part digests of the block as it was read. */
+  readonly parts: Uint8Array;
 }
 
 export class Scan {
@@ -86,6 +92,8 @@ export class Scan {
   readonly #base: BaseTable;
   readonly #pageGate = new Gate(pagesUnderWay);
   readonly #batchGate = new Gate(batchesUnderWay);
+  /** Pieces read at a time: few, so that the slots they use stay in the processor's cache. */
+  readonly #readGate: Gate;
   readonly #tasks = new Set<Promise<void>>();
   readonly #recent = new Map<number, Uint8Array>();
   #candidates: Candidate[] = [];
@@ -98,6 +106,7 @@ export class Scan {
     this.#o = options;
     this.#geometry = options.memory.geometry;
     this.#width = digestBytes(this.#geometry.digestKind);
+    this.#readGate = new Gate(options.lanes.count * piecesPerLane);
     this.#base = new BaseTable(options.session, this.#geometry, { empty: options.empty });
   }
 
@@ -219,91 +228,111 @@ export class Scan {
   }
 
   async #piece(work: PageWork, first: number, count: number, base: Uint8Array | "zero" | "unknown"): Promise<void> {
-    const { pool, lanes, reader, signal, funnel, codec } = this.#o;
-    const offset = first * this.#geometry.blockBytes;
-    const length = Math.min(count * this.#geometry.blockBytes, this.#geometry.sizeBytes - offset);
     const from = (first - work.first) * this.#width;
-    const slot = await pool.acquire(signal);
+    const tried = base === "unknown" ? "stored" : this.#o.codec.next();
+    await this.#readGate.enter();
+    let inGate = true;
+    const leave = (): void => {
+      if (inGate) this.#readGate.leave();
+      inGate = false;
+    };
+    let slot: Slot | undefined;
     try {
+      slot = await this.#o.pool.acquire(this.#o.signal);
       this.#check();
-      const runs = reader.runs?.(offset, length);
-      if (runs === undefined) await reader.read(slot.bytes.subarray(areaA, areaA + length), offset);
-      const tried = base === "unknown" ? "stored" : codec.next();
-      const result = await lanes.run("scan", {
-        slot: slot.index,
-        file: this.#o.name,
-        diskOffset: offset,
-        runs,
-        length,
-        base: typeof base === "string" ? base : base.slice(from, from + count * this.#width),
-        codec: tried,
-        dropCache: true,
-        blockBytes: this.#geometry.blockBytes,
-        digestKind: this.#geometry.digestKind,
-      });
-      funnel.readBytes += length;
+      const mine = typeof base === "string" ? base : base.slice(from, from + count * this.#width);
+      const result = await this.#scanBlocks(slot, first, count, mine, tried);
+      leave();
       work.digests.set(result.digests, from);
       const zeros: number[] = [];
+      let parts = 0;
       for (const [index, state] of result.states.entries()) {
-        const block = first + index;
-        if (state === blockState.zero) zeros.push(block);
-        else if (state === blockState.differs && typeof base !== "string") {
-          this.#addCandidate(work, block, base.slice(from + index * this.#width, from + (index + 1) * this.#width));
+        if (state === blockState.zero) zeros.push(first + index);
+        else if (state === blockState.differs) {
+          this.#addCandidate(work, first + index, result.parts.slice(parts, parts + this.#partBytes));
+          parts += this.#partBytes;
         }
       }
       if (result.shipment !== undefined) {
         const { shipment } = result;
         const blocks = shipment.picked.map((index) => first + index);
-        await this.#ship(slot, blocks, shipment, { repeat: false, tried });
+        await this.#ship(slot, { ...shipment, blocks }, { repeat: false, tried });
       }
       await this.#shipZeros(zeros, false);
     } finally {
-      slot.release();
+      leave();
+      slot?.release();
     }
   }
 
-  /** A page that was digested first turned out to differ: sort its blocks. */
+  /** Bytes of the part digests of one block. */
+  get #partBytes(): number {
+    return partsPerBlock(this.#geometry.blockBytes) * 4;
+  }
+
+  /** One scan job. */
+  async #scanBlocks(
+    slot: Slot,
+    first: number,
+    count: number,
+    base: ScanRequest["base"],
+    codec: CodecName,
+  ): Promise<ScanResult> {
+    const { lanes, reader, funnel } = this.#o;
+    const { blockBytes, digestKind, sizeBytes } = this.#geometry;
+    const offset = first * blockBytes;
+    const length = Math.min(count * blockBytes, sizeBytes - offset);
+    const runs = reader.runs?.(offset, length);
+    if (runs === undefined) await reader.read(slot.bytes.subarray(areaA, areaA + length), offset);
+    funnel.readBytes += length;
+    return await lanes.run("scan", {
+      slot: slot.index,
+      file: this.#o.name,
+      diskOffset: offset,
+      runs,
+      length,
+      base,
+      codec,
+      dropCache: true,
+      blockBytes,
+      digestKind,
+    });
+  }
+
+  /** A page that was digested first turned out to differ: its blocks that differ are looked at again, now with the receiver's digests. */
   async #compare(work: PageWork, base: Uint8Array): Promise<void> {
     const zeros: number[] = [];
-    const fresh: { first: number; end: number }[] = [];
+    const ranges: { first: number; end: number }[] = [];
     for (let index = 0; index < work.count; index++) {
       const at = index * this.#width;
       const mine = work.digests.subarray(at, at + this.#width);
-      const theirs = base.subarray(at, at + this.#width);
-      if (Buffer.compare(mine, theirs) === 0) continue;
+      if (Buffer.compare(mine, base.subarray(at, at + this.#width)) === 0) continue;
       const block = work.first + index;
+      const last = ranges.at(-1);
       if (isZero(mine)) zeros.push(block);
-      else if (isZero(theirs)) {
-        const last = fresh.at(-1);
-        if (last?.end === block) last.end++;
-        else fresh.push({ first: block, end: block + 1 });
-      } else this.#addCandidate(work, block, theirs.slice());
+      else if (last?.end === block) last.end++;
+      else ranges.push({ first: block, end: block + 1 });
     }
     await this.#shipZeros(zeros, false);
-    await this.#read(work, fresh, base);
+    await this.#read(work, ranges, base);
   }
 
   /** Blocks in holes that the receiver does not hold as zero. */
   async #clearHoles(work: PageWork, ranges: readonly BlockRange[], base: Uint8Array): Promise<void> {
-    const zeros: number[] = [];
-    let next = 0;
-    for (let index = 0; index < work.count; index++) {
-      const block = work.first + index;
-      while (next < ranges.length && block >= (ranges[next]?.end ?? 0)) next++;
-      const range = ranges[next];
-      if (range !== undefined && block >= range.first) continue;
-      if (!isZero(base.subarray(index * this.#width, (index + 1) * this.#width))) zeros.push(block);
-    }
+    const zeros = blocksOutside(work.first, work.count, ranges).filter((block) => {
+      const at = (block - work.first) * this.#width;
+      return !isZero(base.subarray(at, at + this.#width));
+    });
     await this.#shipZeros(zeros, false);
   }
 
-  #addCandidate(work: PageWork, block: number, base: Uint8Array): void {
+  #addCandidate(work: PageWork, block: number, parts: Uint8Array): void {
     work.open++;
-    this.#candidates.push({ work, block, base });
+    this.#candidates.push({ work, block, parts });
     if (this.#candidates.length >= blocksPerBatch) this.#track(this.#flush());
   }
 
-  /** Asks part digests for the candidates gathered so far and patches them. */
+  /** Asks part digests for the candidates gathered so far and ships the parts that differ. */
   async #flush(): Promise<void> {
     const batch = this.#candidates.splice(0, blocksPerBatch);
     if (batch.length === 0) return;
@@ -312,91 +341,73 @@ export class Scan {
       this.#check();
       batch.sort((a, b) => a.block - b.block);
       const answer = await this.#o.session.askParts(batch.map((candidate) => candidate.block));
-      for (let done = 0; done < batch.length; ) done += await this.#patch(batch, done, answer);
+      const masks = differingParts(
+        answer,
+        batch.map((candidate) => candidate.parts),
+        this.#geometry.blockBytes,
+      );
+      for (let done = 0; done < batch.length; ) {
+        let end = done;
+        let rawBytes = 0;
+        for (; end < batch.length; end++) {
+          const more = countParts(masks[end] ?? emptyMask) * PART_BYTES;
+          if (rawBytes + more > EXTENT_BYTES_MAX) break;
+          rawBytes += more;
+        }
+        await this.#patch(batch.slice(done, end), masks.slice(done, end));
+        done = end;
+      }
     } finally {
       this.#batchGate.leave();
     }
   }
 
-  async #patch(batch: readonly Candidate[], from: number, answer: Uint8Array): Promise<number> {
-    const { pool, signal } = this.#o;
-    const slot = await pool.acquire(signal);
+  async #patch(batch: readonly Candidate[], masks: readonly Uint8Array[]): Promise<void> {
+    const blocks = batch.map((candidate) => candidate.block);
+    const digests = batch.map(({ work, block }) => {
+      const at = (block - work.first) * this.#width;
+      return work.digests.slice(at, at + this.#width);
+    });
+    const slot = await this.#o.pool.acquire(this.#o.signal);
     try {
       this.#check();
-      const rest = batch.slice(from);
-      const parts = restOfParts(answer, batch.length, from, partsPerBlock(this.#geometry.blockBytes) * 4);
-      const base = Buffer.concat(rest.map((candidate) => candidate.base));
-      const blocks = rest.map((candidate) => candidate.block);
-      const result = await this.#patchBlocks(slot, blocks, { base, ...parts }, false);
-      for (const [index, digest] of result.entries()) {
-        const candidate = rest[index];
-        if (candidate === undefined) break;
-        candidate.work.digests.set(digest, (candidate.block - candidate.work.first) * this.#width);
-        this.#settle(candidate.work, 1);
-      }
-      return result.length;
+      await this.#packAndShip(slot, blocks, masks, digests, { read: true, repeat: false });
     } finally {
       slot.release();
     }
+    for (const candidate of batch) this.#settle(candidate.work, 1);
   }
 
-  /** Runs one patch job and ships its result. Returns the digests of the blocks it took, from the front. */
-  async #patchBlocks(
+  /** `read` false: the parts lie in area A of the slot already. */
+  async #packAndShip(
     slot: Slot,
     blocks: readonly number[],
-    against: { readonly base: Uint8Array; readonly known: Uint8Array; readonly parts: Uint8Array },
-    repeat: boolean,
-  ): Promise<readonly Uint8Array[]> {
-    const { reader, lanes, funnel, codec } = this.#o;
-    const { blockBytes } = this.#geometry;
-    let taken = blocks;
-    const runs = blocks.map((block) => reader.runs?.(block * blockBytes, blockLength(this.#geometry, block)));
-    const inFiles = runs.every((run) => run !== undefined);
-    if (!inFiles) {
-      taken = blocks.slice(0, EXTENT_BYTES_MAX / blockBytes);
-      for (const [index, block] of taken.entries()) {
-        const length = blockLength(this.#geometry, block);
-        const target = slot.bytes.subarray(areaA + index * blockBytes, areaA + (index + 1) * blockBytes);
-        await reader.read(target.subarray(0, length), block * blockBytes);
-        target.fill(0, length);
-      }
+    masks: readonly Uint8Array[],
+    digests: readonly Uint8Array[],
+    how: { readonly read: boolean; readonly repeat: boolean },
+  ): Promise<void> {
+    const { lanes, codec, funnel, reader } = this.#o;
+    const rawBytes = masks.reduce((sum, mask) => sum + countParts(mask), 0) * PART_BYTES;
+    let runs: FileRun[] | undefined;
+    if (how.read) {
+      funnel.readBytes += rawBytes;
+      const ranges = partRanges(blocks, masks, this.#geometry);
+      runs = runsOf(reader, ranges);
+      if (runs === undefined) await readParts(reader, ranges, slot.bytes.subarray(areaA, areaA + rawBytes));
     }
     const tried = codec.next();
-    const result = await lanes.run("patch", {
-      slot: slot.index,
-      file: this.#o.name,
-      blocks: taken,
-      sizeBytes: this.#geometry.sizeBytes,
-      runs: inFiles ? runs : undefined,
-      ...against,
-      codec: tried,
-      blockBytes,
-      digestKind: this.#geometry.digestKind,
-    });
-    const zeros: number[] = [];
-    for (let index = 0; index < result.consumed; index++) {
-      const block = taken[index] ?? 0;
-      funnel.readBytes += blockLength(this.#geometry, block);
-      if (result.states[index] === blockState.zero) zeros.push(block);
-    }
-    if (result.shipment !== undefined) {
-      const shipped = result.shipment.picked.map((index) => taken[index] ?? 0);
-      await this.#ship(slot, shipped, result.shipment, { repeat, tried });
-    }
-    await this.#shipZeros(zeros, repeat);
-    return Array.from({ length: result.consumed }, (_unused, index) =>
-      result.digests.slice(index * this.#width, (index + 1) * this.#width),
-    );
+    const packed = await lanes.run("pack", { slot: slot.index, file: this.#o.name, runs, rawBytes, codec: tried });
+    const frame = { blocks, masks: Buffer.concat(masks), digests: Buffer.concat(digests), rawBytes, ...packed };
+    await this.#ship(slot, frame, { repeat: how.repeat, tried });
   }
 
   async #ship(
     slot: Slot,
-    blocks: readonly number[],
-    shipment: Shipment,
-    how: { readonly repeat: boolean; readonly tried: Data["codec"] },
+    shipment: Omit<Shipment, "picked"> & { readonly blocks: readonly number[] },
+    how: { readonly repeat: boolean; readonly tried: CodecName },
   ): Promise<void> {
     const { session, rate, funnel, codec, clock, signal } = this.#o;
-    const { masks, digests, rawBytes, payloadOffset, payloadBytes } = shipment;
+    const { blocks, masks, digests, rawBytes, payloadOffset, payloadBytes } = shipment;
     const { repeat } = how;
     const message: Data = { type: "data", blocks, masks, digests, codec: shipment.codec, rawBytes, repeat };
     await session.takeCredit();
@@ -457,15 +468,14 @@ export class Scan {
 
   /** Sends blocks whole because the receiver asked for it; the new digest replaces the old one at both ends. */
   async repeat(blocks: readonly number[]): Promise<void> {
-    const known = new Uint8Array(Math.ceil(blocks.length / 8));
-    for (let done = 0; done < blocks.length; ) {
+    const whole = fullMask(this.#geometry.blockBytes);
+    for (const block of blocks) {
       const slot = await this.#o.pool.acquire(this.#o.signal);
       try {
-        const rest = blocks.slice(done);
-        const against = { base: new Uint8Array(rest.length * this.#width), known, parts: new Uint8Array(0) };
-        const digests = await this.#patchBlocks(slot, rest, against, true);
-        for (const [index, digest] of digests.entries()) await this.#replaceDigest(rest[index] ?? 0, digest);
-        done += digests.length;
+        const { digests } = await this.#scanBlocks(slot, block, 1, "unknown", "stored");
+        if (isZero(digests)) await this.#shipZeros([block], true);
+        else await this.#packAndShip(slot, [block], [whole], [digests], { read: false, repeat: true });
+        await this.#replaceDigest(block, digests);
       } finally {
         slot.release();
       }
@@ -483,9 +493,4 @@ export class Scan {
 }
 
 const zeroPageDigest = new Uint8Array(32);
-
-/** Waits for all, then throws the first failure: nothing may still use a slot when the caller goes on. */
-async function settleAll(tasks: readonly Promise<void>[]): Promise<void> {
-  const results = await Promise.allSettled(tasks);
-  for (const result of results) if (result.status === "rejected") throw result.reason;
-}
+const emptyMask = new Uint8Array(0);

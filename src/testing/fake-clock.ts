@@ -41,14 +41,7 @@ export function createFakeClock(options: { readonly now?: number } = {}): FakeCl
     timers.add(timer);
     return timer;
   };
-  const next = (): Timer | undefined => {
-    let first: Timer | undefined;
-    for (const timer of timers) {
-      if (first === undefined || timer.at < first.at || (timer.at === first.at && timer.order < first.order))
-        first = timer;
-    }
-    return first;
-  };
+  const next = (): Timer | undefined => earliest(timers);
   const fireNext = (end: number): boolean => {
     const timer = next();
     if (timer === undefined || timer.at > end) return false;
@@ -111,4 +104,15 @@ export function createFakeClock(options: { readonly now?: number } = {}): FakeCl
       wallOffset += millis;
     },
   };
+}
+
+/** The timer that fires next; of equal times the one set first. */
+function earliest(timers: Iterable<Timer>): Timer | undefined {
+  let first: Timer | undefined;
+  for (const timer of timers) {
+    if (first === undefined || timer.at < first.at || (timer.at === first.at && timer.order < first.order)) {
+      first = timer;
+    }
+  }
+  return first;
 }

@@ -296,13 +296,13 @@ describe("one writer", () => {
   });
 
   test("summary is right at every step of a live writer", async () => {
-    let store: Store | undefined;
+    const watched: Store[] = [];
     let looks = 0;
     const pending: Promise<void>[] = [];
     const machine = createSimulatedDisk();
     const watcher = machine.start();
     const look = async (): Promise<void> => {
-      const summary = await store?.summary(diskName);
+      const summary = await watched[0]?.summary(diskName);
       if (summary === undefined) return;
       looks++;
       expect(summary.trouble).toBeUndefined();
@@ -316,7 +316,7 @@ describe("one writer", () => {
     });
     const own = await openTestStore(process);
     await own.create(diskName, facts);
-    store = await openTestStore(watcher);
+    watched.push(await openTestStore(watcher));
     for (const cycle of ["c1", "c2", "c3"]) {
       const writer = await openWriter(own);
       await writer.begin();
@@ -326,7 +326,7 @@ describe("one writer", () => {
     }
     await Promise.all(pending);
     expect(looks).toBeGreaterThan(50);
-    expect(await store.summary(diskName)).toMatchObject({ state: "idle", newest: { cycle: "c3", point: 3 } });
+    expect(await watched[0]?.summary(diskName)).toMatchObject({ state: "idle", newest: { cycle: "c3", point: 3 } });
   });
 
   test("release may be called twice; after it the writer is dead", async () => {
