@@ -159,6 +159,8 @@ export interface CreateReceiverOptions {
   readonly allow?: ReadonlyMap<string, readonly string[]> | undefined;
   readonly reserveBytes?: number | undefined;
   readonly singleProcess?: boolean | undefined;
+  /** Number of this process, for the texts of locks. */
+  readonly pid?: number | undefined;
   /** Called after each 16 MiB received, for a program that wants to collect short-lived garbage then (see `listenTls`). */
   readonly reclaim?: (() => void) | undefined;
   readonly onPoint?: (event: {
@@ -190,6 +192,7 @@ export async function createReceiver(options: CreateReceiverOptions): Promise<Li
     create: true,
     host: engine.host,
     ...(options.reserveBytes === undefined ? {} : { reserveBytes: options.reserveBytes }),
+    ...(options.pid === undefined ? {} : { pid: options.pid }),
     ...(options.singleProcess === undefined ? {} : { singleProcess: options.singleProcess }),
   });
   const receiver = createBareReceiver({

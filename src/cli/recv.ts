@@ -65,6 +65,7 @@ export const recvVerb: Verb = {
         reserveBytes: reserve === undefined ? undefined : parseSize(reserve, "--reserve"),
         singleProcess: given.flag("single-process"),
         reclaim: youngCollector(),
+        pid: process.pid,
         onPoint: ({ disk, point, peer }) => {
           const event = {
             event: "point",

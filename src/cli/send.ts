@@ -1,3 +1,4 @@
+import { systemClock } from "../base/clock.ts";
 import { createEngine, createSender, loadCredentials, openSource, ReplicationError } from "../index.ts";
 import { needed, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
@@ -66,6 +67,8 @@ export const sendVerb: Verb = {
     const lanes = given.text("lanes");
     const log = createLog(io, { level: parseLevel(given.text("log-level"), "warn"), json });
     const credentials = await loadCredentials(tls, {});
+    const days = Math.floor((credentials.expiresAt - systemClock.now()) / 86_400_000);
+    if (days < 30) log.warn({ days }, `the certificate in ${tls} expires in ${days} days: replicate pki issue --renew`);
     const engine = await createEngine({
       log,
       lz4: io.env["REPLICATE_LZ4"] === "wasm" ? "wasm" : undefined,

@@ -7,7 +7,7 @@ import { type CarriedError, type Lanes, uncarryError } from "./lanes.ts";
 /** What a worker is started with. */
 export interface LaneSetup {
   readonly memory: SharedArrayBuffer;
-  readonly lz4: "native" | "wasm" | undefined;
+  readonly lz4: "native" | "wasm";
 }
 
 export interface LaneCall {
@@ -17,7 +17,7 @@ export interface LaneCall {
 }
 
 export type LaneAnswer =
-  | { readonly ready: "native" | "wasm" }
+  | { readonly ready: true }
   | { readonly id: number; readonly result: unknown }
   | { readonly id: number; readonly error: CarriedError };
 
@@ -30,24 +30,27 @@ interface Pending {
 interface Thread {
   readonly worker: Worker;
   readonly pending: Map<number, Pending>;
+  /** Its codecs are loaded. */
+  ready: boolean;
 }
 
 const jobsPerThread = 2;
 
-/** Starts `count` threads and waits until each has loaded its codecs. `lane-crashed` when one cannot start. */
-export async function createWorkerLanes(options: {
+/**
+ * Starts `count` threads. Jobs may be given at once: they wait until a thread is ready. A thread that cannot start fails them with
+ * `lane-crashed`.
+ */
+export function createWorkerLanes(options: {
   readonly count: number;
   readonly memory: SharedArrayBuffer;
-  readonly lz4?: "native" | "wasm" | undefined;
+  /** The lz4 all lanes use. */
+  readonly lz4: "native" | "wasm";
   /** The compiled worker-main; default: beside this file. */
   readonly entry?: URL;
-}): Promise<Lanes> {
+}): Lanes {
   invariant(options.count >= 1, "there is at least one lane");
-  const pool = new WorkerLanes();
   const setup: LaneSetup = { memory: options.memory, lz4: options.lz4 };
-  const entry = options.entry ?? new URL("./worker-main.js", import.meta.url);
-  await Promise.all(Array.from({ length: options.count }, () => pool.start(entry, setup)));
-  return pool;
+  return new WorkerLanes(options.entry ?? new URL("./worker-main.js", import.meta.url), setup, options.count);
 }
 
 class WorkerLanes implements Lanes {
@@ -57,37 +60,34 @@ class WorkerLanes implements Lanes {
   #nextId = 1;
   #closing = false;
   #idle: (() => void) | undefined;
-  lz4: "native" | "wasm" = "native";
+  readonly lz4: "native" | "wasm";
+  readonly count: number;
 
-  get count(): number {
-    return this.#threads.length;
+  constructor(entry: URL, setup: LaneSetup, count: number) {
+    this.lz4 = setup.lz4;
+    this.count = count;
+    for (let index = 0; index < count; index++) this.#start(entry, setup);
   }
 
-  async start(entry: URL, setup: LaneSetup): Promise<void> {
+  #start(entry: URL, setup: LaneSetup): void {
     const worker = new Worker(entry, { workerData: setup, name: "lane" });
-    const thread: Thread = { worker, pending: new Map() };
-    await new Promise<void>((resolve, reject) => {
-      worker.on("message", (answer: LaneAnswer) => {
-        if ("ready" in answer) {
-          this.lz4 = answer.ready;
-          this.#threads.push(thread);
-          resolve();
-          return;
-        }
-        this.#settle(thread, answer);
-      });
-      const died = (cause: unknown): void => {
-        const error = new ReplicationError("lane-crashed", "a worker thread ended unexpectedly", { cause });
-        reject(error);
-        this.#fail(error);
-      };
-      worker.on("error", died);
-      worker.on("exit", (status) => {
-        if (!this.#closing) died(new Error(`exit status ${status}`));
-      });
+    const thread: Thread = { worker, pending: new Map(), ready: false };
+    this.#threads.push(thread);
+    worker.on("message", (answer: LaneAnswer) => {
+      if ("ready" in answer) {
+        thread.ready = true;
+        // A program that is done need not close its lanes to end: what is under way keeps it alive by its sockets and files.
+        worker.unref();
+        this.#dispatch();
+      } else this.#settle(thread, answer);
     });
-    // A program that is done need not close its lanes to end: what is under way keeps it alive by its sockets and files.
-    worker.unref();
+    const died = (cause: unknown): void => {
+      this.#fail(new ReplicationError("lane-crashed", "a worker thread ended unexpectedly", { cause }));
+    };
+    worker.on("error", died);
+    worker.on("exit", (status) => {
+      if (!this.#closing) died(new Error(`exit status ${status}`));
+    });
   }
 
   run(name: JobName, request: unknown): Promise<never> {
@@ -106,7 +106,7 @@ class WorkerLanes implements Lanes {
     while (this.#waiting.length > 0) {
       let best: Thread | undefined;
       for (const thread of this.#threads) {
-        if (thread.pending.size < (best?.pending.size ?? jobsPerThread)) best = thread;
+        if (thread.ready && thread.pending.size < (best?.pending.size ?? jobsPerThread)) best = thread;
       }
       if (best === undefined) return;
       const next = this.#waiting.shift();

@@ -46,7 +46,7 @@ export async function createEngine(options: EngineOptions = {}): Promise<Engine>
   const count = options.lanes ?? Math.min(4, availableParallelism());
   const inline = await createLane({ memory: pool.memory, storage: storage.lanes, lz4: options.lz4 });
   const lanes =
-    count === 0 ? createInlineLanes(inline) : await createWorkerLanes({ count, memory: pool.memory, lz4: options.lz4 });
+    count === 0 ? createInlineLanes(inline) : createWorkerLanes({ count, memory: pool.memory, lz4: inline.codecs.lz4 });
   if (lanes.lz4 === "wasm" && options.lz4 !== "wasm") {
     log.warn({}, "the native lz4 module was not built; using the slower WebAssembly one");
   }

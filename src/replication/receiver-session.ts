@@ -6,7 +6,7 @@
  * queued write has settled: then what was applied is kept for a resume, and the disk is free.
  */
 import type { Slot } from "../base/buffer-pool.ts";
-import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
+import { type ErrorCode, invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import { PagedBits } from "../base/paged-bits.ts";
 import { blockCount, digestBytes, type Geometry, maskBytes } from "../base/units.ts";
 import { applyState } from "../lanes/jobs.ts";
@@ -23,6 +23,15 @@ import { type Answer, answerBlocks, answerPages, answerParts } from "./receiver-
 import { SessionDisk } from "./receiver-disk.ts";
 import { openedMessage, openForSender, sizeShrunk } from "./receiver-open.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
+
+/** After these a block may be half written: nothing since the last good sync is believed. */
+const leavesDoubt: ReadonlySet<ErrorCode> = new Set([
+  "write-failed",
+  "sync-failed",
+  "no-space",
+  "lane-crashed",
+  "internal",
+]);
 
 /** Answers given and not yet taken by the socket: a peer that asks and does not read is ended, not served for ever. */
 const answerBytesMax = 16 * 1024 * 1024;
@@ -448,8 +457,7 @@ export class ReceiverSession {
     } else {
       this.#s.log.warn(fields, error.message);
     }
-    if (error.code === "write-failed" || error.code === "sync-failed" || error.code === "internal")
-      this.#poisoned = true;
+    if (leavesDoubt.has(error.code)) this.#poisoned = true;
     for (const link of this.#links) {
       if (!error.remote && error.code !== "connection-lost") {
         link.send(toErrorMessage(error));

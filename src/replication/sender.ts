@@ -7,6 +7,7 @@
 import type { BufferPool } from "../base/buffer-pool.ts";
 import type { Clock } from "../base/clock.ts";
 import { ReplicationError, toReplicationError } from "../base/errors.ts";
+import { limits } from "../base/limits.ts";
 import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
 import type { DigestKind, Geometry } from "../base/units.ts";
@@ -171,6 +172,7 @@ class SenderRun implements Sender {
     });
     this.#session = session;
     this.#phase = "connecting";
+    const stopWatching = this.#watchForStalls();
     try {
       const open = this.#openMessage();
       const opened = await session.open(open);
@@ -185,9 +187,31 @@ class SenderRun implements Sender {
       session.fail(error);
       throw error;
     } finally {
+      stopWatching();
       this.#wireBefore += session.wireBytes;
       this.#session = undefined;
     }
+  }
+
+  /** Says so when nothing moves, with what the receiver is busy with. The session goes on: long work at the other end is no fault. */
+  #watchForStalls(): () => void {
+    let mark = this.#stallMark();
+    return this.#o.clock.every(limits.stallMillis, () => {
+      const before = mark;
+      mark = this.#stallMark();
+      if (mark !== before) return;
+      const peerPhase = this.#session?.peerPhase ?? "";
+      const doing = peerPhase === "" ? "" : `; the receiver is busy: ${peerPhase}`;
+      this.#o.log.warn(
+        { disk: this.#o.disk, phase: this.#phase, peerPhase },
+        `no progress for ${limits.stallMillis / 1000} s${doing}`,
+      );
+    });
+  }
+
+  #stallMark(): string {
+    const { scannedBytes, readBytes, packedBytes } = this.#funnel;
+    return `${this.#phase} ${scannedBytes} ${readBytes} ${packedBytes}`;
   }
 
   async #compare(

@@ -106,6 +106,9 @@ class StoredTable implements DigestTable {
   readonly #cachePagesMax: number;
   /** In order of use, the page used last at the end. */
   readonly #cache = new Map<number, CachedPage>();
+  /** The page used last, at the end of the cache; -1: none. */
+  #lastPage = -1;
+  #last: CachedPage | undefined;
   readonly #digests: SparsePageDigests;
   /** Chunks of page digests that differ from the file. */
   readonly #dirtyChunks = new Set<number>();
@@ -141,7 +144,9 @@ class StoredTable implements DigestTable {
   }
 
   isZero(block: number): boolean {
-    return isAllZero(this.get(block));
+    const entry = this.get(block);
+    for (let at = 0; at < entry.length; at++) if (entry[at] !== 0) return false;
+    return true;
   }
 
   set(first: number, count: number, digests: Uint8Array): void {
@@ -185,7 +190,11 @@ class StoredTable implements DigestTable {
       // Of the page that holds the new end only the blocks behind it go.
       const tail = Math.min(before, kept * this.#perPage);
       if (tail > after) this.clear(after, tail - after);
-      for (const page of [...this.#cache.keys()]) if (page >= kept) this.#cache.delete(page);
+      for (const page of [...this.#cache.keys()]) {
+        if (page < kept) continue;
+        this.#cache.delete(page);
+        this.#forget(page);
+      }
       for (const number of [...this.#dirtyChunks])
         if (number * PAGES_PER_CHUNK >= kept) this.#dirtyChunks.delete(number);
       this.#nonZero = undefined;
@@ -206,9 +215,14 @@ class StoredTable implements DigestTable {
   }
 
   #countEntries(bytes: Buffer): number {
+    // Pages are memory of their own and entries are 8 or 16 bytes, so words are aligned.
+    const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+    const perEntry = this.#width / 4;
     let found = 0;
-    for (let at = 0; at < bytes.length; at += this.#width) {
-      found += Number(!isAllZero(bytes.subarray(at, at + this.#width)));
+    for (let at = 0; at < words.length; at += perEntry) {
+      let any = 0;
+      for (let word = at; word < at + perEntry; word++) any |= words[word] ?? 0;
+      if (any !== 0) found++;
     }
     return found;
   }
@@ -251,11 +265,21 @@ class StoredTable implements DigestTable {
   }
 
   #touch(page: number): CachedPage | undefined {
+    // Scans and writes stay on one page for long.
+    if (page === this.#lastPage) return this.#last;
     const cached = this.#cache.get(page);
     if (cached === undefined) return undefined;
     this.#cache.delete(page);
     this.#cache.set(page, cached);
+    this.#lastPage = page;
+    this.#last = cached;
     return cached;
+  }
+
+  #forget(page: number): void {
+    if (page !== this.#lastPage) return;
+    this.#lastPage = -1;
+    this.#last = undefined;
   }
 
   #keep(page: number, bytes: Buffer): CachedPage {
@@ -264,9 +288,12 @@ class StoredTable implements DigestTable {
       if (oldest === undefined) break;
       this.#writePage(oldest[0], oldest[1]);
       this.#cache.delete(oldest[0]);
+      this.#forget(oldest[0]);
     }
     const cached = { bytes, dirty: false, stale: false };
     this.#cache.set(page, cached);
+    this.#lastPage = page;
+    this.#last = cached;
     return cached;
   }
 
