@@ -78,7 +78,8 @@ async function main(): Promise<void> {
     cwd: process.cwd(),
     signal: stop.signal,
     isTerminal: process.stderr.isTTY,
-    columns: process.stderr.columns ?? 80,
+    // Some terminals say 0.
+    columns: process.stderr.columns > 20 ? process.stderr.columns : 80,
   };
   // A reader that has gone away (head, a closed pager) is no reason to lose a copy.
   process.stdout.on("error", () => {});

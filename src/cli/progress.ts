@@ -58,7 +58,7 @@ function progressLine(progress: SendProgress, seconds: number): string {
     case "done": {
       const left = share > 0.01 ? formatDuration((seconds / share) * (1 - share)) : "?";
       const rate = formatSize(funnel.wireBytes / Math.max(seconds, 0.1));
-      return `${percent}  ${formatSize(funnel.scannedBytes)} of ${formatSize(funnel.sizeBytes)} scanned, ${formatSize(funnel.changedBytes)} changed, ${formatSize(funnel.wireBytes)} sent (${rate}/s), ${left} left`;
+      return `${percent} of ${formatSize(funnel.sizeBytes)}, ${formatSize(funnel.changedBytes)} changed, ${formatSize(funnel.wireBytes)} sent, ${rate}/s, ${left} left`;
     }
     default:
       return phase satisfies never;

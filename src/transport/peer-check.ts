@@ -105,10 +105,14 @@ function problemOf(facts: PeerFacts, certificate: X509Certificate): ReplicationE
     );
   }
   if (problem !== undefined && unknownAuthority.has(problem)) {
+    const sameName = facts.authorities.some((authority) => authority.subject === certificate.issuer);
+    const none = sameName
+      ? "an authority of the same name as one in ca.pem but with another key"
+      : "which is none of the authorities in ca.pem";
     return refuse(
       facts,
       "certificate-unknown-authority",
-      `${whose(facts)} was issued by ${oneLine(certificate.issuer)}, which is none of the authorities in ca.pem`,
+      `${whose(facts)} was issued by ${oneLine(certificate.issuer)}, ${none}`,
     );
   }
   return refuse(facts, "certificate-unusable", `${whose(facts)} cannot be used: ${problem ?? "not verified"}`);

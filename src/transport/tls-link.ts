@@ -3,11 +3,12 @@ import type { Socket } from "node:net";
 import type { TLSSocket } from "node:tls";
 import type { Clock } from "../base/clock.ts";
 import { InvariantError, invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
-import { MIB } from "../base/units.ts";
 import type { Logger } from "../base/logger.ts";
+import { MIB } from "../base/units.ts";
 import { createFrameDecoder, encodeFrame, type FrameDecoder } from "../wire/frame.ts";
 import type { Message } from "../wire/messages.ts";
 import { connectionError } from "./connection-errors.ts";
+import { FrameQueue } from "./frame-queue.ts";
 import type { Link, LinkHandlers, PeerIdentity } from "./link.ts";
 
 /** Longest wait for the peer's end of a connection that was closed here. */
@@ -32,12 +33,6 @@ interface Ending {
   readonly error: ReplicationError | undefined;
 }
 
-interface QueuedFrame {
-  readonly frame: Uint8Array;
-  readonly resolve: () => void;
-  readonly reject: (error: ReplicationError) => void;
-}
-
 /**
  * The socket must not have been read from since its handshake. From construction on the link has listeners for everything the
  * socket can emit, so that nothing it does goes unhandled.
@@ -46,6 +41,7 @@ export class TlsLink implements Link {
   readonly peer: PeerIdentity;
   readonly #socket: TLSSocket;
   readonly #raw: Socket;
+  readonly #frames: FrameQueue;
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #reclaim: (() => void) | undefined;
@@ -56,10 +52,6 @@ export class TlsLink implements Link {
   #closing: Promise<void> | undefined;
   /** Rejects the promise of each `sendFrame` under way. */
   readonly #waiting = new Set<(error: ReplicationError) => void>();
-  /** Frames of `sendFrame` in order, the one being written excepted, and their bytes, that one included. */
-  readonly #queue: QueuedFrame[] = [];
-  #queuedBytes = 0;
-  #writing = false;
   #lastReceived: number;
 
   constructor({ socket, raw, peer, clock, log, reclaim }: TlsLinkOptions) {
@@ -67,6 +59,7 @@ export class TlsLink implements Link {
     this.peer = peer;
     this.#socket = socket;
     this.#raw = raw;
+    this.#frames = new FrameQueue(socket);
     this.#clock = clock;
     this.#log = log;
     this.#lastReceived = clock.monotonic();
@@ -80,7 +73,7 @@ export class TlsLink implements Link {
   }
 
   get bytesQueued(): number {
-    return Math.max(this.#socket.writableLength, this.#queuedBytes);
+    return this.#socket.writableLength + this.#frames.bytes;
   }
 
   get bytesSent(): number {
@@ -114,6 +107,7 @@ export class TlsLink implements Link {
 
   send(message: Message, payload?: Uint8Array): boolean {
     const frame = encodeFrame(message, payload);
+    // Past the frames that wait: what is asked or answered should not queue behind megabytes.
     return this.#isOver ? false : this.#socket.write(frame);
   }
 
@@ -121,27 +115,11 @@ export class TlsLink implements Link {
     if (this.#isOver) return Promise.reject(this.#endError());
     return new Promise((resolve, reject) => {
       this.#waiting.add(reject);
-      this.#queue.push({ frame, resolve, reject });
-      this.#queuedBytes += frame.length;
-      if (!this.#writing) this.#writeNext();
-    });
-  }
-
-  /**
-   * One large write at a time: what is written while another is under way, node joins into one array first, which costs a copy of all
-   * that is queued.
-   */
-  #writeNext(): void {
-    const next = this.#queue.shift();
-    this.#writing = next !== undefined;
-    if (next === undefined) return;
-    const { frame, resolve, reject } = next;
-    this.#socket.write(frame, (error) => {
-      this.#waiting.delete(reject);
-      this.#queuedBytes -= frame.length;
-      if (error === undefined || error === null) resolve();
-      else reject(this.#ending === undefined ? this.#lost(error) : this.#endError());
-      this.#writeNext();
+      this.#frames.push(frame, (error) => {
+        this.#waiting.delete(reject);
+        if (error === undefined || error === null) resolve();
+        else reject(this.#ending === undefined ? this.#lost(error) : this.#endError());
+      });
     });
   }
 
@@ -230,9 +208,9 @@ export class TlsLink implements Link {
 
   #rejectWaiting(): void {
     const error = this.#endError();
+    this.#frames.clear();
     for (const reject of this.#waiting) reject(error);
     this.#waiting.clear();
-    this.#queue.length = 0;
   }
 
   async #finish(): Promise<void> {
@@ -243,7 +221,7 @@ export class TlsLink implements Link {
         socket.once("close", () => resolve());
       });
       if (!socket.destroyed) {
-        socket.end();
+        this.#frames.end();
         // Read on, so that the peer's end is seen and unread bytes do not turn the close into a reset.
         socket.resume();
       }

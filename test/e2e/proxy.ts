@@ -21,12 +21,18 @@ export interface Proxy {
   readonly connections: number;
   /** Bytes passed on so far, both directions. */
   readonly bytes: number;
+  /** Bytes passed on so far from clients to the target. */
+  readonly bytesUp: number;
   /** Ends what is connected now, as a lost connection does (RST). New connections work. */
   cut(): void;
   /** From now on passes nothing (true) or passes again (false); what was swallowed stays lost. */
   setBlackhole(on: boolean): void;
+  /** From now on clients get nothing from the target (true), while what they send still passes. */
+  setDeaf(on: boolean): void;
   /** Resolves when so many bytes have passed. */
   passed(bytes: number): Promise<void>;
+  /** Resolves when so many bytes have passed from clients to the target. */
+  passedUp(bytes: number): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -34,7 +40,9 @@ export interface Proxy {
 export async function startProxy(scope: Scope, targetPort: number, options: ProxyOptions = {}): Promise<Proxy> {
   let connections = 0;
   let bytes = 0;
+  let bytesUp = 0;
   let blackhole = options.blackhole ?? false;
+  let deaf = false;
   const pairs = new Set<readonly [Socket, Socket]>();
   const watchers = new Set<() => void>();
 
@@ -44,9 +52,11 @@ export async function startProxy(scope: Scope, targetPort: number, options: Prox
   };
 
   /** Passes `from` on to `to`; `count` returns false when the connection was cut there. */
-  const pipe = (from: Socket, to: Socket, count: (length: number) => boolean): void => {
+  const pipe = (from: Socket, to: Socket, down: boolean, count: (length: number) => boolean): void => {
+    const swallows = (): boolean => blackhole || (down && deaf);
     from.on("data", (chunk) => {
-      if (blackhole) return;
+      if (swallows()) return;
+      if (!down) bytesUp += chunk.length;
       if (!count(chunk.length)) return;
       const room = to.write(chunk);
       const rate = options.throttleBytesPerSecond;
@@ -59,10 +69,12 @@ export async function startProxy(scope: Scope, targetPort: number, options: Prox
       }
     });
     from.on("end", () => {
-      if (!blackhole) to.end();
+      if (!swallows()) to.end();
     });
-    // A reset of one side is passed on as a reset of the other.
-    from.on("error", () => to.resetAndDestroy());
+    // A reset of one side is passed on as a reset of the other; a link that swallows swallows that too.
+    from.on("error", () => {
+      if (!swallows()) to.resetAndDestroy();
+    });
   };
 
   const server = createServer({ allowHalfOpen: true }, (client) => {
@@ -83,15 +95,30 @@ export async function startProxy(scope: Scope, targetPort: number, options: Prox
       return true;
     };
     pairs.add(pair);
-    client.on("close", () => pairs.delete(pair));
-    pipe(client, upstream, count);
-    pipe(upstream, client, count);
+    const forget = (): void => {
+      if (client.destroyed && upstream.destroyed) pairs.delete(pair);
+    };
+    client.on("close", forget);
+    upstream.on("close", forget);
+    pipe(client, upstream, false, count);
+    pipe(upstream, client, true, count);
   });
   await new Promise<void>((resolve, reject) => {
     server.once("error", reject);
     server.listen(0, "127.0.0.1", resolve);
   });
   const timer = options.cutEveryMs === undefined ? undefined : setInterval(cut, options.cutEveryMs);
+
+  const reached = (holds: () => boolean): Promise<void> =>
+    new Promise((resolve) => {
+      const look = (): void => {
+        if (!holds()) return;
+        watchers.delete(look);
+        resolve();
+      };
+      watchers.add(look);
+      look();
+    });
 
   const proxy: Proxy = {
     port: (server.address() as AddressInfo).port,
@@ -105,16 +132,17 @@ export async function startProxy(scope: Scope, targetPort: number, options: Prox
     setBlackhole(on) {
       blackhole = on;
     },
+    get bytesUp() {
+      return bytesUp;
+    },
+    setDeaf(on) {
+      deaf = on;
+    },
     passed(wanted) {
-      return new Promise((resolve) => {
-        const look = (): void => {
-          if (bytes < wanted) return;
-          watchers.delete(look);
-          resolve();
-        };
-        watchers.add(look);
-        look();
-      });
+      return reached(() => bytes >= wanted);
+    },
+    passedUp(wanted) {
+      return reached(() => bytesUp >= wanted);
     },
     close() {
       clearInterval(timer);
