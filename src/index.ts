@@ -217,9 +217,6 @@ export async function createReceiver(options: CreateReceiverOptions): Promise<Li
     onLink: (link) => {
       receiver.accept(link);
     },
-    onRejected: (error, address) => {
-      log.warn({ code: error.code, address }, error.message);
-    },
   });
   return {
     address: listener.address,

@@ -28,7 +28,7 @@ export async function createDisk(store: StoreParts, name: string, facts: NewDisk
   const paths = diskPaths(store.path, name);
   invariant(isBlockSize(geometry.blockBytes), "a disk has a block size that is a power of two from 16 KiB to 1 MiB");
   invariant(facts.sectorBytes === 512 || facts.sectorBytes === 4096, "a disk has sectors of 512 or 4096 bytes");
-  invariant(Number.isSafeInteger(geometry.sizeBytes) && geometry.sizeBytes > 0, "a disk has a size");
+  invariant(Number.isSafeInteger(geometry.sizeBytes) && geometry.sizeBytes >= 0, "a disk has a size");
   if (geometry.sizeBytes > limits.diskBytesMax) {
     throw new ReplicationError(
       "limit-exceeded",

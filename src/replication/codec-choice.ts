@@ -20,15 +20,25 @@ const trialShare = 0.8;
 const trialBytesMin = 24 * MIB;
 /** Storing costs the least work at both ends, so it wins unless another codec is faster by this factor. */
 const storedBonus = 1.15;
+/** From this share of the stored rate on a compressed stream counts as filling the link. */
+const linkShare = 0.75;
 /** Rounds between two trials of the runner-up. */
 const roundsBetweenTrials = 16;
 /** Units in a row that did not shrink before compressing is paused, and how many are then stored before the next try. */
 const stubbornUnits = 8;
 const pausedUnits = 15;
 
-interface Round {
+/** What a unit is compressed with, and in which round that was decided. */
+export interface CodecPick {
   readonly codec: CodecName;
-  startedAt: number;
+  readonly round: number;
+}
+
+interface Round {
+  readonly number: number;
+  readonly codec: CodecName;
+  /** When its first unit was taken; undefined: none yet. What was under way from the round before is not counted. */
+  startedAt: number | undefined;
   rawBytes: number;
   packedBytes: number;
 }
@@ -38,43 +48,46 @@ export class CodecChoice {
   readonly #rates = new Map<CodecName, number>();
   #round: Round;
   #settledRounds = 0;
+  /** Bytes a second on the wire in the last round that stored. */
+  #linkRate = Number.POSITIVE_INFINITY;
   #stubborn = 0;
   #paused = 0;
 
   /** `usable`: codecs both ends have. `fixed`: the user's word, which is never second-guessed. */
-  constructor(options: {
-    readonly usable: readonly CodecName[];
-    readonly fixed: CodecName | undefined;
-    readonly now: number;
-  }) {
+  constructor(options: { readonly usable: readonly CodecName[]; readonly fixed: CodecName | undefined }) {
     this.#candidates = options.fixed === undefined ? options.usable : [options.fixed];
     const first = options.fixed ?? (options.usable.includes("lz4") ? "lz4" : "stored");
-    this.#round = { codec: first, startedAt: options.now, rawBytes: 0, packedBytes: 0 };
+    this.#round = { number: 0, codec: first, startedAt: undefined, rawBytes: 0, packedBytes: 0 };
   }
 
-  /** The codec for the next unit. */
-  next(): CodecName {
+  /** For the next unit. */
+  next(): CodecPick {
+    const { number, codec } = this.#round;
     if (this.#paused > 0) {
       this.#paused--;
-      return "stored";
+      return { codec: "stored", round: number };
     }
-    return this.#round.codec;
+    return { codec, round: number };
   }
 
-  /** A unit was taken by the socket. `tried`: the codec {@link next} named. Milliseconds, monotonic. */
+  /** A unit was taken by the socket. `now`: milliseconds, monotonic. */
   observe(unit: {
-    readonly tried: CodecName;
+    readonly pick: CodecPick;
     readonly rawBytes: number;
     readonly packedBytes: number;
     readonly now: number;
   }): void {
-    if (unit.tried !== "stored") {
+    if (unit.pick.codec !== "stored") {
       const shrank = unit.packedBytes < unit.rawBytes * 0.97;
       this.#stubborn = shrank ? 0 : this.#stubborn + 1;
       if (this.#stubborn >= stubbornUnits) this.#paused = pausedUnits;
     }
-    if (this.#candidates.length < 2) return;
     const round = this.#round;
+    if (this.#candidates.length < 2 || unit.pick.round !== round.number) return;
+    if (round.startedAt === undefined) {
+      round.startedAt = unit.now;
+      return;
+    }
     round.rawBytes += unit.rawBytes;
     round.packedBytes += unit.packedBytes;
     const seconds = (unit.now - round.startedAt) / 1000;
@@ -84,28 +97,27 @@ export class CodecChoice {
     const hopeless = round.rawBytes >= trialBytesMin && best > 0 && rate < best * trialShare;
     if (round.rawBytes < roundBytes && !hopeless) return;
     this.#rates.set(round.codec, round.codec === "stored" ? rate * storedBonus : rate);
-    this.#start(this.#choose(round, rate), unit.now);
-  }
-
-  #start(codec: CodecName, now: number): void {
-    this.#round = { codec, startedAt: now, rawBytes: 0, packedBytes: 0 };
+    const codec = this.#choose(round, rate);
+    // The same codec goes on being measured without a gap.
+    const startedAt = codec === round.codec ? unit.now : undefined;
+    const number = codec === round.codec ? round.number : round.number + 1;
+    this.#round = { number, codec, startedAt, rawBytes: 0, packedBytes: 0 };
   }
 
   #choose(round: Round, rate: number): CodecName {
     const wireRate = rate * (round.packedBytes / Math.max(1, round.rawBytes));
+    if (round.codec === "stored") this.#linkRate = wireRate;
     const untried = this.#candidates.find((codec) => !this.#rates.has(codec) && this.#promising(codec, rate, wireRate));
     if (untried !== undefined) return untried;
-    let best: CodecName = round.codec;
-    let runnerUp: CodecName | undefined;
-    for (const [codec, value] of this.#rates) {
-      if (value > (this.#rates.get(best) ?? 0)) best = codec;
-    }
-    for (const [codec, value] of this.#rates) {
-      if (codec !== best && value > (runnerUp === undefined ? 0 : (this.#rates.get(runnerUp) ?? 0))) runnerUp = codec;
-    }
+    // Compressed units fill the link as stored ones did: the link is the limit, and a stretch that shrinks less says nothing against it.
+    const linkIsLimit = round.codec !== "stored" && wireRate >= this.#linkRate * linkShare;
+    const ranked = [...this.#rates]
+      .filter(([codec]) => !(linkIsLimit && codec === "stored"))
+      .sort(([, a], [, b]) => b - a)
+      .map(([codec]) => codec);
+    const [best = round.codec, runnerUp] = ranked;
     this.#settledRounds++;
-    if (this.#settledRounds % roundsBetweenTrials === 0 && runnerUp !== undefined) return runnerUp;
-    return best;
+    return this.#settledRounds % roundsBetweenTrials === 0 ? (runnerUp ?? best) : best;
   }
 
   #promising(codec: CodecName, rate: number, wireRate: number): boolean {

@@ -28,7 +28,7 @@ import { pageDigest } from "../table/digest-table.ts";
 import { encodeHeadBefore } from "../wire/frame.ts";
 import type { Data } from "../wire/messages.ts";
 import { BaseTable } from "./base-table.ts";
-import type { CodecChoice } from "./codec-choice.ts";
+import type { CodecChoice, CodecPick } from "./codec-choice.ts";
 import { type BlockRange, blocksOutside, DataCursor } from "./data-cursor.ts";
 import { differingParts, partRanges, readParts, runsOf } from "./part-ranges.ts";
 import type { RateLimit } from "./rate.ts";
@@ -229,7 +229,7 @@ export class Scan {
 
   async #piece(work: PageWork, first: number, count: number, base: Uint8Array | "zero" | "unknown"): Promise<void> {
     const from = (first - work.first) * this.#width;
-    const tried = base === "unknown" ? "stored" : this.#o.codec.next();
+    const pick = base === "unknown" ? undefined : this.#o.codec.next();
     await this.#readGate.enter();
     let inGate = true;
     const leave = (): void => {
@@ -241,7 +241,7 @@ export class Scan {
       slot = await this.#o.pool.acquire(this.#o.signal);
       this.#check();
       const mine = typeof base === "string" ? base : base.slice(from, from + count * this.#width);
-      const result = await this.#scanBlocks(slot, first, count, mine, tried);
+      const result = await this.#scanBlocks(slot, first, count, mine, pick?.codec ?? "stored");
       leave();
       work.digests.set(result.digests, from);
       const zeros: number[] = [];
@@ -253,10 +253,10 @@ export class Scan {
           parts += this.#partBytes;
         }
       }
-      if (result.shipment !== undefined) {
+      if (result.shipment !== undefined && pick !== undefined) {
         const { shipment } = result;
         const blocks = shipment.picked.map((index) => first + index);
-        await this.#ship(slot, { ...shipment, blocks }, { repeat: false, tried });
+        await this.#ship(slot, { ...shipment, blocks }, { repeat: false, pick });
       }
       await this.#shipZeros(zeros, false);
     } finally {
@@ -395,16 +395,16 @@ export class Scan {
       runs = runsOf(reader, ranges);
       if (runs === undefined) await readParts(reader, ranges, slot.bytes.subarray(areaA, areaA + rawBytes));
     }
-    const tried = codec.next();
-    const packed = await lanes.run("pack", { slot: slot.index, file: this.#o.name, runs, rawBytes, codec: tried });
+    const pick = codec.next();
+    const packed = await lanes.run("pack", { slot: slot.index, file: this.#o.name, runs, rawBytes, codec: pick.codec });
     const frame = { blocks, masks: Buffer.concat(masks), digests: Buffer.concat(digests), rawBytes, ...packed };
-    await this.#ship(slot, frame, { repeat: how.repeat, tried });
+    await this.#ship(slot, frame, { repeat: how.repeat, pick });
   }
 
   async #ship(
     slot: Slot,
     shipment: Omit<Shipment, "picked"> & { readonly blocks: readonly number[] },
-    how: { readonly repeat: boolean; readonly tried: CodecName },
+    how: { readonly repeat: boolean; readonly pick: CodecPick },
   ): Promise<void> {
     const { session, rate, funnel, codec, clock, signal } = this.#o;
     const { blocks, masks, digests, rawBytes, payloadOffset, payloadBytes } = shipment;
@@ -415,7 +415,7 @@ export class Scan {
     const frame = slot.bytes.subarray(start, payloadOffset + payloadBytes);
     await rate.take(frame.length, signal);
     await session.sendData(message, frame);
-    codec.observe({ tried: how.tried, rawBytes, packedBytes: payloadBytes, now: clock.monotonic() });
+    codec.observe({ pick: how.pick, rawBytes, packedBytes: payloadBytes, now: clock.monotonic() });
     funnel.packedBytes += frame.length;
     if (repeat) {
       funnel.repeatedBlocks += blocks.length;

@@ -257,7 +257,7 @@ export class SenderSession {
   }
 
   #await<T>(type: Single): Promise<T> {
-    return new Promise((resolve, reject) => {
+    const answer = new Promise<T>((resolve, reject) => {
       if (this.#abort.signal.aborted) {
         reject(this.#abort.signal.reason);
         return;
@@ -265,6 +265,10 @@ export class SenderSession {
       invariant(!this.#singles.has(type), "one answer is awaited once");
       this.#singles.set(type, { resolve, reject } as unknown as Deferred<never>);
     });
+    answer.catch(() => {
+      // Whoever awaits it sees it; nobody does when the question itself could not be sent, which is the error to tell.
+    });
+    return answer;
   }
 
   #receive(frame: DecodedFrame, connection: number): void {

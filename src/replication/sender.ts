@@ -298,7 +298,7 @@ class SenderRun implements Sender {
         `the receiver cannot decode ${wanted}; it has ${opened.codecs.join(", ")}`,
       );
     }
-    return new CodecChoice({ usable, fixed: wanted === "auto" ? undefined : wanted, now: this.#o.clock.monotonic() });
+    return new CodecChoice({ usable, fixed: wanted === "auto" ? undefined : wanted });
   }
 
   #openMessage(): Open {

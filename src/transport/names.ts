@@ -19,8 +19,9 @@ export function checkNodeName(name: string): void {
       `"${name}" cannot be the name of a node: use 1 to 63 letters, digits, ".", "_" or "-", the first a letter or a digit`,
     );
   }
-  // The authority's own folder.
-  if (name === "ca") throw new ReplicationError("usage", `"ca" is the authority's own name: give the node another one`);
+  // The authority's own folder, on file systems that know no case too.
+  if (name.toLowerCase() === "ca")
+    throw new ReplicationError("usage", `"ca" is the authority's own name: give the node another one`);
 }
 
 /** A host name or an IP address (`[::1]` or `::1`), or undefined when it is neither. */

@@ -105,7 +105,7 @@ export const layouts: Layouts = {
     number: 2,
     fields: {
       disk: required("d", name(wireLimits.diskNameCharsMax)),
-      sizeBytes: required("s", integer(1, limits.diskBytesMax)),
+      sizeBytes: required("s", integer(0, limits.diskBytesMax)),
       blockBytes: optional("b", blockSize),
       digestKind: optional("k", oneOf(digestKinds)),
       explicit: required("x", flag()),
@@ -208,7 +208,7 @@ export const layouts: Layouts = {
       root: required("r", root),
       frames: required("f", list(safe, 1, limits.connectionsMax)),
       cycle: required("c", id),
-      sizeBytes: required("s", integer(1, limits.diskBytesMax)),
+      sizeBytes: required("s", integer(0, limits.diskBytesMax)),
       time: required("t", integer(0, 8.64e15)),
       label: optional("l", label),
       consistency: required("k", oneOf(["crash", "application", "none"] as const)),

@@ -100,7 +100,8 @@ describe("integers", () => {
   test("exactly the bounds, and one beyond", () => {
     accepts("open-first", { s: 64 * TIB });
     refuses("open-first", { s: 64 * TIB + 1 }, "s (sizeBytes)");
-    refuses("open-first", { s: 0 }, "s (sizeBytes)");
+    accepts("open-first", { s: 0 });
+    refuses("open-first", { s: -1 }, "s (sizeBytes)");
     accepts("grant", { n: limits.creditFramesMax });
     refuses("grant", { n: limits.creditFramesMax + 1 }, "n (frames)");
     refuses("grant", { n: 0 }, "n (frames)");

@@ -1,0 +1,67 @@
+/** Either end killed or stopped in the middle of a copy: nothing is lost, and what arrived does not travel again. */
+import { join } from "node:path";
+import { beforeAll, expect, test } from "vitest";
+import { BLOCK, MIB } from "./content.ts";
+import {
+  expectDone,
+  killDeltas,
+  killReceivers,
+  killSenders,
+  makeSetting,
+  mostLeft,
+  paced,
+  putAway,
+  restart,
+  sendPart,
+} from "./interrupt.ts";
+import { finish, makePki, type Pki, startSend, suiteScope, tempDir } from "./kit.ts";
+
+const imageBytes = 24 * MIB;
+const suite = suiteScope();
+let pki: Pki;
+
+beforeAll(async () => {
+  pki = await makePki(suite, join(tempDir(suite), "pki"));
+});
+
+test("kill -9 of the sender at random moments: the next send ships the rest (C-95)", async (t) => {
+  await killSenders(t, await makeSetting(t, pki, imageBytes, 1), 3);
+});
+
+test("kill -9 of the receiver at random moments: it restarts on its port and store, the sender goes on by itself (C-95)", async (t) => {
+  await killReceivers(t, await makeSetting(t, pki, imageBytes, 2), 3);
+});
+
+test("kill -9 of either end in the middle of a delta: the next send ships the rest (C-95)", async (t) => {
+  await killDeltas(t, await makeSetting(t, pki, imageBytes, 3), 2);
+});
+
+test("SIGINT to the sender: exit code 130, and the next send goes on (C-59)", async (t) => {
+  const setting = await makeSetting(t, pki, imageBytes, 4);
+  const sender = await sendPart(t, setting, "vm");
+  sender.signal("SIGINT");
+  const stopped = await finish(sender);
+  expect(stopped.code).toBe(130);
+  expect(stopped.error).toMatchObject({ code: "aborted" });
+  expect(stopped.done).toBeUndefined();
+  await putAway(setting, "vm");
+  const most = mostLeft(setting, "vm", BLOCK);
+  const done = await expectDone(setting, startSend(t, paced(setting, "vm")), "vm");
+  expect(done).toMatchObject({ reason: "resume", point: 1, attempts: 1 });
+  expect(done.bytesWire).toBeLessThan(most);
+});
+
+test("SIGTERM to the receiver in the middle of a copy: a clean stop, no rebuild after it, the sender goes on", async (t) => {
+  const setting = await makeSetting(t, pki, imageBytes, 5);
+  const sender = await sendPart(t, setting, "vm");
+  expect(await setting.receiver.stop()).toBe(0);
+  await putAway(setting, "vm");
+  const most = mostLeft(setting, "vm", BLOCK);
+  const before = setting.proxy.bytes;
+  await restart(t, setting);
+  const done = await expectDone(setting, sender, "vm");
+  expect(done.attempts).toBeGreaterThan(1);
+  expect(setting.proxy.bytes - before).toBeLessThan(most);
+  expect(setting.receiver.process.stderr).not.toContain("in doubt");
+  expect(await setting.receiver.stop()).toBe(0);
+});

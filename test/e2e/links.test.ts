@@ -1,0 +1,54 @@
+/** Bad networks: links cut again and again, cut at any byte, and a last word that is lost. */
+import { join } from "node:path";
+import { beforeAll, expect, test } from "vitest";
+import { makeNoise, MIB } from "./content.ts";
+import { expectDone, makeSetting } from "./interrupt.ts";
+import { cmpFiles, makePki, type Pki, replicaPath, send, startReceiver, startSend, suiteScope, tempDir } from "./kit.ts";
+import { cutAtEveryStage } from "./link-cuts.ts";
+import { startProxy } from "./proxy.ts";
+
+const suite = suiteScope();
+let pki: Pki;
+
+beforeAll(async () => {
+  pki = await makePki(suite, join(tempDir(suite), "pki"));
+});
+
+test("a link that is cut every half second: the copy finishes, and little travels twice", async (t) => {
+  const dir = tempDir(t);
+  const image = join(dir, "disk.raw");
+  makeNoise(image, 16 * MIB, 1);
+  const receiver = await startReceiver(t, { storeDir: join(dir, "store"), tls: pki.recv });
+  const proxy = await startProxy(t, receiver.port, { cutEveryMs: 500 });
+  const args = ["--rate", "8MiB", "--codec", "none"];
+  const { code, done, stderr } = await send(t, { image, port: proxy.port, disk: "vm", tls: pki.send, args });
+  expect(code, stderr).toBe(0);
+  expect(cmpFiles(image, replicaPath(receiver.storeDir, "vm"))).toBeUndefined();
+  expect(done?.attempts).toBeGreaterThan(2);
+  // What is under way when the link goes is lost: a few extents of 1 MiB each time.
+  expect(done?.bytesWire).toBeLessThan(16 * MIB * 1.05 + (done?.attempts ?? 0) * 3 * MIB);
+  expect(receiver.lines.filter((line) => line.event === "point")).toHaveLength(1);
+});
+
+test("a connection reset at byte n, in the handshake, the data, the last words: committed once, at both ends (C-49)", async (t) => {
+  await cutAtEveryStage(t, pki, { imageBytes: 2 * MIB, seed: 1, random: 2, atOnce: 4 });
+});
+
+test("the last word is lost: the second try is known as the same cycle, and makes no second point (C-62)", async (t) => {
+  const setting = await makeSetting(t, pki, 8 * MIB, 2);
+  const { proxy, receiver, image } = setting;
+  const args = ["--rate", "16MiB", "--codec", "none"];
+  const sender = startSend(t, { image, port: proxy.port, disk: "vm", tls: pki.send, args });
+  // Eight extents need no more credit than `opened` brought; from here on the sender hears nothing.
+  await proxy.passedUp(2 * MIB);
+  proxy.setDeaf(true);
+  await receiver.process.waitForEvent("point");
+  proxy.setDeaf(false);
+  proxy.cut();
+  const done = await expectDone(setting, sender, "vm");
+  expect(done).toMatchObject({ point: 1, attempts: 2 });
+  expect(receiver.lines.filter((line) => line.event === "point")).toHaveLength(1);
+  // The next run is another cycle.
+  const next = await send(t, { image, port: proxy.port, disk: "vm", tls: pki.send });
+  expect(next.done).toMatchObject({ point: 2, bytesChanged: 0 });
+});
