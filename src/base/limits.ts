@@ -19,9 +19,9 @@ export const limits = {
    * payload), so credit is counted in frames and the bound on memory is exact.
    */
   creditFramesMax: 64,
-  creditFramesDefault: 24,
+  creditFramesDefault: 20,
   /** Shared memory of one process for blocks, whatever the number and size of disks. */
-  poolBytesDefault: 128 * MIB,
+  poolBytesDefault: 96 * MIB,
   /** Connections of one session. */
   connectionsMax: 16,
   /** Connections of one receiver that have not finished their handshake. */

@@ -72,7 +72,7 @@ function readRun(lane: Lane, fd: number, offset: number, target: Uint8Array, opt
   if (count < target.length) {
     throw new ReplicationError(
       "image-truncated",
-      `${options.file}: the file ends at ${offset + count}, ${target.length - count} bytes before what was to be read; it was cut short or is being changed`,
+      `${options.file}: reading ${target.length} bytes at offset ${offset} gave ${count}: the file was cut short or is being changed`,
       { details: { offset: offset + count } },
     );
   }

@@ -14,7 +14,7 @@ import { createNodeStorage } from "../storage/node-storage.ts";
 import type { Storage } from "../storage/seam.ts";
 
 export interface EngineOptions {
-  /** Shared memory for blocks, whatever the number and size of disks; default 128 MiB. Touched only as it is used. */
+  /** Shared memory for blocks, whatever the number and size of disks; default 96 MiB. Touched only as it is used. */
   readonly poolBytes?: number;
   /** Worker threads; default one a core, at most 4. 0: everything in the calling thread. */
   readonly lanes?: number;

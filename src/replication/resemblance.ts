@@ -13,7 +13,8 @@ import { BaseTable } from "./base-table.ts";
 import type { SenderSession } from "./sender-session.ts";
 
 const pagesSampled = 32;
-const blocksSampledPerPage = 4;
+/** Of all pages together: a small disk has few pages, and gets more looks at each. */
+const blocksSampled = 128;
 /** Fewer blocks with content than this say nothing. */
 const blocksMin = 8;
 /** At least this share must be equal. */
@@ -35,16 +36,18 @@ export async function checkResemblance(options: {
   const width = digestBytes(geometry.digestKind);
   let compared = 0;
   let equal = 0;
-  for (const page of await pagesWithContent(table, geometry)) {
+  const pages = await pagesWithContent(table, geometry);
+  const perPage = Math.max(1, Math.ceil(blocksSampled / pages.length));
+  for (const page of pages) {
     const { first, count } = pageBlocks(geometry, page);
     const digests = await table.blocks(page);
-    const stride = Math.max(1, Math.floor(count / blocksSampledPerPage));
-    for (let index = 0; index < count; index += stride) {
-      const theirs = digests.subarray(index * width, (index + 1) * width);
-      if (isZero(theirs)) continue;
+    const digestAt = (index: number): Uint8Array => digests.subarray(index * width, (index + 1) * width);
+    const filled = Array.from({ length: count }, (_unused, index) => index).filter((index) => !isZero(digestAt(index)));
+    const stride = Math.max(1, Math.floor(filled.length / perPage));
+    for (const index of filled.filter((_index, position) => position % stride === 0)) {
       const mine = await digestOf(options, first + index);
       compared++;
-      if (Buffer.compare(mine, theirs) === 0) equal++;
+      if (Buffer.compare(mine, digestAt(index)) === 0) equal++;
     }
   }
   if (compared < blocksMin || equal >= compared * shareMin) return;

@@ -151,7 +151,7 @@ class Pipe implements LinkFaults {
 
   async #run(): Promise<void> {
     try {
-      do await undefined;
+      do await Promise.resolve();
       while (this.#step());
     } finally {
       this.#running = false;

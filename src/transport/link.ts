@@ -22,7 +22,11 @@ export interface LinkHandlers {
   readonly payloadTarget: PayloadTarget;
   /** In order, synchronously. A throw ends the link with that error. */
   readonly onFrame: (frame: DecodedFrame) => void;
-  /** Exactly once; undefined: the peer closed in an orderly way at a frame boundary. */
+  /**
+   * Exactly once, in a promise job of its own, never inside a call of the link's methods. Undefined: closed here, or by the peer at a frame's
+   * boundary. A reset can look like the latter, because the kernel tells it to a write first and the read then finds the end: whether the
+   * session was complete only its messages tell.
+   */
   readonly onEnd: (error: ReplicationError | undefined) => void;
 }
 
@@ -30,7 +34,7 @@ export interface Link {
   readonly peer: PeerIdentity;
   /** Starts delivery. Called once; nothing is read from the socket before. */
   start(handlers: LinkHandlers): void;
-  /** Sends a control frame. Returns false when the socket's buffer is above its mark (the caller may go on). */
+  /** Sends a control frame, past the frames of `sendFrame` that wait. Returns false when the socket's buffer is above its mark (the caller may go on). */
   send(message: Message, payload?: Uint8Array): boolean;
   /**
    * Sends bytes that are a whole frame already (head encoded in place before its payload). The array is on loan until the promise settles: it resolves when the

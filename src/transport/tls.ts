@@ -21,6 +21,7 @@ import type { Link } from "./link.ts";
 import { formatAddress } from "./names.ts";
 import { checkPeer, parseFingerprint } from "./peer-check.ts";
 import { PendingHandshakes } from "./pending-handshakes.ts";
+import { createRejectionLog } from "./rejection-log.ts";
 import { contextOptions } from "./tls-context.ts";
 import { closeMillis, TlsLink } from "./tls-link.ts";
 
@@ -253,12 +254,13 @@ export async function listenTls(options: ListenTlsOptions): Promise<TlsListener>
     keepAlive: true,
     keepAliveInitialDelay: keepAliveMillis,
   });
+  const logRejection = createRejectionLog(log, clock);
   const pending = new PendingHandshakes({
     max: options.pendingMax ?? limits.pendingHandshakesMax,
     handshakeMillis: options.handshakeMillis ?? limits.handshakeMillis,
     clock,
     onRejected(error, address) {
-      log.warn({ peer: address, code: error.code }, `connection refused: ${error.message}`);
+      logRejection(error, address);
       onRejected?.(error, address);
     },
   });

@@ -163,7 +163,22 @@ test("one byte that is not zero in each unit, at awkward places (C-40)", async (
   const pieces: [number, Uint8Array][] = [];
   let at = 0;
   for (const unit of [4 * KIB, 64 * KIB, 1 * MIB]) {
-    const places = [0, 1, 7, 8, 9, 4_087, 4_088, 4_095, unit >> 1, (unit >> 1) - 1, unit - 4_096, unit - 9, unit - 8, unit - 1];
+    const places = [
+      0,
+      1,
+      7,
+      8,
+      9,
+      4_087,
+      4_088,
+      4_095,
+      unit >> 1,
+      (unit >> 1) - 1,
+      unit - 4_096,
+      unit - 9,
+      unit - 8,
+      unit - 1,
+    ];
     for (const place of places) {
       pieces.push([at + place, Buffer.of(1 + (place % 255))]);
       at += unit;

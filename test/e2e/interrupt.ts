@@ -1,5 +1,5 @@
 /** Copies that are killed, and what the next one may cost; the same in both tiers, with other numbers. */
-import { copyFileSync, existsSync } from "node:fs";
+import { copyFileSync, existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { expect } from "vitest";
 import { BLOCK, differences, digestBytes, makeNoise, MIB, noise, PART, until, writeAt } from "./content.ts";
@@ -51,8 +51,15 @@ export function paced(setting: Setting, disk: string): SendOptions {
 export async function sendPart(scope: Scope, setting: Setting, disk: string): Promise<CliProcess> {
   const { proxy, imageBytes, random } = setting;
   const target = proxy.bytesUp + Math.floor((0.2 + (0.65 * (random() % 1_000)) / 1_000) * imageBytes);
+  const replica = replicaPath(setting.receiver.storeDir, disk);
+  const touched = (): number => statSync(replica, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  const before = touched();
   const sender = startSend(scope, paced(setting, disk));
+  // What has passed may wait in front of a busy receiver: something must be on its way into the replica too.
+  await until(() => statSync(replica, { throwIfNoEntry: false }) !== undefined);
+  const made = before === 0 ? touched() : before;
   await proxy.passedUp(target);
+  await until(() => touched() > made || sender.ended);
   expect(sender.ended).toBe(false);
   return sender;
 }
@@ -90,7 +97,8 @@ export async function expectDone(setting: Setting, sender: CliProcess, disk: str
 export function changeQuarter(setting: Setting, seed: number): void {
   const { image, imageBytes } = setting;
   const pieces = function* () {
-    for (let at = (seed % 4) * PART; at < imageBytes; at += 4 * PART) yield [at, noise(seed * 7919 + at, PART)] as const;
+    for (let at = (seed % 4) * PART; at < imageBytes; at += 4 * PART)
+      yield [at, noise(seed * 7919 + at, PART)] as const;
   };
   writeAt(image, pieces());
 }
@@ -103,7 +111,11 @@ export async function killSenders(scope: Scope, setting: Setting, rounds: number
     expect(await sender.kill()).toBe("SIGKILL");
     await putAway(setting, disk);
     const most = mostLeft(setting, disk, BLOCK);
-    const done = await expectDone(setting, startSend(scope, { ...paced(setting, disk), args: ["--codec", "none"] }), disk);
+    const done = await expectDone(
+      setting,
+      startSend(scope, { ...paced(setting, disk), args: ["--codec", "none"] }),
+      disk,
+    );
     expect(done).toMatchObject({ reason: "resume", point: 1 });
     expect(done.bytesWire).toBeLessThan(most);
   }

@@ -24,19 +24,19 @@ beforeAll(async () => {
   pki = await makePki(suite, join(tempDir(suite), "pki"));
 });
 
-test("kill -9 of the sender at random moments: the next send ships the rest (C-95)", async (t) => {
+test.concurrent("kill -9 of the sender at random moments: the next send ships the rest (C-95)", async (t) => {
   await killSenders(t, await makeSetting(t, pki, imageBytes, 1), 3);
 });
 
-test("kill -9 of the receiver at random moments: it restarts on its port and store, the sender goes on by itself (C-95)", async (t) => {
+test.concurrent("kill -9 of the receiver at random moments: it restarts on its port and store, the sender goes on by itself (C-95)", async (t) => {
   await killReceivers(t, await makeSetting(t, pki, imageBytes, 2), 3);
 });
 
-test("kill -9 of either end in the middle of a delta: the next send ships the rest (C-95)", async (t) => {
+test.concurrent("kill -9 of either end in the middle of a delta: the next send ships the rest (C-95)", async (t) => {
   await killDeltas(t, await makeSetting(t, pki, imageBytes, 3), 2);
 });
 
-test("SIGINT to the sender: exit code 130, and the next send goes on (C-59)", async (t) => {
+test.concurrent("SIGINT to the sender: exit code 130, and the next send goes on (C-59)", async (t) => {
   const setting = await makeSetting(t, pki, imageBytes, 4);
   const sender = await sendPart(t, setting, "vm");
   sender.signal("SIGINT");
@@ -51,7 +51,7 @@ test("SIGINT to the sender: exit code 130, and the next send goes on (C-59)", as
   expect(done.bytesWire).toBeLessThan(most);
 });
 
-test("SIGTERM to the receiver in the middle of a copy: a clean stop, no rebuild after it, the sender goes on", async (t) => {
+test.concurrent("SIGTERM to the receiver in the middle of a copy: a clean stop, no rebuild after it, the sender goes on", async (t) => {
   const setting = await makeSetting(t, pki, imageBytes, 5);
   const sender = await sendPart(t, setting, "vm");
   expect(await setting.receiver.stop()).toBe(0);

@@ -389,6 +389,8 @@ export interface Done extends JsonLine {
   readonly bytesWire: number;
   readonly blocksZero: number;
   readonly seconds: number;
+  readonly attempts: number;
+  readonly consistency: string;
   readonly reason: string;
 }
 

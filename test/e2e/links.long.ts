@@ -3,7 +3,17 @@ import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { makeNoise, MIB, waitForLog } from "./content.ts";
 import { expectDone, makeSetting } from "./interrupt.ts";
-import { cmpFiles, makePki, type Pki, replicaPath, send, startReceiver, startSend, suiteScope, tempDir } from "./kit.ts";
+import {
+  cmpFiles,
+  makePki,
+  type Pki,
+  replicaPath,
+  send,
+  startReceiver,
+  startSend,
+  suiteScope,
+  tempDir,
+} from "./kit.ts";
 import { cutAtEveryStage } from "./link-cuts.ts";
 import { startProxy } from "./proxy.ts";
 

@@ -3,7 +3,17 @@ import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { makeNoise, MIB } from "./content.ts";
 import { expectDone, makeSetting } from "./interrupt.ts";
-import { cmpFiles, makePki, type Pki, replicaPath, send, startReceiver, startSend, suiteScope, tempDir } from "./kit.ts";
+import {
+  cmpFiles,
+  makePki,
+  type Pki,
+  replicaPath,
+  send,
+  startReceiver,
+  startSend,
+  suiteScope,
+  tempDir,
+} from "./kit.ts";
 import { cutAtEveryStage } from "./link-cuts.ts";
 import { startProxy } from "./proxy.ts";
 
@@ -14,7 +24,7 @@ beforeAll(async () => {
   pki = await makePki(suite, join(tempDir(suite), "pki"));
 });
 
-test("a link that is cut every half second: the copy finishes, and little travels twice", async (t) => {
+test.concurrent("a link that is cut every half second: the copy finishes, and little travels twice", async (t) => {
   const dir = tempDir(t);
   const image = join(dir, "disk.raw");
   makeNoise(image, 16 * MIB, 1);
@@ -30,11 +40,11 @@ test("a link that is cut every half second: the copy finishes, and little travel
   expect(receiver.lines.filter((line) => line.event === "point")).toHaveLength(1);
 });
 
-test("a connection reset at byte n, in the handshake, the data, the last words: committed once, at both ends (C-49)", async (t) => {
+test.concurrent("a connection reset at byte n, in the handshake, the data, the last words: committed once, at both ends (C-49)", async (t) => {
   await cutAtEveryStage(t, pki, { imageBytes: 2 * MIB, seed: 1, random: 2, atOnce: 4 });
 });
 
-test("the last word is lost: the second try is known as the same cycle, and makes no second point (C-62)", async (t) => {
+test.concurrent("the last word is lost: the second try is known as the same cycle, and makes no second point (C-62)", async (t) => {
   const setting = await makeSetting(t, pki, 8 * MIB, 2);
   const { proxy, receiver, image } = setting;
   const args = ["--rate", "16MiB", "--codec", "none"];

@@ -26,7 +26,7 @@ beforeAll(async () => {
   expect((await replicate(suite, ["pki", "issue", pki.dir, "other"])).code).toBe(0);
 });
 
-test("a second sender for a disk is refused and told who has it; the first goes on (C-82)", async (t) => {
+test.concurrent("a second sender for a disk is refused and told who has it; the first goes on (C-82)", async (t) => {
   const setting = await makeSetting(t, pki, 24 * MIB, 1);
   const { receiver, dir } = setting;
   const second = join(dir, "second.raw");
@@ -40,7 +40,7 @@ test("a second sender for a disk is refused and told who has it; the first goes 
   expect(await expectDone(setting, first, "vm")).toMatchObject({ attempts: 1, point: 1 });
 });
 
-test("the same image sent twice at a time is refused where it is sent (C-82)", async (t) => {
+test.concurrent("the same image sent twice at a time is refused where it is sent (C-82)", async (t) => {
   const setting = await makeSetting(t, pki, 16 * MIB, 2);
   const first = startSend(t, paced(setting, "vm"));
   await waitForLog(setting.receiver.process, { disk: "vm" }, /session open/);
@@ -51,7 +51,7 @@ test("the same image sent twice at a time is refused where it is sent (C-82)", a
   expect(await expectDone(setting, first, "vm")).toMatchObject({ attempts: 1, point: 1 });
 });
 
-test("a sender that died behind a dead link and starts again takes over at once", async (t) => {
+test.concurrent("a sender that died behind a dead link and starts again takes over at once", async (t) => {
   const setting = await makeSetting(t, pki, 16 * MIB, 3);
   const { proxy, receiver } = setting;
   const first = await sendPart(t, setting, "vm");
@@ -63,7 +63,7 @@ test("a sender that died behind a dead link and starts again takes over at once"
   await waitForLog(receiver.process, { code: "superseded", disk: "vm" });
 });
 
-test("another certificate does not get the disk, before or after the owner's first point", async (t) => {
+test.concurrent("another certificate does not get the disk, before or after the owner's first point", async (t) => {
   const setting = await makeSetting(t, pki, 8 * MIB, 4);
   const { receiver, image } = setting;
   const strange = { image, port: receiver.port, disk: "vm", tls: join(pki.dir, "other") };
@@ -84,7 +84,7 @@ test("another certificate does not get the disk, before or after the owner's fir
   await waitForLog(setting.receiver.process, { code: "disk-owned", peer: "other" });
 });
 
-test("another image under a used name is refused with exit code 4 and changes nothing; --adopt goes through (C-64)", async (t) => {
+test.concurrent("another image under a used name is refused with exit code 4 and changes nothing; --adopt goes through (C-64)", async (t) => {
   const dir = tempDir(t);
   const [image, another] = [join(dir, "disk.raw"), join(dir, "another.raw")];
   makeNoise(image, 8 * MIB, 5);
@@ -108,7 +108,7 @@ test("another image under a used name is refused with exit code 4 and changes no
   expect((await send(t, { ...target, image: another })).done).toMatchObject({ point: 3, bytesChanged: 0 });
 });
 
-test("a restored copy of the image, 1 % different, is compared and 1 % travels (C-64)", async (t) => {
+test.concurrent("a restored copy of the image, 1 % different, is compared and 1 % travels (C-64)", async (t) => {
   const dir = tempDir(t);
   const [image, restored] = [join(dir, "disk.raw"), join(dir, "restored.raw")];
   makeNoise(image, 16 * MIB, 7);
