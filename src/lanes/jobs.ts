@@ -53,8 +53,6 @@ export interface ScanRequest extends BlockShape {
   /** Digests of these blocks at the receiver. */
   readonly base: Uint8Array | "zero" | "unknown";
   readonly codec: CodecName;
-  /** Let go of what this read brought into the page cache. */
-  readonly dropCache: boolean;
 }
 
 export interface ScanResult {
@@ -64,6 +62,21 @@ export interface ScanResult {
   /** Part digests of the blocks that differ, in order: 4 bytes little endian a part. */
   readonly parts: Uint8Array;
   readonly shipment: Shipment | undefined;
+}
+
+/** Sender: has runs read ahead that are not in the page cache. */
+export interface ReadAheadRequest {
+  readonly runs: readonly FileRun[];
+}
+
+export interface ReadAheadResult {
+  /** Indexes of the runs that were not cached before: theirs is what to let go of afterwards. */
+  readonly cold: readonly number[];
+}
+
+/** Sender: takes runs out of the page cache again. */
+export interface LetGoRequest {
+  readonly runs: readonly FileRun[];
 }
 
 /** Sender: puts parts together that were found to differ, and compresses them. */
@@ -147,6 +160,8 @@ export interface SyncRequest {
 
 export interface JobTypes {
   scan: { request: ScanRequest; result: ScanResult };
+  readAhead: { request: ReadAheadRequest; result: ReadAheadResult };
+  letGo: { request: LetGoRequest; result: null };
   pack: { request: PackRequest; result: PackResult };
   apply: { request: ApplyRequest; result: ApplyResult };
   oldParts: { request: OldPartsRequest; result: OldPartsResult };

@@ -7,6 +7,7 @@ import { apply, clear, oldParts, sync } from "./apply.ts";
 import type { JobName, JobTypes } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
 import { pack } from "./pack.ts";
+import { letGo, readAhead } from "./page-cache.ts";
 import { scan } from "./scan.ts";
 
 export interface Lanes {
@@ -25,7 +26,7 @@ export interface Lanes {
 
 const jobs: {
   readonly [Name in JobName]: (lane: Lane, request: JobTypes[Name]["request"]) => JobTypes[Name]["result"];
-} = { scan, pack, apply, oldParts, clear, sync };
+} = { scan, readAhead, letGo, pack, apply, oldParts, clear, sync };
 
 /** Does one job here and now. */
 export function doJob<Name extends JobName>(

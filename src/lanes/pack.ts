@@ -9,7 +9,7 @@ export function pack(lane: Lane, request: PackRequest): PackResult {
   const slot = lane.slot(request.slot);
   if (request.runs !== undefined) {
     const target = slot.subarray(areaA, areaA + request.rawBytes);
-    readRuns(lane, request.runs, target, { file: request.file, dropCache: false });
+    readRuns(lane, request.runs, target, { file: request.file });
   }
   return packRaw(lane, slot, request.rawBytes, request.codec);
 }

@@ -5,7 +5,6 @@ import type { Lane } from "./lane.ts";
 
 export interface ReadHow {
   readonly file: string;
-  readonly dropCache: boolean;
 }
 
 /** Fills `target` from `runs`; see {@link RunReader}. */
@@ -58,7 +57,6 @@ export class RunReader {
 
 function readRun(lane: Lane, fd: number, offset: number, target: Uint8Array, options: ReadHow): void {
   const { storage } = lane;
-  const drop = options.dropCache && storage.isCached?.(fd, offset) === false;
   let count: number;
   try {
     count = storage.read(fd, target, offset);
@@ -76,5 +74,4 @@ function readRun(lane: Lane, fd: number, offset: number, target: Uint8Array, opt
       { details: { offset: offset + count } },
     );
   }
-  if (drop) storage.dropCache(fd, offset, target.length);
 }

@@ -79,3 +79,16 @@ export function blocksOutside(first: number, count: number, ranges: readonly Blo
   }
   return outside;
 }
+
+/** Ranges cut into pieces of at most `step` blocks, each within one stretch of `step` blocks of the disk. */
+export function cutRanges(ranges: readonly BlockRange[], step: number): BlockRange[] {
+  const pieces: BlockRange[] = [];
+  for (const range of ranges) {
+    for (let first = range.first; first < range.end; ) {
+      const end = Math.min(range.end, Math.floor(first / step) * step + step);
+      pieces.push({ first, end });
+      first = end;
+    }
+  }
+  return pieces;
+}

@@ -76,7 +76,6 @@ async function digestPiece(options: RebuildOptions, slot: Slot, first: number, c
     length,
     base: "unknown",
     codec: "stored",
-    dropCache: true,
     blockBytes: geometry.blockBytes,
     digestKind: geometry.digestKind,
   });

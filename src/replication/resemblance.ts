@@ -84,7 +84,6 @@ async function digestOf(options: Parameters<typeof checkResemblance>[0], block: 
       length,
       base: "unknown",
       codec: "stored",
-      dropCache: false,
       blockBytes: geometry.blockBytes,
       digestKind: geometry.digestKind,
     });

@@ -29,7 +29,8 @@ import { encodeHeadBefore } from "../wire/frame.ts";
 import type { Data } from "../wire/messages.ts";
 import { BaseTable } from "./base-table.ts";
 import type { CodecChoice, CodecPick } from "./codec-choice.ts";
-import { type BlockRange, blocksOutside, DataCursor } from "./data-cursor.ts";
+import { type BlockRange, blocksOutside, cutRanges, DataCursor } from "./data-cursor.ts";
+import type { PageWork } from "./page-work.ts";
 import { differingParts, partRanges, readParts, runsOf } from "./part-ranges.ts";
 import type { RateLimit } from "./rate.ts";
 import type { Funnel } from "./report.ts";
@@ -37,7 +38,7 @@ import type { ScanMemory } from "./scan-memory.ts";
 import type { SenderSession } from "./sender-session.ts";
 
 /** Pages under way: enough to keep lanes busy across the round trips of their questions. */
-const pagesUnderWay = 8;
+const pagesUnderWay = 4;
 /** Pieces under way for each lane: one in work, one ready. */
 const piecesPerLane = 2;
 /** Blocks whose part digests are asked in one request, and requests under way. */
@@ -65,17 +66,6 @@ export interface ScanOptions {
   /** The receiver's table is all zero. */
   readonly empty: boolean;
   readonly signal: AbortSignal;
-}
-
-/** One page on its way. */
-interface PageWork {
-  readonly page: number;
-  readonly first: number;
-  readonly count: number;
-  /** Digests of the source, filled as blocks are read. */
-  readonly digests: Uint8Array;
-  /** Blocks not settled, and 1 for the scan itself. */
-  open: number;
 }
 
 interface Candidate {
@@ -192,11 +182,12 @@ export class Scan {
 
   async #page(page: number, ranges: readonly BlockRange[], basePage: Uint8Array): Promise<void> {
     const { first, count } = pageBlocks(this.#geometry, page);
-    const work: PageWork = { page, first, count, digests: new Uint8Array(count * this.#width), open: 1 };
+    const work: PageWork = { page, first, count, digests: new Uint8Array(count * this.#width), open: 1, cold: [] };
     const ahead = this.#differing > 0.5;
     let base: Uint8Array | "zero" | undefined;
     if (isZero(basePage)) base = "zero";
     else if (ahead) base = await this.#base.blocks(page);
+    await this.#readAhead(work, ranges);
     await this.#read(work, ranges, base ?? "unknown");
     if (base === undefined) {
       const equal = Buffer.compare(pageDigest(work.digests), basePage) === 0;
@@ -213,18 +204,27 @@ export class Scan {
     this.#differing = this.#differing * 0.9 + (differs ? 0.1 : 0);
   }
 
-  /** Reads ranges of a page in pieces of up to 1 MiB, each in a slot of its own. */
+  /** Before the first read of a page. */
+  async #readAhead(work: PageWork, ranges: readonly BlockRange[]): Promise<void> {
+    const { reader, lanes } = this.#o;
+    const { blockBytes, sizeBytes } = this.#geometry;
+    const runs = cutRanges(ranges, EXTENT_BYTES_MAX / this.#geometry.blockBytes).map(({ first, end }) => {
+      const offset = first * blockBytes;
+      return reader.runs?.(offset, Math.min(end * blockBytes, sizeBytes) - offset) ?? [];
+    });
+    const all = runs.flat();
+    if (all.length === 0) return;
+    const { cold } = await lanes.run("readAhead", { runs: all });
+    work.cold = cold.flatMap((index) => all[index] ?? []);
+  }
+
+  /** Reads ranges of a page, each piece in a slot of its own. */
   async #read(work: PageWork, ranges: readonly BlockRange[], base: Uint8Array | "zero" | "unknown"): Promise<void> {
-    const step = EXTENT_BYTES_MAX / this.#geometry.blockBytes;
-    const pieces: Promise<void>[] = [];
-    for (const range of ranges) {
-      for (let first = range.first; first < range.end; ) {
-        const end = Math.min(range.end, Math.floor(first / step) * step + step);
-        pieces.push(this.#piece(work, first, end - first, base));
-        first = end;
-      }
-    }
-    await settleAll(pieces);
+    await settleAll(
+      cutRanges(ranges, EXTENT_BYTES_MAX / this.#geometry.blockBytes).map(({ first, end }) =>
+        this.#piece(work, first, end - first, base),
+      ),
+    );
   }
 
   async #piece(work: PageWork, first: number, count: number, base: Uint8Array | "zero" | "unknown"): Promise<void> {
@@ -293,7 +293,6 @@ export class Scan {
       length,
       base,
       codec,
-      dropCache: true,
       blockBytes,
       digestKind,
     });
@@ -457,6 +456,7 @@ export class Scan {
         break;
       }
     }
+    if (work.cold.length > 0) this.#track(this.#o.lanes.run("letGo", { runs: work.cold }).then(() => undefined));
     this.#scanned(work.page);
   }
 
