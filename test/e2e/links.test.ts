@@ -1,21 +1,10 @@
 /** Bad networks: links cut again and again, cut at any byte, and a last word that is lost. */
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
-import { makeNoise, MIB } from "./content.ts";
+import { MIB } from "./content.ts";
 import { expectDone, makeSetting } from "./interrupt.ts";
-import {
-  cmpFiles,
-  makePki,
-  type Pki,
-  replicaPath,
-  send,
-  startReceiver,
-  startSend,
-  suiteScope,
-  tempDir,
-} from "./kit.ts";
+import { makePki, type Pki, send, startSend, suiteScope, tempDir } from "./kit.ts";
 import { cutAtEveryStage } from "./link-cuts.ts";
-import { startProxy } from "./proxy.ts";
 
 const suite = suiteScope();
 let pki: Pki;

@@ -44,9 +44,18 @@ function identity(directory: string): SecureContextOptions {
 }
 
 /** A TLS connection; resolves when its handshake is through as far as the client can tell. */
-async function openTls(t: TestContext, receiver: Receiver, options: SecureContextOptions): Promise<TLSSocket> {
+async function openTls(
+  t: TestContext,
+  receiver: Receiver,
+  options: SecureContextOptions,
+): Promise<{ readonly socket: TLSSocket; readonly address: string }> {
   const socket = connectTls({ ...options, host: "127.0.0.1", port: receiver.port, rejectUnauthorized: false });
   t.onTestFinished(() => void socket.destroy());
+  // Taken at once: the receiver may be quick to end it.
+  let address = "";
+  socket.once("connect", () => {
+    address = `127.0.0.1:${String(socket.localPort)}`;
+  });
   await new Promise<void>((resolve, reject) => {
     socket.once("secureConnect", resolve);
     socket.once("error", reject);
@@ -55,26 +64,25 @@ async function openTls(t: TestContext, receiver: Receiver, options: SecureContex
     // The receiver ends it, which is what is looked for in its log.
   });
   socket.resume();
-  return socket;
+  return { socket, address };
 }
 
-async function openTcp(t: TestContext, receiver: Receiver): Promise<Socket> {
+async function openTcp(
+  t: TestContext,
+  receiver: Receiver,
+): Promise<{ readonly socket: Socket; readonly address: string }> {
   const socket = connectTcp({ host: "127.0.0.1", port: receiver.port });
   t.onTestFinished(() => void socket.destroy());
   await new Promise<void>((resolve, reject) => {
     socket.once("connect", resolve);
     socket.once("error", reject);
   });
+  const address = `127.0.0.1:${String(socket.localPort)}`;
   socket.on("error", () => {
     // As above.
   });
   socket.resume();
-  return socket;
-}
-
-/** `host:port` as the receiver sees the client. */
-function addressOf(socket: Socket): string {
-  return `127.0.0.1:${String(socket.localPort)}`;
+  return { socket, address };
 }
 
 function closed(socket: Socket): Promise<void> {
@@ -122,8 +130,8 @@ test.concurrent("certificates: none, of another authority, expired, not allowed 
     [identity(join(pki.dir, "expired")), "certificate-expired"],
   ];
   for (const [options, code] of cases) {
-    const socket = await openTls(t, receiver, options);
-    const line = await waitForLog(receiver.process, { code, peer: addressOf(socket) });
+    const { socket, address } = await openTls(t, receiver, options);
+    const line = await waitForLog(receiver.process, { code, peer: address });
     expect(String(line["msg"]).length).toBeGreaterThan(20);
     await closed(socket);
   }
@@ -148,8 +156,7 @@ test.concurrent("certificates: none, of another authority, expired, not allowed 
 test.concurrent("bytes that are no TLS, no frames, no sensible lengths: each has its line in the log", async (t) => {
   const { receiver, finished } = await startTransfer(t, 16);
   for (const bytes of [Buffer.from("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), noise(1, 100_000), Buffer.alloc(4_096)]) {
-    const socket = await openTcp(t, receiver);
-    const address = addressOf(socket);
+    const { socket, address } = await openTcp(t, receiver);
     socket.write(bytes);
     await waitForLog(receiver.process, { code: "not-tls", peer: address });
     await closed(socket);
@@ -172,8 +179,7 @@ test.concurrent("bytes that are no TLS, no frames, no sensible lengths: each has
     ["garbage after hello", Buffer.concat([hello, noise(3, 65_536)]), /begins with/],
   ];
   for (const [name, bytes, words] of cases) {
-    const socket = await openTls(t, receiver, identity(pki.send));
-    const address = addressOf(socket);
+    const { socket, address } = await openTls(t, receiver, identity(pki.send));
     socket.write(bytes);
     const line = await waitForLog(receiver.process, { code: "frame-malformed", address });
     expect(line["msg"], name).toMatch(words);
@@ -185,7 +191,7 @@ test.concurrent("bytes that are no TLS, no frames, no sensible lengths: each has
 test.concurrent("200 clients at once that connect and say nothing: room is made, memory stays, the transfer goes on", async (t) => {
   const { receiver, finished } = await startTransfer(t, 12);
   const silent = await Promise.all(Array.from({ length: 200 }, () => openTcp(t, receiver)));
-  const ends = silent.map(closed);
+  const ends = silent.map(({ socket }) => closed(socket));
   let ended = 0;
   for (const end of ends) void end.then(() => ended++);
   // 64 may wait; the older ones make room.
@@ -215,7 +221,7 @@ test.concurrent("a certificate renewed on disk while a transfer runs: new connec
   const sender = startSend(t, { image, port: receiver.port, disk: "vm1", tls: own.send, args });
   await waitForLog(receiver.process, { disk: "vm1" }, /session open/);
   const shown = async (): Promise<string> => {
-    const socket = await openTls(t, receiver, identity(own.send));
+    const { socket } = await openTls(t, receiver, identity(own.send));
     const { fingerprint256 } = socket.getPeerCertificate();
     socket.destroy();
     return fingerprint256;
