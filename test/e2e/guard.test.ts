@@ -18,7 +18,7 @@ import {
   waitForLog,
   writeAt,
 } from "./content.ts";
-import { expectDone, makeSetting } from "./interrupt.ts";
+import { expectDone, makeSetting, through } from "./interrupt.ts";
 import {
   cmpFiles,
   finish,
@@ -65,9 +65,11 @@ describe("an image that changes while it is sent (C-47)", () => {
   test("is not committed: image-changed, exit code 1", async (t) => {
     const setting = await makeSetting(t, pki, 16 * MIB, 1);
     const { image, receiver, proxy } = setting;
-    const sender = startSend(t, { ...to(receiver, "vm", image), port: proxy.port, args: ["--rate", "12MiB"] });
+    proxy.holdUp(3 * MIB);
+    const sender = startSend(t, through(setting, "vm"));
     await proxy.passedUp(3 * MIB);
     writeAt(image, [[5 * PART, noise(1, PART)]]);
+    proxy.holdUp(undefined);
     const result = await finish(sender);
     expect(result.code).toBe(1);
     expect(result.done).toBeUndefined();
@@ -83,15 +85,16 @@ describe("an image that changes while it is sent (C-47)", () => {
   test("with --allow-live is committed with consistency none, and mended by the next send", async (t) => {
     const setting = await makeSetting(t, pki, 16 * MIB, 2);
     const { image, receiver, proxy } = setting;
-    const args = ["--rate", "12MiB", "--allow-live"];
-    const sender = startSend(t, { ...to(receiver, "vm", image), port: proxy.port, args });
+    proxy.holdUp(3 * MIB);
+    const sender = startSend(t, through(setting, "vm", "--allow-live"));
     await proxy.passedUp(3 * MIB);
-    // Behind and ahead of the scan, with holes too.
+    // Behind and ahead of the scan.
     const offsets = scattered(16 * MIB, 50, 3);
     writeAt(
       image,
       offsets.map((offset) => [offset, noise(offset + 1, PART)] as const),
     );
+    proxy.holdUp(undefined);
     const { code, done, stderr } = await finish(sender);
     expect(code, stderr).toBe(0);
     expect(done).toMatchObject({ consistency: "none", point: 1 });
@@ -103,9 +106,11 @@ describe("an image that changes while it is sent (C-47)", () => {
     // More than a sender reads ahead.
     const setting = await makeSetting(t, pki, 320 * MIB, 3);
     const { image, receiver, proxy } = setting;
-    const sender = startSend(t, { ...to(receiver, "vm", image), port: proxy.port, args: ["--rate", "24MiB"] });
+    proxy.holdUp(2 * MIB);
+    const sender = startSend(t, through(setting, "vm"));
     await proxy.passedUp(2 * MIB);
     truncateSync(image, 1 * MIB + 4_000);
+    proxy.holdUp(undefined);
     const result = await finish(sender);
     expect(result.code).toBe(1);
     expect(["image-truncated", "image-changed"]).toContain(result.error?.code);

@@ -2,7 +2,7 @@
 import { copyFileSync, existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { expect } from "vitest";
-import { BLOCK, differences, digestBytes, makeNoise, MIB, noise, PART, until, writeAt } from "./content.ts";
+import { allocated, BLOCK, differences, digestBytes, makeNoise, noise, PART, until, writeAt } from "./content.ts";
 import {
   type CliProcess,
   cmpFiles,
@@ -40,28 +40,41 @@ export async function makeSetting(scope: Scope, pki: Pki, imageBytes: number, se
   return { dir, image, imageBytes, receiver, proxy, pki, random: seededRandom(seed) };
 }
 
-/** Options of a send through the proxy; paced, so that an interruption finds it at work. */
-export function paced(setting: Setting, disk: string): SendOptions {
-  const rate = `${String(Math.ceil(setting.imageBytes / MIB))}MiB`;
+/** Options of a send through the proxy. */
+export function through(setting: Setting, disk: string, ...args: string[]): SendOptions {
   const { image, proxy, pki } = setting;
-  return { image, port: proxy.port, disk, tls: pki.send, args: ["--rate", rate, "--codec", "none"] };
+  return { image, port: proxy.port, disk, tls: pki.send, args: ["--codec", "none", ...args] };
 }
 
-/** Starts a send and resolves when a random share of the image has passed, 20 to 85 %. */
-export async function sendPart(scope: Scope, setting: Setting, disk: string): Promise<CliProcess> {
-  const { proxy, imageBytes, random } = setting;
-  const target = proxy.bytesUp + Math.floor((0.2 + (0.65 * (random() % 1_000)) / 1_000) * imageBytes);
+/**
+ * Starts a send and resolves in the middle of it, when a random share of `bytes` has passed, 20 to 80 %, and something has come into the
+ * replica. It is under way then, and cannot end before the proxy lets the rest pass ({@link letGo}).
+ */
+export async function sendPart(
+  scope: Scope,
+  setting: Setting,
+  disk: string,
+  bytes = setting.imageBytes,
+): Promise<CliProcess> {
+  const { proxy, random } = setting;
   const replica = replicaPath(setting.receiver.storeDir, disk);
-  const touched = (): number => statSync(replica, { throwIfNoEntry: false })?.mtimeMs ?? 0;
+  const touched = (): bigint => statSync(replica, { bigint: true, throwIfNoEntry: false })?.mtimeNs ?? 0n;
   const before = touched();
-  const sender = startSend(scope, paced(setting, disk));
-  // What has passed may wait in front of a busy receiver: something must be on its way into the replica too.
-  await until(() => statSync(replica, { throwIfNoEntry: false }) !== undefined);
-  const made = before === 0 ? touched() : before;
-  await proxy.passedUp(target);
-  await until(() => touched() > made || sender.ended);
+  const start = proxy.bytesUp;
+  proxy.holdUp(start + 0.85 * bytes);
+  const sender = startSend(scope, through(setting, disk));
+  await proxy.passedUp(start + (0.2 + (0.6 * (random() % 1_000)) / 1_000) * bytes);
+  // What has passed may wait in front of a busy receiver.
+  if (before === 0n) await until(() => allocated(replica) > 0);
+  else await until(() => touched() !== before);
   expect(sender.ended).toBe(false);
   return sender;
+}
+
+/** Ends the connections of before, and lets those to come pass everything. */
+export function letGo(setting: Setting): void {
+  setting.proxy.cut();
+  setting.proxy.holdUp(undefined);
 }
 
 /** Starts the receiver anew on its port and store. */
@@ -109,13 +122,10 @@ export async function killSenders(scope: Scope, setting: Setting, rounds: number
     const disk = `sender-${String(round)}`;
     const sender = await sendPart(scope, setting, disk);
     expect(await sender.kill()).toBe("SIGKILL");
+    letGo(setting);
     await putAway(setting, disk);
     const most = mostLeft(setting, disk, BLOCK);
-    const done = await expectDone(
-      setting,
-      startSend(scope, { ...paced(setting, disk), args: ["--codec", "none"] }),
-      disk,
-    );
+    const done = await expectDone(setting, startSend(scope, through(setting, disk)), disk);
     expect(done).toMatchObject({ reason: "resume", point: 1 });
     expect(done.bytesWire).toBeLessThan(most);
   }
@@ -127,6 +137,7 @@ export async function killReceivers(scope: Scope, setting: Setting, rounds: numb
     const disk = `receiver-${String(round)}`;
     const sender = await sendPart(scope, setting, disk);
     await setting.receiver.kill();
+    letGo(setting);
     const most = mostLeft(setting, disk, BLOCK);
     const before = setting.proxy.bytes;
     await restart(scope, setting);
@@ -139,25 +150,26 @@ export async function killReceivers(scope: Scope, setting: Setting, rounds: numb
 /** Kills of both ends, in turn, in the middle of deltas over a committed point. */
 export async function killDeltas(scope: Scope, setting: Setting, rounds: number): Promise<void> {
   const disk = "delta";
-  await expectDone(setting, startSend(scope, { ...paced(setting, disk), args: [] }), disk);
+  await expectDone(setting, startSend(scope, through(setting, disk)), disk);
   const original = join(setting.dir, "original.raw");
   copyFileSync(setting.image, original);
   for (let round = 0; round < rounds; round++) {
     changeQuarter(setting, round + 1);
-    const quarter = { ...setting, imageBytes: setting.imageBytes / 4 };
-    const sender = await sendPart(scope, quarter, disk);
+    const sender = await sendPart(scope, setting, disk, setting.imageBytes / 4);
     let most: number;
     if (round % 2 === 0) {
       await sender.kill();
+      letGo(setting);
       await putAway(setting, disk);
       most = mostLeft(setting, disk, PART);
     } else {
       await setting.receiver.kill();
       await sender.kill();
+      letGo(setting);
       most = mostLeft(setting, disk, PART);
       await restart(scope, setting);
     }
-    const done = await expectDone(setting, startSend(scope, { ...paced(setting, disk), args: [] }), disk);
+    const done = await expectDone(setting, startSend(scope, through(setting, disk)), disk);
     expect(done).toMatchObject({ reason: "scan", point: round + 2 });
     expect(done.bytesWire).toBeLessThan(most);
   }

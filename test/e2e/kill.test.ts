@@ -9,10 +9,11 @@ import {
   killSenders,
   makeSetting,
   mostLeft,
-  paced,
+  letGo,
   putAway,
   restart,
   sendPart,
+  through,
 } from "./interrupt.ts";
 import { finish, makePki, type Pki, startSend, suiteScope, tempDir } from "./kit.ts";
 
@@ -41,12 +42,13 @@ test.concurrent("SIGINT to the sender: exit code 130, and the next send goes on 
   const sender = await sendPart(t, setting, "vm");
   sender.signal("SIGINT");
   const stopped = await finish(sender);
+  letGo(setting);
   expect(stopped.code).toBe(130);
   expect(stopped.error).toMatchObject({ code: "aborted" });
   expect(stopped.done).toBeUndefined();
   await putAway(setting, "vm");
   const most = mostLeft(setting, "vm", BLOCK);
-  const done = await expectDone(setting, startSend(t, paced(setting, "vm")), "vm");
+  const done = await expectDone(setting, startSend(t, through(setting, "vm")), "vm");
   expect(done).toMatchObject({ reason: "resume", point: 1, attempts: 1 });
   expect(done.bytesWire).toBeLessThan(most);
 });
@@ -55,6 +57,7 @@ test.concurrent("SIGTERM to the receiver in the middle of a copy: a clean stop, 
   const setting = await makeSetting(t, pki, imageBytes, 5);
   const sender = await sendPart(t, setting, "vm");
   expect(await setting.receiver.stop()).toBe(0);
+  letGo(setting);
   await putAway(setting, "vm");
   const most = mostLeft(setting, "vm", BLOCK);
   const before = setting.proxy.bytes;

@@ -2,7 +2,7 @@
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { MIB } from "./content.ts";
-import { expectDone, makeSetting } from "./interrupt.ts";
+import { expectDone, makeSetting, through } from "./interrupt.ts";
 import { makePki, type Pki, send, startSend, suiteScope, tempDir } from "./kit.ts";
 import { cutAtEveryStage } from "./link-cuts.ts";
 
@@ -41,11 +41,12 @@ test.concurrent("a connection reset at byte n, in the handshake, the data, the l
 test.concurrent("the last word is lost: the second try is known as the same cycle, and makes no second point (C-62)", async (t) => {
   const setting = await makeSetting(t, pki, 8 * MIB, 2);
   const { proxy, receiver, image } = setting;
-  const args = ["--rate", "16MiB", "--codec", "none"];
-  const sender = startSend(t, { image, port: proxy.port, disk: "vm", tls: pki.send, args });
+  proxy.holdUp(2 * MIB);
+  const sender = startSend(t, through(setting, "vm"));
   // Eight extents need no more credit than `opened` brought; from here on the sender hears nothing.
   await proxy.passedUp(2 * MIB);
   proxy.setDeaf(true);
+  proxy.holdUp(undefined);
   await receiver.process.waitForEvent("point");
   proxy.setDeaf(false);
   proxy.cut();

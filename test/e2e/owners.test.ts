@@ -3,14 +3,16 @@ import { copyFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { makeNoise, MIB, noise, PART, waitForLog, writeAt } from "./content.ts";
-import { expectDone, makeSetting, paced, putAway, restart, sendPart } from "./interrupt.ts";
+import { expectDone, letGo, makeSetting, putAway, restart, sendPart, type Setting, through } from "./interrupt.ts";
 import {
+  type CliProcess,
   cmpFiles,
   finish,
   makePki,
   type Pki,
   replicaPath,
   replicate,
+  type Scope,
   send,
   startReceiver,
   startSend,
@@ -26,28 +28,36 @@ beforeAll(async () => {
   expect((await replicate(suite, ["pki", "issue", pki.dir, "other"])).code).toBe(0);
 });
 
+/** A send to disk `vm` that stays in the middle of its data until the proxy lets it go on. */
+async function sendHeld(scope: Scope, setting: Setting): Promise<CliProcess> {
+  setting.proxy.holdUp(4 * MIB);
+  const sender = startSend(scope, through(setting, "vm"));
+  await setting.proxy.passedUp(4 * MIB);
+  return sender;
+}
+
 test.concurrent("a second sender for a disk is refused and told who has it; the first goes on (C-82)", async (t) => {
   const setting = await makeSetting(t, pki, 24 * MIB, 1);
   const { receiver, dir } = setting;
   const second = join(dir, "second.raw");
   makeNoise(second, 24 * MIB, 9);
-  const first = startSend(t, { ...paced(setting, "vm"), args: ["--rate", "12MiB"] });
-  await waitForLog(receiver.process, { disk: "vm" }, /session open/);
+  const first = await sendHeld(t, setting);
   const refused = await send(t, { image: second, port: receiver.port, disk: "vm", tls: pki.send });
   expect(refused.code).toBe(1);
   expect(refused.error).toMatchObject({ code: "disk-busy" });
   expect(refused.error?.message).toMatch(/vm is being written by send from 127\.0\.0\.1:\d+/);
+  setting.proxy.holdUp(undefined);
   expect(await expectDone(setting, first, "vm")).toMatchObject({ attempts: 1, point: 1 });
 });
 
 test.concurrent("the same image sent twice at a time is refused where it is sent (C-82)", async (t) => {
   const setting = await makeSetting(t, pki, 16 * MIB, 2);
-  const first = startSend(t, paced(setting, "vm"));
-  await waitForLog(setting.receiver.process, { disk: "vm" }, /session open/);
-  const second = await send(t, paced(setting, "vm"));
+  const first = await sendHeld(t, setting);
+  const second = await send(t, through(setting, "vm"));
   expect(second.code).toBe(1);
   expect(second.error).toMatchObject({ code: "image-busy" });
   expect(second.error?.message).toContain(setting.image);
+  setting.proxy.holdUp(undefined);
   expect(await expectDone(setting, first, "vm")).toMatchObject({ attempts: 1, point: 1 });
 });
 
@@ -69,11 +79,12 @@ test.concurrent("another certificate does not get the disk, before or after the 
   const strange = { image, port: receiver.port, disk: "vm", tls: join(pki.dir, "other") };
   const first = await sendPart(t, setting, "vm");
   await first.kill();
+  letGo(setting);
   await putAway(setting, "vm");
   const early = await send(t, strange);
   expect(early.code).toBe(1);
   expect(early.error).toMatchObject({ code: "disk-owned", action: "never" });
-  await expectDone(setting, startSend(t, paced(setting, "vm")), "vm");
+  await expectDone(setting, startSend(t, through(setting, "vm")), "vm");
   // Ownership is on disk, not in the receiver's memory.
   await receiver.stop();
   await restart(t, setting);

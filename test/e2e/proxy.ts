@@ -29,6 +29,8 @@ export interface Proxy {
   setBlackhole(on: boolean): void;
   /** From now on clients get nothing from the target (true), while what they send still passes. */
   setDeaf(on: boolean): void;
+  /** Passes nothing more from clients once `bytesUp` has come to `bytes`, and loses nothing; undefined passes all again. */
+  holdUp(bytes: number | undefined): void;
   /** Resolves when so many bytes have passed. */
   passed(bytes: number): Promise<void>;
   /** Resolves when so many bytes have passed from clients to the target. */
@@ -43,12 +45,19 @@ export async function startProxy(scope: Scope, targetPort: number, options: Prox
   let bytesUp = 0;
   let blackhole = options.blackhole ?? false;
   let deaf = false;
+  let holdAt = Number.POSITIVE_INFINITY;
+  const held = new Set<Socket>();
   const pairs = new Set<readonly [Socket, Socket]>();
   const watchers = new Set<() => void>();
 
   const cut = (): void => {
     for (const pair of pairs) for (const socket of pair) socket.resetAndDestroy();
     pairs.clear();
+  };
+
+  const resume = (from: Socket, down: boolean): void => {
+    if (down || bytesUp < holdAt) from.resume();
+    else held.add(from);
   };
 
   /** Passes `from` on to `to`; `count` returns false when the connection was cut there. */
@@ -62,10 +71,13 @@ export async function startProxy(scope: Scope, targetPort: number, options: Prox
       const rate = options.throttleBytesPerSecond;
       if (rate !== undefined) {
         from.pause();
-        setTimeout(() => from.resume(), (chunk.length / rate) * 1000);
+        setTimeout(() => resume(from, down), (chunk.length / rate) * 1000);
       } else if (!room) {
         from.pause();
-        to.once("drain", () => from.resume());
+        to.once("drain", () => resume(from, down));
+      } else if (!down && bytesUp >= holdAt) {
+        from.pause();
+        held.add(from);
       }
     });
     from.on("end", () => {
@@ -137,6 +149,12 @@ export async function startProxy(scope: Scope, targetPort: number, options: Prox
     },
     setDeaf(on) {
       deaf = on;
+    },
+    holdUp(wanted) {
+      holdAt = wanted ?? Number.POSITIVE_INFINITY;
+      if (bytesUp >= holdAt) return;
+      for (const socket of held) socket.resume();
+      held.clear();
     },
     passed(wanted) {
       return reached(() => bytes >= wanted);
