@@ -256,6 +256,8 @@ class SenderRun implements Sender {
     await scan.run();
     this.#phase = "committing";
     for (;;) {
+      // Counted before the wait: a request that arrives from here on makes another commit necessary.
+      const served = repeats.count;
       await repeats.settled();
       await source.guard?.check();
       const root = memory.pages.root();
@@ -268,7 +270,7 @@ class SenderRun implements Sender {
         consistency: this.#o.consistency ?? "crash",
         skipEmpty: this.#o.skipEmpty ?? false,
       });
-      const answer = await Promise.race([durable, repeats.arrival()]);
+      const answer = await Promise.race([durable, repeats.arrival(served)]);
       if (answer !== undefined) return answer;
     }
   }
@@ -341,6 +343,8 @@ class RepeatQueue {
   handler: ((blocks: readonly number[]) => Promise<void>) | undefined;
   #chain: Promise<void> = Promise.resolve();
   #arrived: (() => void) | undefined;
+  /** Requests that arrived so far. */
+  count = 0;
 
   push(blocks: readonly number[]): void {
     const { handler } = this;
@@ -350,6 +354,7 @@ class RepeatQueue {
     this.#chain.catch(() => {
       // Seen by `settled`, which the commit awaits; the session's own failure is reported there too.
     });
+    this.count++;
     this.#arrived?.();
   }
 
@@ -358,8 +363,9 @@ class RepeatQueue {
     return this.#chain;
   }
 
-  /** Resolves with undefined when the next request arrives. */
-  arrival(): Promise<undefined> {
+  /** Resolves with undefined when more than `served` requests have arrived. */
+  arrival(served: number): Promise<undefined> {
+    if (this.count > served) return Promise.resolve(undefined);
     return new Promise((resolve) => {
       this.#arrived = () => {
         resolve(undefined);

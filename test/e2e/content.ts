@@ -105,6 +105,15 @@ export function digestBytes({ sizeBytes, pages, blocks }: Omit<Differences, "par
   return sessionBytes + Math.ceil(sizeBytes / PAGE) * 32 + pages * 512 * 8 + blocks * 64;
 }
 
+/** Bytes of a piece of a file. */
+export function readAt(path: string, offset: number, length: number): Buffer {
+  const fd = openSync(path, "r");
+  const bytes = Buffer.alloc(length);
+  const count = readSync(fd, bytes, 0, length, offset);
+  closeSync(fd);
+  return bytes.subarray(0, count);
+}
+
 /** Bytes of the parts, one after the other. */
 export function readParts(path: string, offsets: readonly number[]): Buffer {
   const fd = openSync(path, "r");

@@ -17,6 +17,8 @@ import {
 import { cutAtEveryStage } from "./link-cuts.ts";
 import { startProxy } from "./proxy.ts";
 
+/** In the names of tests, so that a failure tells it. */
+const seed = Date.now() & 0xffff;
 const suite = suiteScope();
 let pki: Pki;
 
@@ -38,8 +40,8 @@ test("a link that is cut every 5 s, for a copy of a minute", async (t) => {
   expect(done?.bytesWire).toBeLessThan(600 * MIB * 1.05 + (done?.attempts ?? 0) * 3 * MIB);
 });
 
-test("a connection reset at 200 bytes of chance: committed once, at both ends (C-49)", async (t) => {
-  await cutAtEveryStage(t, pki, { imageBytes: 4 * MIB, seed: Date.now() & 0xffff, random: 200, atOnce: 4 });
+test(`a connection reset at 200 bytes of chance: committed once, at both ends (C-49), seed ${String(seed)}`, async (t) => {
+  await cutAtEveryStage(t, pki, { imageBytes: 4 * MIB, seed, random: 200, atOnce: 4 });
 });
 
 test("a link that goes silent in the middle of the data: both ends notice, free the disk, and go on after (C-56)", async (t) => {

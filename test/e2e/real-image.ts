@@ -2,7 +2,7 @@
 import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, type TestContext } from "vitest";
-import { differences, digestBytes, noise, PART, readParts, scattered, writeAt } from "./content.ts";
+import { differences, digestBytes, MIB, noise, PART, readParts, scattered, writeAt } from "./content.ts";
 import {
   cmpFiles,
   fsck,
@@ -59,7 +59,7 @@ export async function replicateRealImage(t: TestContext, pki: Pki, sizes: RealIm
   copyFileSync(image, before);
   writeAt(
     image,
-    scattered(sizes.imageMiB << 20, sizes.writes, 11).map((offset) => [offset, noise(offset, PART)] as const),
+    scattered(sizes.imageMiB * MIB, sizes.writes, 11).map((offset) => [offset, noise(offset, PART)] as const),
   );
   const hard = differences(before, image);
   expect(hard.parts.length).toBe(sizes.writes);
@@ -71,7 +71,7 @@ export async function replicateRealImage(t: TestContext, pki: Pki, sizes: RealIm
   copyFileSync(image, before);
   writeAt(
     image,
-    scattered(sizes.imageMiB << 20, sizes.writes, 12).map((offset) => [offset, textPart(offset)] as const),
+    scattered(sizes.imageMiB * MIB, sizes.writes, 12).map((offset) => [offset, textPart(offset)] as const),
   );
   const soft = differences(before, image);
   const compressible = await send(t, {

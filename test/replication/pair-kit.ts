@@ -1,0 +1,114 @@
+/** A sender and a receiver in one process: linked connections, inline lanes, a real store in a temporary folder. */
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type Clock, systemClock } from "../../src/base/clock.ts";
+import { silentLogger } from "../../src/base/logger.ts";
+import type { BlockReader } from "../../src/image/block-device.ts";
+import { openStore, type Store } from "../../src/replica/store.ts";
+import { createEngine, type Engine } from "../../src/replication/engine.ts";
+import { createReceiver, type Receiver } from "../../src/replication/receiver.ts";
+import type { SendReport } from "../../src/replication/report.ts";
+import { createSender, type SenderOptions } from "../../src/replication/sender.ts";
+import { createLinkedPair, type LinkedPair } from "../../src/testing/linked-pair.ts";
+
+/** Waits pass at once, nothing repeats: what is tested here depends on no time. */
+export const hastyClock: Clock = {
+  now: () => systemClock.now(),
+  monotonic: () => systemClock.monotonic(),
+  sleep: (_millis, signal) =>
+    new Promise((resolve, reject) => {
+      setImmediate(() => {
+        if (signal?.aborted === true) reject(signal.reason);
+        else resolve();
+      });
+    }),
+  every: () => () => {},
+};
+
+export type SendOptions = Partial<SenderOptions> & {
+  /** Called with each connection before it is used. */
+  readonly onPair?: (pair: LinkedPair, attempt: number) => void;
+};
+
+export class PairKit {
+  readonly folder: string = mkdtempSync(join(tmpdir(), "replicate-pair-"));
+  readonly sending: Engine;
+  readonly receiving: Engine;
+  readonly store: Store;
+  readonly receiver: Receiver;
+
+  private constructor(sending: Engine, receiving: Engine, store: Store, folder: string) {
+    rmSync(this.folder, { recursive: true });
+    this.folder = folder;
+    this.sending = sending;
+    this.receiving = receiving;
+    this.store = store;
+    this.receiver = createReceiver({
+      store,
+      ...{ lanes: receiving.lanes, pool: receiving.pool, clock: hastyClock, random: receiving.random },
+      log: silentLogger,
+      authorize: () => undefined,
+      software: "test",
+      codecs: receiving.codecs,
+    });
+  }
+
+  static async create(): Promise<PairKit> {
+    const folder = mkdtempSync(join(tmpdir(), "replicate-pair-"));
+    const options = { lanes: 0, poolBytes: 24 * 2 ** 20, clock: hastyClock };
+    const sending = await createEngine(options);
+    const receiving = await createEngine(options);
+    const { storage, random, host } = receiving;
+    const path = join(folder, "store");
+    const store = await openStore({
+      path,
+      storage,
+      clock: hastyClock,
+      random,
+      log: silentLogger,
+      create: true,
+      host,
+      reserveBytes: 0,
+    });
+    return new PairKit(sending, receiving, store, folder);
+  }
+
+  /** Sends the image to disk `disk` and resolves with the report. */
+  async send(reader: BlockReader, options: SendOptions = {}): Promise<SendReport> {
+    const { onPair, ...rest } = options;
+    let attempt = 0;
+    const { lanes, pool, random, codecs } = this.sending;
+    const sender = createSender({
+      source: { reader, name: "image", identity: "image-1" },
+      disk: "disk",
+      instance: "instance-1",
+      software: "test",
+      ...{ lanes, pool, random, codecs },
+      clock: hastyClock,
+      log: silentLogger,
+      connect: () => {
+        const pair = createLinkedPair({ clock: hastyClock });
+        onPair?.(pair, attempt++);
+        this.receiver.accept(pair.server);
+        return Promise.resolve(pair.client);
+      },
+      ...rest,
+    });
+    return await sender.run();
+  }
+
+  replica(disk = "disk"): Buffer {
+    return readFileSync(join(this.folder, "store/disks", disk, "replica.raw"));
+  }
+
+  /** Ends everything; true when every slot of both pools is back. */
+  async close(): Promise<boolean> {
+    await this.receiver.close();
+    await this.store.close();
+    await this.sending.close();
+    await this.receiving.close();
+    rmSync(this.folder, { recursive: true, force: true });
+    return [this.sending, this.receiving].every(({ pool }) => pool.free === pool.slotCount);
+  }
+}

@@ -1,0 +1,236 @@
+import { createHash, randomBytes } from "node:crypto";
+import fc from "fast-check";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { KIB, MIB } from "../../src/base/units.ts";
+import type { BlockReader, BlockWriter } from "../../src/image/block-device.ts";
+import { createMemoryImage } from "../../src/image/memory.ts";
+import { PairKit } from "./pair-kit.ts";
+
+let kit: PairKit;
+const rejections: unknown[] = [];
+const onRejection = (reason: unknown): void => void rejections.push(reason);
+
+beforeEach(async () => {
+  rejections.length = 0;
+  process.on("unhandledRejection", onRejection);
+  kit = await PairKit.create();
+});
+
+afterEach(async () => {
+  expect(await kit.close(), "every slot is back").toBe(true);
+  process.off("unhandledRejection", onRejection);
+  expect(rejections).toEqual([]);
+});
+
+async function contentOf(image: BlockReader): Promise<Buffer> {
+  const content = Buffer.alloc(image.sizeBytes);
+  if (content.length > 0) await image.read(content, 0);
+  return content;
+}
+
+async function expectEqual(image: BlockReader, disk?: string): Promise<void> {
+  // Digests: a failed comparison of megabytes prints megabytes.
+  const hash = (bytes: Buffer): string => createHash("sha256").update(bytes).digest("hex");
+  const replica = kit.replica(disk);
+  expect(replica.length).toBe(image.sizeBytes);
+  expect(hash(replica)).toBe(hash(await contentOf(image)));
+}
+
+async function fill(image: BlockWriter, offset: number, length: number): Promise<void> {
+  await image.write(randomBytes(length), offset);
+}
+
+describe("what travels is what changed", () => {
+  test("initial copy, delta, nothing", async () => {
+    const image = createMemoryImage(8 * MIB + 1_000);
+    await fill(image, 0, 2 * MIB);
+    await fill(image, 5 * MIB, 64 * KIB);
+    const first = await kit.send(image);
+    expect(first).toMatchObject({ point: 1, created: true, reason: "initial", attempts: 1 });
+    expect(first.funnel).toMatchObject({ changedBytes: 2 * MIB + 64 * KIB, zeroBlocks: 0, repeatedBlocks: 0 });
+    await expectEqual(image);
+
+    await fill(image, 10 * 4_096, 3 * 4_096);
+    await fill(image, 8 * MIB + 990, 10);
+    await image.zero(64 * KIB * 16, 64 * KIB);
+    const second = await kit.send(image);
+    expect(second).toMatchObject({ point: 2, reason: "scan" });
+    // Three parts, the part at the end (over zero), and one block that became zero.
+    expect(second.funnel).toMatchObject({ changedBytes: 4 * 4_096 + 64 * KIB, shippedBytes: 4 * 4_096, zeroBlocks: 1 });
+    await expectEqual(image);
+
+    const third = await kit.send(image);
+    expect(third).toMatchObject({ point: 3, created: true, root: second.root });
+    expect(third.funnel).toMatchObject({ changedBytes: 0, shippedBytes: 0 });
+    expect(await kit.send(image, { skipEmpty: true })).toMatchObject({ point: 3, created: false, root: second.root });
+  });
+
+  test.each([
+    [16 * KIB, "xxh64"],
+    [1 * MIB, "xxh64"],
+    [64 * KIB, "sha256"],
+  ] as const)("blocks of %i, %s", async (blockBytes, digestKind) => {
+    const image = createMemoryImage(5 * MIB + 12_345);
+    await fill(image, 0, 3 * MIB);
+    await kit.send(image, { blockBytes, digestKind });
+    await expectEqual(image);
+    await fill(image, 1_500_000, 5_000);
+    const report = await kit.send(image);
+    expect(report.blockBytes).toBe(blockBytes);
+    expect(report.funnel.changedBytes).toBe(2 * 4_096);
+    await expectEqual(image);
+    await expect(kit.send(image, { blockBytes: 32 * KIB })).rejects.toMatchObject({ code: "block-size-differs" });
+  });
+
+  test("content rewritten as it was costs nothing (C-43)", async () => {
+    const image = createMemoryImage(4 * MIB);
+    await fill(image, 0, 4 * MIB);
+    await kit.send(image);
+    const same = createMemoryImage(4 * MIB);
+    await same.write(await contentOf(image), 0);
+    const report = await kit.send(same);
+    expect(report.funnel).toMatchObject({ changedBytes: 0, shippedBytes: 0 });
+  });
+
+  test("a disk that grew; one that shrank is refused and kept", async () => {
+    const small = createMemoryImage(2 * MIB + 100);
+    await fill(small, 0, 2 * MIB + 100);
+    await kit.send(small);
+    const large = createMemoryImage(3 * MIB + 700);
+    await large.write(await contentOf(small), 0);
+    await fill(large, 3 * MIB, 700);
+    await kit.send(large);
+    await expectEqual(large);
+    await expect(kit.send(small)).rejects.toMatchObject({ code: "size-shrunk" });
+    await expectEqual(large);
+  });
+
+  test("another image under a used name (C-64)", async () => {
+    const image = createMemoryImage(4 * MIB);
+    await fill(image, 0, 4 * MIB);
+    await kit.send(image);
+    const other = createMemoryImage(4 * MIB);
+    await fill(other, 0, 4 * MIB);
+    const source = { reader: other, name: "other", identity: "image-2" };
+    await expect(kit.send(other, { source })).rejects.toMatchObject({ code: "another-image", action: "never" });
+    await expectEqual(image);
+    await kit.send(other, { source, adopt: true });
+    await expectEqual(other);
+    // A newer state of the same disk under another name needs no word.
+    await fill(other, 0, 2 * MIB);
+    await kit.send(other, { source: { ...source, identity: "image-3" } });
+    await expectEqual(other);
+  });
+
+  test("several connections", async () => {
+    const image = createMemoryImage(9 * MIB);
+    await fill(image, 0, 9 * MIB);
+    await kit.send(image, { connections: 4 });
+    await expectEqual(image);
+  });
+});
+
+describe("connections that break", () => {
+  test("at any byte, in either direction: the run goes on and ends with one point", { timeout: 120_000 }, async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(fc.record({ toServer: fc.boolean(), bytes: fc.nat(3_000_000) }), { minLength: 1, maxLength: 4 }),
+        fc.integer({ min: 1, max: 2 ** 30 }),
+        async (cuts, seed) => {
+          const disk = `disk-${seed}-${cuts.length}-${cuts[0]?.bytes ?? 0}`;
+          const image = createMemoryImage(3 * MIB);
+          await fill(image, 0, 2 * MIB);
+          const report = await kit.send(image, {
+            disk,
+            attemptsMax: 20,
+            onPair: (pair, attempt) => {
+              const cut = cuts[attempt];
+              if (cut !== undefined) (cut.toServer ? pair.toServer : pair.toClient).cutAfter(cut.bytes);
+            },
+          });
+          expect(report.point).toBe(1);
+          await expectEqual(image, disk);
+        },
+      ),
+      { numRuns: 40 },
+    );
+  });
+
+  test("a lost answer to the commit makes no second point (C-62)", async () => {
+    const image = createMemoryImage(2 * MIB);
+    await fill(image, 0, MIB);
+    let answered = 0;
+    await kit.send(image, { onPair: (pair) => void (answered = pair.toClient.delivered) });
+    for (let back = 1; back < 400; back += 40) {
+      await fill(image, 0, 64 * KIB);
+      let pair: { readonly toClient: { readonly delivered: number } } | undefined;
+      const probe = await kit.send(image, { onPair: (made) => void (pair = made) });
+      answered = pair?.toClient.delivered ?? 0;
+      await fill(image, 0, 64 * KIB);
+      const report = await kit.send(image, {
+        onPair: (made, attempt) => {
+          if (attempt === 0) made.toClient.cutAfter(Math.max(1, answered - back));
+        },
+      });
+      expect(report.point, `cut ${back} bytes before the end`).toBe(probe.point + 1);
+      await expectEqual(image);
+    }
+  });
+
+  test("a changed byte never becomes content", { timeout: 120_000 }, async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.nat(700_000), fc.boolean(), async (offset, toServer) => {
+        const disk = `bent-${offset}-${toServer ? "s" : "c"}`;
+        const image = createMemoryImage(MIB);
+        await fill(image, 0, 512 * KIB);
+        const options = {
+          disk,
+          onPair: (
+            pair: Parameters<NonNullable<Parameters<PairKit["send"]>[1]>["onPair"] & object>[0],
+            attempt: number,
+          ) => {
+            if (attempt === 0) (toServer ? pair.toServer : pair.toClient).corruptAt(offset);
+          },
+        };
+        // Either the run heals by itself (the block is asked for again, or the session anew), or it ends in an error and the next one heals it.
+        const outcome = await kit.send(image, options).then(
+          () => "done",
+          () => "failed",
+        );
+        if (outcome === "failed") await kit.send(image, { disk });
+        await expectEqual(image, disk);
+      }),
+      { numRuns: 60 },
+    );
+  });
+});
+
+test("any sequence of changes and sends: the replica is the image", { timeout: 120_000 }, async () => {
+  const size = 2 * MIB + 5_000;
+  const range = fc.tuple(fc.nat(size - 1), fc.integer({ min: 1, max: 200_000 }));
+  const step = fc.oneof(
+    fc.record({ kind: fc.constant("write" as const), range }),
+    fc.record({ kind: fc.constant("zero" as const), range }),
+    fc.record({ kind: fc.constant("send" as const), range }),
+  );
+  let run = 0;
+  await fc.assert(
+    fc.asyncProperty(fc.array(step, { minLength: 1, maxLength: 12 }), async (steps) => {
+      const disk = `walk-${run++}`;
+      const image = createMemoryImage(size);
+      for (const {
+        kind,
+        range: [offset, length],
+      } of [...steps, { kind: "send" as const, range: [0, 1] as [number, number] }]) {
+        const end = Math.min(size, offset + length);
+        if (kind === "write") await fill(image, offset, end - offset);
+        else if (kind === "zero") await image.zero(offset, end - offset);
+        else {
+          await kit.send(image, { disk });
+          await expectEqual(image, disk);
+        }
+      }
+    }),
+    { numRuns: 25 },
+  );
+});
