@@ -40,6 +40,16 @@ async function fill(image: BlockWriter, offset: number, length: number): Promise
   await image.write(randomBytes(length), offset);
 }
 
+/** Takes `turns` turns of the event loop. */
+function slowGuard(turns: number): { begin(): Promise<void>; check(): Promise<void> } {
+  return {
+    begin: () => Promise.resolve(),
+    async check() {
+      for (let turn = 0; turn < turns; turn++) await new Promise((resolve) => setImmediate(resolve));
+    },
+  };
+}
+
 describe("what travels is what changed", () => {
   test("initial copy, delta, nothing", async () => {
     const image = createMemoryImage(8 * MIB + 1_000);
@@ -177,31 +187,24 @@ describe("connections that break", () => {
     }
   });
 
-  test("a changed byte never becomes content", { timeout: 120_000 }, async () => {
-    await fc.assert(
-      fc.asyncProperty(fc.nat(700_000), fc.boolean(), async (offset, toServer) => {
-        const disk = `bent-${offset}-${toServer ? "s" : "c"}`;
-        const image = createMemoryImage(MIB);
-        await fill(image, 0, 512 * KIB);
-        const options = {
-          disk,
-          onPair: (
-            pair: Parameters<NonNullable<Parameters<PairKit["send"]>[1]>["onPair"] & object>[0],
-            attempt: number,
-          ) => {
-            if (attempt === 0) (toServer ? pair.toServer : pair.toClient).corruptAt(offset);
-          },
-        };
-        // Either the run heals by itself (the block is asked for again, or the session anew), or it ends in an error and the next one heals it.
-        const outcome = await kit.send(image, options).then(
-          () => "done",
-          () => "failed",
-        );
-        if (outcome === "failed") await kit.send(image, { disk });
-        await expectEqual(image, disk);
-      }),
-      { numRuns: 60 },
-    );
+  test("a changed byte of a payload never becomes content, and is asked for again", async () => {
+    // Heads carry a checksum (test/wire); between the offsets lies the payload of the first data frame.
+    for (let offset = 1_000; offset < 520_000; offset += 20_011) {
+      const disk = `bent-${offset}`;
+      const image = createMemoryImage(MIB);
+      await fill(image, 0, 512 * KIB);
+      const report = await kit.send(image, {
+        disk,
+        // The request for the block may arrive while the guard looks: between the last frame and the commit.
+        source: { reader: image, name: "image", identity: "image-1", guard: slowGuard(offset % 7) },
+        onPair: (pair, attempt) => {
+          if (attempt === 0) pair.toServer.corruptAt(offset);
+        },
+      });
+      expect(report).toMatchObject({ point: 1, attempts: 1 });
+      expect(report.funnel.repeatedBlocks).toBe(1);
+      await expectEqual(image, disk);
+    }
   });
 });
 
