@@ -2,7 +2,7 @@
  * The library. Opens things and puts the layers together; the command line does everything through it.
  *
  * A process makes one {@link createEngine | engine} (memory and lanes), and from it senders and receivers. Memory stays below the engine's pool
- * plus about 100 MiB for Node.js, lanes and tables, whatever the size and number of disks.
+ * plus about 150 MiB for Node.js, lanes and tables, whatever the size and number of disks.
  */
 import { createHash } from "node:crypto";
 import { tmpdir } from "node:os";

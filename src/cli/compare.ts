@@ -4,7 +4,7 @@ import type { BlockReader } from "../image/block-device.ts";
 import { MIB } from "../base/units.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
-import { formatSize } from "./values.ts";
+import { formatSize, parseWord } from "./values.ts";
 import type { Verb } from "./verb.ts";
 
 const help = `usage: replicate compare A B [--json] [--format raw]
@@ -34,7 +34,8 @@ export const compareVerb: Verb = {
     const [nameA = "", nameB = ""] = given.positionals;
     const json = given.flag("json");
     const engine = await createEngine({ lanes: 0, poolBytes: 8 * MIB });
-    const format = given.text("format") === "raw" ? ("raw" as const) : undefined;
+    const wanted = given.text("format");
+    const format = wanted === undefined ? undefined : parseWord(wanted, "--format", ["raw"]);
     const a = await openImage(nameA, { storage: engine.storage, format, allowLive: true });
     const b = await openImage(nameB, { storage: engine.storage, format, allowLive: true });
     const found = await differences(a.reader, b.reader, io.signal);

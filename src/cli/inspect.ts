@@ -1,26 +1,37 @@
-import { resolve } from "node:path";
-import { toReplicationError } from "../base/errors.ts";
+import { basename, resolve } from "node:path";
+import { ReplicationError, toReplicationError } from "../base/errors.ts";
+import { MIB } from "../base/units.ts";
+import { detectFormat, detectHeadBytes, detectTailBytes, formatTitle, promisedFormat } from "../image/detect.ts";
 import { openImage } from "../index.ts";
 import { inspectStoreFile } from "../replica/store.ts";
 import { createNodeStorage } from "../storage/node-storage.ts";
+import type { Storage } from "../storage/seam.ts";
 import { createFrameDecoder } from "../wire/frame.ts";
 import type { Message } from "../wire/messages.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
-import { formatSize } from "./values.ts";
+import { formatSize, formatTime } from "./values.ts";
 import type { CliIo, Verb } from "./verb.ts";
 
 const help = `usage: replicate inspect FILE [--json]
 
 Shows what a file is: a file of a store (store.json, disk.json, a point, session.json, an undo log, digests, pages, a lock), frames of the
-protocol as bytes, or a disk image. What is wrong with it is said in words; then the exit code is 1.
+protocol as bytes or as hexadecimal text, or a disk image. What is wrong with it is said in words; then the exit code is 1.
+
+Exit codes: 0 whole, 1 damaged or not there, 2 wrong usage.
 
 Example:
   replicate inspect /srv/replicas/disks/web/points/0000000001.json
 `;
 
 /** Frames are looked for in files up to this size: a capture, not a disk. */
-const framesBytesMax = 64 * 1024 * 1024;
+const framesBytesMax = 64 * MIB;
+/** Hexadecimal text is looked for in files up to this size. */
+const hexBytesMax = 4 * MIB;
+/** How a frame begins: "RP", then a type, then flags and reserved bytes, which are 0. */
+const frameStart = /^RP[^\0]\0{5}/;
+/** Of a long value this much is printed for people; JSON has it whole. */
+const valueCharsMax = 100;
 
 /** What was found; `trouble` undefined: nothing is wrong with it. */
 interface Found {
@@ -36,59 +47,97 @@ export const inspectVerb: Verb = {
   async run(args, io) {
     const given = parseArguments(args, { verb: "inspect", flags: ["json"], positionals: ["FILE"] });
     const path = resolve(io.cwd, given.positionals[0] ?? "");
-    const found = await look(path);
+    const found = await look(createNodeStorage(), path);
     for (const each of found) show(each, io, given.flag("json"));
     return found.some((each) => each.trouble !== undefined) ? exitCodes.failed : exitCodes.done;
   },
 };
 
-async function look(path: string): Promise<readonly Found[]> {
-  const storage = createNodeStorage();
+async function look(storage: Storage, path: string): Promise<readonly Found[]> {
+  const stat = await storage.stat(path);
+  if (stat === undefined) throw new ReplicationError("image-not-found", `there is no file ${path}: check the path`);
+  if (stat.kind === "directory") {
+    throw new ReplicationError(
+      "image-unreadable",
+      `${path} is a directory: name one file; replicate disks --store DIR shows a whole store`,
+    );
+  }
   const described = await inspectStoreFile(storage, path);
   if (described !== undefined) {
-    const { kind, sizeBytes, facts, trouble } = described;
-    return [{ kind, facts: { sizeBytes, ...facts }, trouble }];
+    const { kind, sizeBytes: fileBytes, facts, trouble } = described;
+    return [{ kind, facts: { fileBytes, ...facts }, trouble }];
   }
-  const frames = await framesOf(path);
-  return frames ?? [await imageOf(path)];
+  const small = stat.kind === "file" && stat.sizeBytes <= framesBytesMax;
+  const frames = small ? await framesOf(storage, path, stat.sizeBytes) : undefined;
+  return frames ?? [await imageOf(storage, path)];
 }
 
-async function imageOf(path: string): Promise<Found> {
-  const storage = createNodeStorage();
-  const image = await openImage(path, { storage, allowLive: true });
-  const { sizeBytes, sectorBytes } = image.reader;
-  await image.reader.close();
-  const stat = await storage.stat(path);
-  const facts = { format: image.format, sizeBytes, sectorBytes, allocatedBytes: stat?.allocatedBytes };
-  return { kind: "image", facts, trouble: undefined };
+/** What it looks like and how large it is; formats this version cannot send are named all the same. */
+async function imageOf(storage: Storage, path: string): Promise<Found> {
+  const { reader } = await openImage(path, { storage, format: "raw", allowLive: true });
+  try {
+    const { sizeBytes, sectorBytes } = reader;
+    const head = new Uint8Array(Math.min(detectHeadBytes, sizeBytes));
+    const tail = new Uint8Array(Math.min(detectTailBytes, sizeBytes));
+    await reader.read(head, 0);
+    await reader.read(tail, sizeBytes - tail.length);
+    const format = detectFormat({ head, tail });
+    const allocatedBytes = (await storage.stat(path))?.allocatedBytes;
+    // The size of another format's disk is not the size of its file.
+    if (format !== "raw")
+      return { kind: "image", facts: { format, fileBytes: sizeBytes, allocatedBytes }, trouble: undefined };
+    const facts = { format, sizeBytes, sectorBytes, allocatedBytes };
+    const promised = promisedFormat(basename(path));
+    if (promised === undefined || promised === "raw") return { kind: "image", facts, trouble: undefined };
+    const trouble = `it is named like ${formatTitle(promised)} but does not have its signature: damaged, incomplete or misnamed`;
+    return { kind: "image", facts, trouble };
+  } finally {
+    await reader.close();
+  }
 }
 
-/** Undefined: the file does not begin with a frame. */
-async function framesOf(path: string): Promise<readonly Found[] | undefined> {
-  const storage = createNodeStorage();
-  const stat = await storage.stat(path);
-  if (stat?.kind !== "file" || stat.sizeBytes === 0 || stat.sizeBytes > framesBytesMax) return undefined;
+/** Undefined: the file does not begin like a frame, neither as bytes nor as hexadecimal text. */
+async function framesOf(storage: Storage, path: string, sizeBytes: number): Promise<readonly Found[] | undefined> {
   const file = await storage.open(path);
-  const bytes = Buffer.alloc(stat.sizeBytes);
-  await file.read(bytes, 0);
-  await file.close();
+  try {
+    const start = Buffer.alloc(Math.min(sizeBytes, 16));
+    await file.read(start, 0);
+    const isText = /^\s*[0-9a-f]/i.test(start.toString("latin1")) && sizeBytes <= hexBytesMax;
+    if (!isText && !frameStart.test(start.toString("latin1"))) return undefined;
+    const bytes = Buffer.alloc(sizeBytes);
+    await file.read(bytes, 0);
+    if (!isText) return decodeFrames(bytes);
+    const text = bytes.toString("latin1").replace(/\s/g, "");
+    if (/[^0-9a-f]/i.test(text)) return undefined;
+    const meant = Buffer.from(text, "hex");
+    return frameStart.test(meant.toString("latin1", 0, 16)) ? decodeFrames(meant) : undefined;
+  } finally {
+    await file.close();
+  }
+}
+
+/** Frames up to the first that is damaged: where the next one begins cannot be told then. */
+function decodeFrames(bytes: Uint8Array): readonly Found[] {
   const found: Found[] = [];
+  let at = 0;
   const decoder = createFrameDecoder({
     payloadTarget: (_message, payloadBytes) => new Uint8Array(payloadBytes),
-    onFrame: ({ message, payload }) => {
-      found.push({ kind: `frame ${message.type}`, facts: factsOf(message, payload.length), trouble: undefined });
+    onFrame: ({ message, payload, frameBytes }) => {
+      found.push({
+        kind: `frame ${message.type}`,
+        facts: { at, frameBytes, ...factsOf(message, payload.length) },
+        trouble: undefined,
+      });
+      at += frameBytes;
     },
   });
+  const broken = (trouble: string): readonly Found[] => [...found, { kind: "frame", facts: { at }, trouble }];
   try {
     decoder.push(bytes);
   } catch (thrown) {
-    const error = toReplicationError(thrown);
-    if (found.length === 0) return undefined;
-    return [...found, { kind: "frame", facts: {}, trouble: error.message }];
+    return broken(toReplicationError(thrown).message.replace("the peer sent a malformed frame: ", ""));
   }
-  if (decoder.atBoundary) return found;
-  if (found.length === 0) return undefined;
-  return [...found, { kind: "frame", facts: {}, trouble: "the file ends in the middle of a frame" }];
+  return decoder.atBoundary ? found : broken("the file ends in the middle of a frame");
 }
 
 function factsOf(message: Message, payloadBytes: number): Readonly<Record<string, unknown>> {
@@ -104,14 +153,23 @@ function show(found: Found, io: CliIo, json: boolean): void {
     io.out(`${JSON.stringify({ kind: found.kind, ...found.facts, trouble: found.trouble ?? null })}\n`);
     return;
   }
-  io.out(`${found.kind}\n`);
-  for (const [key, value] of Object.entries(found.facts)) {
-    if (value !== undefined) io.out(`  ${key.padEnd(18)}${text(key, value)}\n`);
+  const facts = Object.entries(found.facts).filter(([, value]) => value !== undefined);
+  if (found.kind.startsWith("frame")) {
+    const words = facts.map(([key, value]) => ` ${key}=${shorten(JSON.stringify(value))}`);
+    io.out(`${found.kind}${words.join("")}${found.trouble === undefined ? "" : ` trouble: ${found.trouble}`}\n`);
+    return;
   }
-  if (found.trouble !== undefined) io.out(`  trouble           ${found.trouble}\n`);
+  io.out(`${found.kind}\n`);
+  for (const [key, value] of facts) io.out(`  ${key.padEnd(18)}${valueText(key, value)}\n`);
+  if (found.trouble !== undefined) io.out(`  ${"trouble".padEnd(18)}${found.trouble}\n`);
 }
 
-function text(key: string, value: unknown): string {
-  if (key.endsWith("Bytes") && typeof value === "number") return `${value} (${formatSize(value)})`;
+function valueText(key: string, value: unknown): string {
+  if (typeof value === "number" && key.endsWith("Bytes")) return `${value} (${formatSize(value)})`;
+  if (typeof value === "number" && (key === "time" || key === "since")) return formatTime(value);
   return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+function shorten(text: string): string {
+  return text.length <= valueCharsMax ? text : `${text.slice(0, valueCharsMax)}...`;
 }

@@ -18,7 +18,7 @@ Receives disks and keeps a replica of each in the store.
                          times. Without it any certificate of an authority made by replicate pki may create disks, and a disk
                          belongs to the certificate that created it
   --reserve SIZE         free space to keep on the store's file system (default 1 GiB, at most 5 %)
-  --keep POLICY          kept for later versions: this one keeps the newest point only
+  --keep POLICY          without effect yet: this version keeps the newest point only
   --lanes N              worker threads (default: one a core, at most 4)
   --single-process       work on a file system without locks, at your word that nothing else uses the store
   --json                 one JSON object a line on standard output
@@ -47,6 +47,9 @@ export const recvVerb: Verb = {
     const tls = needed(given.text("tls"), "recv", "--tls DIR/NAME");
     const json = given.flag("json");
     const log = createLog(io, { level: parseLevel(given.text("log-level"), "info"), json });
+    for (const name of ["keep", "when-full"]) {
+      if (given.text(name) !== undefined) log.warn({}, `--${name} has no effect yet: the newest point is kept`);
+    }
     const reserve = given.text("reserve");
     const lanes = given.text("lanes");
     const engine = await createEngine({

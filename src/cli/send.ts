@@ -1,4 +1,5 @@
 import { systemClock } from "../base/clock.ts";
+import { isBlockSize, KIB } from "../base/units.ts";
 import { createEngine, createSender, loadCredentials, openSource, ReplicationError } from "../index.ts";
 import { needed, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
@@ -35,6 +36,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 4 refused (a person must decide), 1
 Example:
   replicate send /var/lib/libvirt/images/web.raw backup.example:7000/web --tls pki/web
 `;
+
+/** At less a single unit of 1 MiB would take more than a quarter of an hour. */
+const rateMin = KIB;
 
 export const sendVerb: Verb = {
   name: "send",
@@ -109,16 +113,28 @@ function sendOptions(given: ReturnType<typeof parseArguments>) {
   };
   const codec = optional("codec", (text) => parseWord(text, "--codec", ["auto", "lz4", "deflate", "zstd", "none"]));
   return {
-    blockBytes: optional("block", (text) => parseSize(text, "--block")),
+    blockBytes: optional("block", parseBlock),
     digestKind: optional("digest", (text) => parseWord(text, "--digest", ["xxh64", "sha256"])),
     codec: codec === "none" ? ("stored" as const) : codec,
-    rate: optional("rate", (text) => parseSize(text, "--rate")),
+    rate: optional("rate", parseRate),
     connections: optional("connections", (text) => parseCount(text, "--connections", { min: 1, max: 16 })),
     label: given.text("label"),
     skipEmpty: given.flag("skip-empty"),
     adopt: given.flag("adopt"),
     allowShrink: given.flag("allow-shrink"),
   };
+}
+
+function parseBlock(text: string): number {
+  const bytes = parseSize(text, "--block");
+  if (isBlockSize(bytes)) return bytes;
+  throw new ReplicationError("usage", `--block: ${JSON.stringify(text)} is not a power of two from 16KiB to 1MiB`);
+}
+
+function parseRate(text: string): number {
+  const bytes = parseSize(text, "--rate");
+  if (bytes >= rateMin) return bytes;
+  throw new ReplicationError("usage", `--rate: ${JSON.stringify(text)} is less than 1KiB a second`);
 }
 
 /** `HOST:PORT/DISK`. */

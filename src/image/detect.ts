@@ -114,12 +114,7 @@ export function formatAdvice(format: Exclude<ImageFormat, "raw">, path: string):
   const { qemu, unpack } = formats[format];
   const quoted = shellQuote(path);
   if (unpack !== undefined) return `Unpack it first (${unpack} ${quoted})`;
-  const socket = "/run/replicate-image.sock";
-  return (
-    `Convert it (qemu-img convert -f ${qemu} -O raw ${quoted} ${shellQuote(`${path}.raw`)}), ` +
-    `or serve it (qemu-nbd --read-only --persistent --shared=8 --format=${qemu} --socket=${socket} ${quoted}) ` +
-    `and send that (replicate send 'nbd+unix:///?socket=${socket}')`
-  );
+  return `Convert it (qemu-img convert -f ${qemu} -O raw ${quoted} ${shellQuote(`${path}.raw`)})`;
 }
 
 function holds(bytes: Uint8Array, at: number, text: string): boolean {

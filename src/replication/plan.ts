@@ -36,7 +36,7 @@ export function planSession(open: Open, opened: Opened): Plan {
   if (open.sizeBytes < opened.sizeBytes && !opened.fresh && !open.allowShrink) {
     throw new ReplicationError(
       "size-shrunk",
-      `disk ${open.disk} has ${opened.sizeBytes} bytes at the receiver and the image only ${open.sizeBytes}; if it was made smaller on purpose say --allow-shrink`,
+      `disk ${open.disk} has ${opened.sizeBytes} bytes at the receiver and the image only ${open.sizeBytes}; send it under another name, or make the image as large as it was`,
     );
   }
   const reason: SendReason = opened.fresh ? (opened.empty ? "initial" : "resume") : "scan";

@@ -9,7 +9,7 @@ import type { CodecName } from "../codec/compression.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import type { Point, Store } from "../replica/store.ts";
 import type { Link, PeerIdentity } from "../transport/link.ts";
-import { toErrorMessage } from "../wire/error-message.ts";
+import { fromErrorMessage, toErrorMessage } from "../wire/error-message.ts";
 import { answer as answerHello } from "../wire/handshake.ts";
 import type { Hello } from "../wire/messages.ts";
 import { ReceiverSession } from "./receiver-session.ts";
@@ -106,6 +106,8 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
           session.receive(frame, connection);
           return;
         }
+        // A sender that does not trust this receiver says why before it leaves.
+        if (frame.message.type === "error") throw fromErrorMessage(frame.message);
         if (frame.message.type !== "hello") {
           throw new ReplicationError("protocol-violation", `the first message was ${frame.message.type}, not hello`);
         }

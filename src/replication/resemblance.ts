@@ -53,7 +53,7 @@ export async function checkResemblance(options: {
   if (compared < blocksMin || equal >= compared * shareMin) return;
   throw new ReplicationError(
     "another-image",
-    `disk ${options.disk} holds another image than ${options.name}: of ${compared} blocks compared ${equal} are equal; send it under another name, or say --adopt to replace the content (recovery points stay)`,
+    `disk ${options.disk} holds another image than ${options.name}: of ${compared} blocks compared ${equal} are equal; send it under another name, or say --adopt to replace what the disk holds`,
     { details: { compared, equal } },
   );
 }

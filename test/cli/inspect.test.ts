@@ -1,6 +1,6 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { inspectVerb } from "../../src/cli/inspect.ts";
 import type { CliIo } from "../../src/cli/verb.ts";
@@ -9,7 +9,7 @@ const fixtures = join(import.meta.dirname, "../../fixtures");
 const folder = mkdtempSync(join(tmpdir(), "replicate-inspect-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-async function inspect(path: string): Promise<{ code: number; lines: Record<string, unknown>[] }> {
+async function run(args: readonly string[]): Promise<{ code: number; text: string }> {
   let text = "";
   const io: CliIo = {
     out: (more) => void (text += more),
@@ -20,7 +20,12 @@ async function inspect(path: string): Promise<{ code: number; lines: Record<stri
     isTerminal: false,
     columns: 80,
   };
-  const code = await inspectVerb.run([path, "--json"], io);
+  const code = await inspectVerb.run(args, io);
+  return { code, text };
+}
+
+async function inspect(path: string): Promise<{ code: number; lines: Record<string, unknown>[] }> {
+  const { code, text } = await run([path, "--json"]);
   const lines = text.split("\n").filter((line) => line !== "");
   return { code, lines: lines.map((line) => JSON.parse(line) as Record<string, unknown>) };
 }
@@ -37,6 +42,31 @@ describe("frames", () => {
     expect(code).toBe(0);
     expect(lines.length).toBe(frames.length);
     for (const line of lines) expect(line["kind"]).toMatch(/^frame [a-z-]+$/);
+  });
+
+  test.each(readdirSync(join(fixtures, "wire")))("hexadecimal text: %s", async (name) => {
+    const { code, lines } = await inspect(join(fixtures, "wire", name));
+    expect([code, lines.length]).toEqual([0, 1]);
+    expect(lines[0]?.["kind"]).toMatch(/^frame [a-z-]+$/);
+  });
+
+  test("one line each for people too", async () => {
+    const path = join(folder, "people.bin");
+    writeFileSync(path, Buffer.concat(frames));
+    const { text } = await run([path]);
+    expect(text.trimEnd().split("\n").length).toBe(frames.length);
+    expect(text).toMatch(/^frame data at=\d+ frameBytes=\d+ /m);
+  });
+
+  test("a damaged one at the start is no image", async () => {
+    const path = join(folder, "first.bin");
+    const bent = Buffer.from(frames[0] ?? []);
+    const last = bent.length - 1;
+    bent[last] = (bent[last] ?? 0) ^ 1;
+    writeFileSync(path, bent);
+    const { code, lines } = await inspect(path);
+    expect(code).toBe(1);
+    expect(lines).toMatchObject([{ kind: "frame", at: 0, trouble: expect.stringContaining("checksum") as string }]);
   });
 
   test("what follows a damaged frame is not guessed at", async () => {
@@ -69,6 +99,25 @@ describe("other files", () => {
     expect(lines).toMatchObject([{ kind: "image", format: "raw", sizeBytes: 100_000, trouble: null }]);
   });
 
+  test("an image of another format, by its content and by its name", async () => {
+    writeFileSync(join(folder, "disk.bin"), Buffer.concat([Buffer.from("QFI\xfb", "latin1"), Buffer.alloc(1_000)]));
+    expect(await inspect("disk.bin")).toMatchObject({
+      code: 0,
+      lines: [{ kind: "image", format: "qcow2", fileBytes: 1_004, trouble: null }],
+    });
+    writeFileSync(join(folder, "disk.vhdx"), Buffer.alloc(1_000));
+    const misnamed = await inspect("disk.vhdx");
+    expect(misnamed.code).toBe(1);
+    expect(misnamed.lines[0]?.["trouble"]).toContain("VHDX");
+  });
+
+  test("an empty one, and text that is not hexadecimal", async () => {
+    writeFileSync(join(folder, "empty"), "");
+    expect(await inspect("empty")).toMatchObject({ code: 0, lines: [{ kind: "image", sizeBytes: 0 }] });
+    writeFileSync(join(folder, "text"), "52500700 is how a frame begins");
+    expect(await inspect("text")).toMatchObject({ code: 0, lines: [{ kind: "image", format: "raw" }] });
+  });
+
   test("a file of a store with a bit flipped", async () => {
     const stores = readdirSync(join(fixtures, "store"), { recursive: true }).map(String);
     const record = stores.find((name) => name.endsWith("disk.json"));
@@ -84,7 +133,54 @@ describe("other files", () => {
     expect(damaged.lines[0]?.["trouble"]).toEqual(expect.any(String));
   });
 
-  test("one that is not there", async () => {
-    await expect(inspect("nowhere")).rejects.toMatchObject({ code: "store-not-found" });
+  test("one that is not there, and a folder", async () => {
+    await expect(inspect("nowhere")).rejects.toMatchObject({ code: "image-not-found" });
+    await expect(inspect(".")).rejects.toThrowError(/directory/);
+  });
+});
+
+describe("every file of a store", () => {
+  const disk = join(fixtures, "store/v1/disks/vm1.sda");
+  const files: readonly (readonly [string, string])[] = [
+    ["../../store.json", "store"],
+    ["disk.json", "disk"],
+    ["points/0000000001.json", "point"],
+    ["points/0000000001.undo", "undo log"],
+    ["session.json", "session"],
+    ["digests", "digests"],
+    ["pages", "page digests"],
+  ];
+
+  test.each(files)("%s", async (name, kind) => {
+    expect(await inspect(join(disk, name))).toMatchObject({ code: 0, lines: [{ kind, trouble: null }] });
+  });
+
+  test("apply.lock tells its holder", async () => {
+    writeFileSync(
+      join(folder, "apply.lock"),
+      '{"host":"h","pid":7,"since":1700000000000,"identity":"web","instance":"i"}\n',
+    );
+    const { code, text } = await run(["apply.lock"]);
+    expect(code).toBe(0);
+    expect(text).toMatch(/pid +7\n/);
+    expect(text).toContain("2023-11-14 22:13:20Z");
+  });
+
+  test.each(files.filter(([name]) => /json|undo/.test(name)))("%s, cut short", async (name) => {
+    const bytes = readFileSync(join(disk, name));
+    const path = join(folder, basename(name));
+    writeFileSync(path, bytes.subarray(0, bytes.length - 3));
+    const { code, lines } = await inspect(path);
+    expect(code).toBe(1);
+    expect(lines[0]?.["trouble"]).toContain(basename(name));
+  });
+
+  test.each(files.filter(([name]) => name.endsWith("json")))("%s of a newer version", async (name) => {
+    const newer = readFileSync(join(disk, name), "utf8").replace(/"version": 1/, '"version": 2');
+    const path = join(folder, basename(name));
+    writeFileSync(path, newer);
+    const { code, lines } = await inspect(path);
+    expect(code).toBe(1);
+    expect(lines[0]?.["trouble"]).toMatch(/version 2/);
   });
 });
