@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { errorActions, type ErrorCode } from "../../src/base/errors.ts";
 import { parseArguments } from "../../src/cli/arguments.ts";
 import { exitCodeOf } from "../../src/cli/exit-codes.ts";
+import { sendVerb } from "../../src/cli/send.ts";
 import {
   formatDuration,
   formatSize,
@@ -11,6 +12,7 @@ import {
   parseTime,
   parseWord,
 } from "../../src/cli/values.ts";
+import type { CliIo } from "../../src/cli/verb.ts";
 
 const usage = { code: "usage" };
 
@@ -80,6 +82,33 @@ describe("arguments", () => {
   });
   test.each([[[]], [["x", "y"]], [["x", "--no-such"]], [["x", "--o"]], [["x", "--f=1"]]])("wrong: %j", (args) => {
     expect(() => parseArguments(args, shape)).toThrowError(expect.objectContaining(usage));
+  });
+});
+
+describe("options of send that are wrong", () => {
+  const io: CliIo = {
+    out: () => undefined,
+    err: () => undefined,
+    env: {},
+    cwd: ".",
+    signal: new AbortController().signal,
+    isTerminal: false,
+    columns: 80,
+  };
+  test.each([
+    ["--block", "5000"],
+    ["--block", "8KiB"],
+    ["--block", "2MiB"],
+    ["--rate", "0"],
+    ["--codec", "gzip"],
+    ["--digest", "md5"],
+    ["--connections", "17"],
+  ])("%s %s", async (option, value) => {
+    const run = sendVerb.run(["no-image", "127.0.0.1:1/web", "--tls", "no-folder", option, value], io);
+    await expect(run).rejects.toMatchObject({ code: "usage", message: expect.stringContaining(option) as string });
+  });
+  test.each(["127.0.0.1:1", "127.0.0.1:1/", "/web", "host/web"])("target %s", async (target) => {
+    await expect(sendVerb.run(["no-image", target, "--tls", "x"], io)).rejects.toMatchObject({ code: "usage" });
   });
 });
 

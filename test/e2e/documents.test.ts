@@ -1,26 +1,48 @@
 /** What the documents show works as shown. */
-import { readFileSync, statSync } from "node:fs";
+import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { layers } from "../../scripts/layers.mjs";
 import { version } from "../../src/version.ts";
-import { replicate, root, runTool, tempDir } from "./kit.ts";
+import { exitCodes } from "../../src/cli/exit-codes.ts";
+import { CliProcess, cliPath, needTools, replicate, root, runTool, tempDir } from "./kit.ts";
 
 const document = (name: string): string => readFileSync(join(root, name), "utf8");
 
 describe("README.md", () => {
-  const blocks = [...document("README.md").matchAll(/```sh test\n([\s\S]*?)```/g)].map((match) => match[1] ?? "");
+  const blocks = [...document("README.md").matchAll(/```sh test( receiver)?\n([\s\S]*?)```/g)].map((match) => ({
+    isReceiver: match[1] !== undefined,
+    text: match[2] ?? "",
+  }));
 
-  test("its commands run as written", async (t) => {
-    expect(blocks.length).toBeGreaterThan(0);
+  test("its commands run as written, in their order", async (t) => {
+    needTools(t, "sh", "dd", "truncate", "seq");
+    expect(blocks.filter(({ isReceiver }) => isReceiver).length).toBe(1);
+    expect(blocks.length).toBeGreaterThan(3);
     const cwd = tempDir(t);
-    for (const line of blocks.join("\n").split("\n")) {
-      const [program, ...args] = line.trim().split(/\s+/);
-      if (program === "" || program === undefined) continue;
-      expect(program).toBe("replicate");
-      const result = await replicate(t, args, { cwd });
-      expect(result.code, `${line}: ${result.stderr}`).toBe(0);
+    // The port of the text may be taken on this machine: the receiver is given a free one.
+    let port = "0";
+    for (const { isReceiver, text } of blocks) {
+      const script = text.replaceAll("127.0.0.1:7000", `127.0.0.1:${port}`);
+      if (isReceiver) {
+        const receiver = new CliProcess(t, script.trim().split(/\s+/).slice(2), { cwd });
+        await receiver.waitFor(() => receiver.text.includes("\n"));
+        port = /^listening on 127\.0\.0\.1:(\d+)/.exec(receiver.text)?.[1] ?? "";
+        expect(port).not.toBe("");
+        continue;
+      }
+      const tool = `"${process.execPath}" "${cliPath}"`;
+      const result = runTool("sh", ["-ec", script.replaceAll("npx replicate", tool)], { cwd });
+      expect(result.code, `${text}\n${result.stdout}\n${result.stderr}`).toBe(0);
     }
+  });
+
+  test("its exit codes are those of the help text", async (t) => {
+    const line = /^Exit codes: (.*)\.$/m.exec(document("README.md"))?.[1] ?? "";
+    const codes = [...line.matchAll(/(?:^|· )(\d+) /g)].map((match) => Number(match[1]));
+    expect(codes).toEqual(Object.values(exitCodes));
+    const help = (await replicate(t, ["--help"])).stdout;
+    for (const code of codes) expect(help).toMatch(new RegExp(`\\b${String(code)} \\w`));
   });
 
   test("every option it names is in a help text", async (t) => {
@@ -29,7 +51,9 @@ describe("README.md", () => {
     );
     options.delete("--help");
     const helps = await Promise.all(
-      ["pki", "recv", "send", "disks", "compare"].map(async (verb) => (await replicate(t, [verb, "--help"])).stdout),
+      ["pki", "recv", "send", "disks", "compare", "inspect"].map(
+        async (verb) => (await replicate(t, [verb, "--help"])).stdout,
+      ),
     );
     for (const option of options) expect(helps.join("\n"), option).toContain(option);
   });
@@ -52,6 +76,9 @@ test("ARCHITECTURE.md names the folders and levels of scripts/layers.mjs", () =>
   const rows = [...document("ARCHITECTURE.md").matchAll(/^\| (\d) \| `([a-z]+)\/` \|/gm)];
   expect(rows.length).toBeGreaterThan(8);
   for (const [, level, folder = ""] of rows) expect([folder, layers[folder]?.level]).toEqual([folder, Number(level)]);
+  const folders = readdirSync(join(root, "src"), { withFileTypes: true }).filter((entry) => entry.isDirectory());
+  const named = rows.map(([, , folder]) => folder);
+  for (const { name } of folders) if (name !== "testing") expect(named).toContain(name);
 });
 
 test("the version is the package's", () => {
