@@ -19,15 +19,17 @@ export class BaseTable {
   readonly #empty: boolean;
   /** Pages the receiver has: a disk that grew has none beyond its old end. */
   readonly #pagesKnown: number;
-  readonly #pages: number;
   readonly #chunks = new Map<number, Promise<Chunk>>();
 
-  constructor(session: SenderSession, geometry: Geometry, options: { readonly empty: boolean }) {
+  constructor(
+    session: SenderSession,
+    geometry: Geometry,
+    options: { readonly empty: boolean; readonly sizeBytes: number },
+  ) {
     this.#session = session;
     this.#geometry = geometry;
     this.#empty = options.empty;
-    this.#pages = pageCount(geometry);
-    this.#pagesKnown = options.empty ? 0 : this.#pages;
+    this.#pagesKnown = options.empty ? 0 : pageCount({ ...geometry, sizeBytes: options.sizeBytes });
   }
 
   /** True when the whole table is zero and nothing need be asked. */
@@ -63,6 +65,12 @@ export class BaseTable {
   async blocks(page: number): Promise<Uint8Array> {
     const [digests] = await this.#session.askBlocks([page]);
     const expected = pageBlocks(this.#geometry, page).count * digestBytes(this.#geometry.digestKind);
+    // A page the old end of a growing disk lies in: its blocks behind that are zero.
+    if (page === this.#pagesKnown - 1 && digests !== undefined && digests.length < expected) {
+      const padded = new Uint8Array(expected);
+      padded.set(digests);
+      return padded;
+    }
     if (digests?.length !== expected) {
       throw new ReplicationError(
         "message-malformed",

@@ -27,6 +27,7 @@ export interface SessionDiskOptions {
 export class SessionDisk {
   readonly #o: SessionDiskOptions;
   #begun: Promise<void> | undefined;
+  #targetBytes = 0;
 
   constructor(options: SessionDiskOptions) {
     this.#o = options;
@@ -45,10 +46,26 @@ export class SessionDisk {
     return this.#begun !== undefined;
   }
 
+  /** True when a commit would make another state of the disk: something was written, or it is to grow. */
+  get changes(): boolean {
+    return this.changed || this.#targetBytes > this.geometry.sizeBytes;
+  }
+
+  /** The size this delta gives the disk; it grows when the delta begins. */
+  growTo(sizeBytes: number): void {
+    this.#targetBytes = sizeBytes;
+  }
+
   /** Before the first overwrite. Idempotent. */
   begin(): Promise<void> {
-    this.#begun ??= this.#o.writer.begin();
+    this.#begun ??= this.#beginOnce();
     return this.#begun;
+  }
+
+  async #beginOnce(): Promise<void> {
+    const { writer } = this.#o;
+    await writer.begin();
+    if (this.#targetBytes > writer.record.sizeBytes) await writer.grow(this.#targetBytes);
   }
 
   /** Makes a table in doubt true by reading the replica. */

@@ -228,13 +228,11 @@ export class ReceiverSession {
     }
     const before = writer.record.sizeBytes;
     const already = writer.newest?.cycle === open.cycle;
-    if (!already && open.sizeBytes > before) {
-      await disk.begin();
-      await writer.grow(open.sizeBytes);
-    }
+    // The disk grows with the first change, not now: the sender may yet find that this is another image.
+    if (!already) disk.growTo(open.sizeBytes);
     if (!already && open.sizeBytes < before) throw sizeShrunk(open, before);
     const window = this.#slots.length;
-    const geometry: Geometry = { ...writer.table.geometry };
+    const geometry: Geometry = { ...writer.table.geometry, sizeBytes: already ? before : open.sizeBytes };
     this.#work = {
       writer,
       disk,
@@ -403,25 +401,25 @@ export class ReceiverSession {
   async #doCommit(work: Work, commit: Commit): Promise<void> {
     const { writer, open } = work;
     this.#phase = "sync";
-    const root = writer.table.root();
     if (commit.sizeBytes !== work.geometry.sizeBytes) {
       throw new ReplicationError(
         "protocol-violation",
         `commit of ${commit.sizeBytes} bytes for a disk of ${work.geometry.sizeBytes}`,
       );
     }
+    const { newest } = writer;
+    const created = !(commit.skipEmpty && !work.disk.changes && newest !== undefined);
+    if (created) await work.disk.begin();
+    const root = writer.table.root();
     if (Buffer.compare(root, commit.root) !== 0) {
       throw new ReplicationError(
         "root-mismatch",
         `disk ${this.#disk}: the two ends' digest tables differ after the delta; nothing was committed`,
       );
     }
-    const { newest } = writer;
     let point: Point;
-    const created = !(commit.skipEmpty && !work.disk.changed && newest !== undefined);
     if (!created && newest !== undefined) point = newest;
     else {
-      await work.disk.begin();
       point = await writer.commit({
         time: commit.time,
         label: commit.label,

@@ -24,6 +24,8 @@ const shareMin = 0.05;
 export async function checkResemblance(options: {
   readonly session: SenderSession;
   readonly geometry: Geometry;
+  /** Size of the receiver's disk. */
+  readonly baseBytes: number;
   readonly reader: BlockReader;
   readonly name: string;
   readonly disk: string;
@@ -32,7 +34,7 @@ export async function checkResemblance(options: {
   readonly signal: AbortSignal;
 }): Promise<void> {
   const { session, geometry } = options;
-  const table = new BaseTable(session, geometry, { empty: false });
+  const table = new BaseTable(session, geometry, { empty: false, sizeBytes: options.baseBytes });
   const width = digestBytes(geometry.digestKind);
   let compared = 0;
   let equal = 0;

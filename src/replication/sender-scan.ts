@@ -65,6 +65,8 @@ export interface ScanOptions {
   readonly memory: ScanMemory;
   /** The receiver's table is all zero. */
   readonly empty: boolean;
+  /** Size of the receiver's disk before this delta. */
+  readonly baseBytes: number;
   readonly signal: AbortSignal;
 }
 
@@ -94,10 +96,11 @@ export class Scan {
 
   constructor(options: ScanOptions) {
     this.#o = options;
+    const { empty, baseBytes } = options;
     this.#geometry = options.memory.geometry;
     this.#width = digestBytes(this.#geometry.digestKind);
     this.#readGate = new Gate(options.lanes.count * piecesPerLane);
-    this.#base = new BaseTable(options.session, this.#geometry, { empty: options.empty });
+    this.#base = new BaseTable(options.session, this.#geometry, { empty, sizeBytes: baseBytes });
   }
 
   /** Looks at every block once. Resolves when all that had to be sent was taken by the sockets. */

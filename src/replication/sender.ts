@@ -227,6 +227,7 @@ class SenderRun implements Sender {
       await checkResemblance({
         session,
         geometry: plan.geometry,
+        baseBytes: opened.sizeBytes,
         reader: source.reader,
         name: source.name,
         disk: this.#o.disk,
@@ -249,6 +250,7 @@ class SenderRun implements Sender {
       funnel: this.#funnel,
       memory,
       empty: opened.empty,
+      baseBytes: opened.sizeBytes,
       signal,
     });
     this.#phase = "scanning";

@@ -113,6 +113,14 @@ describe("what travels is what changed", () => {
     await expectEqual(large);
     await expect(kit.send(small)).rejects.toMatchObject({ code: "size-shrunk" });
     await expectEqual(large);
+    // Zeros alone: only the size differs, and that is a change.
+    const zeros = createMemoryImage(40 * MIB + 1);
+    await zeros.write(await contentOf(large), 0);
+    expect(await kit.send(zeros, { skipEmpty: true })).toMatchObject({ created: true, point: 3 });
+    await expectEqual(zeros);
+    await fill(zeros, 39 * MIB, 100);
+    await kit.send(zeros);
+    await expectEqual(zeros);
   });
 
   test("another image under a used name (C-64)", async () => {
@@ -123,6 +131,13 @@ describe("what travels is what changed", () => {
     await fill(other, 0, 4 * MIB);
     const source = { reader: other, name: "other", identity: "image-2" };
     await expect(kit.send(other, { source })).rejects.toMatchObject({ code: "another-image", action: "never" });
+    await expectEqual(image);
+    // A larger one does not make the disk larger before it is refused.
+    const larger = createMemoryImage(5 * MIB);
+    await fill(larger, 0, 5 * MIB);
+    const largerSource = { reader: larger, name: "larger", identity: "image-4" };
+    await expect(kit.send(larger, { source: largerSource })).rejects.toMatchObject({ code: "another-image" });
+    expect((await kit.send(image)).funnel.changedBytes).toBe(0);
     await expectEqual(image);
     await kit.send(other, { source, adopt: true });
     await expectEqual(other);
