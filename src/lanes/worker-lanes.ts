@@ -150,6 +150,12 @@ class WorkerLanes implements Lanes {
       });
     }
     this.#closing = true;
-    await Promise.all(this.#threads.map((thread) => thread.worker.terminate()));
+    await Promise.all(
+      this.#threads.map(({ worker }) => {
+        // An idle lane does not keep the process alive, its end must: whoever waits for it would never hear of it.
+        worker.ref();
+        return worker.terminate();
+      }),
+    );
   }
 }
