@@ -1,6 +1,6 @@
 /** The test kit itself: a proxy that does not cut, or a comparison that finds nothing, would make other tests pass for nothing. */
 import { once } from "node:events";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
 import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { join } from "node:path";
 import { expect, test } from "vitest";
@@ -97,7 +97,7 @@ test("e2fsck tells a good file system from a damaged one", (t) => {
   const image = join(dir, "a.ext4");
   makeExt4(image, 8, join(dir, "tree"));
   expect(fsck(image)).toMatchObject({ clean: true });
-  makeExt4(join(dir, "b.ext4"), 8, join(dir, "tree"));
+  copyFileSync(image, join(dir, "b.ext4"));
   expect(cmpFiles(image, join(dir, "b.ext4"))).toBeUndefined();
   writeFileSync(join(dir, "b.ext4"), Buffer.alloc(8 << 20).fill(7));
   expect(fsck(join(dir, "b.ext4")).clean).toBe(false);
