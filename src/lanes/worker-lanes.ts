@@ -1,6 +1,6 @@
 /** The worker driver: one thread a lane, two jobs at a time in each so that none waits for the main thread. */
 import { Worker } from "node:worker_threads";
-import { invariant, ReplicationError } from "../base/errors.ts";
+import { InvariantError, invariant, ReplicationError } from "../base/errors.ts";
 import type { JobName } from "./jobs.ts";
 import { type CarriedError, type Lanes, uncarryError } from "./lanes.ts";
 
@@ -60,6 +60,7 @@ class WorkerLanes implements Lanes {
   #nextId = 1;
   #closing = false;
   #idle: (() => void) | undefined;
+  #closed: Promise<void> | undefined;
   readonly lz4: "native" | "wasm";
   readonly count: number;
 
@@ -82,7 +83,7 @@ class WorkerLanes implements Lanes {
       } else this.#settle(thread, answer);
     });
     const died = (cause: unknown): void => {
-      this.#fail(new ReplicationError("lane-crashed", "a worker thread ended unexpectedly", { cause }));
+      this.#fail(thread, new ReplicationError("lane-crashed", "a worker thread ended unexpectedly", { cause }));
     };
     worker.on("error", died);
     worker.on("exit", (status) => {
@@ -92,6 +93,7 @@ class WorkerLanes implements Lanes {
 
   run(name: JobName, request: unknown): Promise<never> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
+    if (this.#closed !== undefined) return Promise.reject(new InvariantError("lanes are open"));
     return new Promise((resolve, reject) => {
       this.#waiting.push({
         call: { id: this.#nextId++, name, request },
@@ -132,19 +134,22 @@ class WorkerLanes implements Lanes {
     return this.#waiting.length + this.#threads.reduce((sum, thread) => sum + thread.pending.size, 0);
   }
 
-  #fail(error: ReplicationError): void {
+  /** Jobs of other threads go on: they still write to the slots and files of their requests. */
+  #fail(thread: Thread, error: ReplicationError): void {
     this.#failure ??= error;
-    const lost = [...this.#waiting.splice(0)];
-    for (const thread of this.#threads) {
-      lost.push(...thread.pending.values());
-      thread.pending.clear();
-    }
+    const lost = [...thread.pending.values(), ...this.#waiting.splice(0)];
+    thread.pending.clear();
     for (const pending of lost) pending.reject(error);
-    this.#idle?.();
+    if (this.#busy === 0) this.#idle?.();
   }
 
-  async close(): Promise<void> {
-    if (this.#busy > 0 && this.#failure === undefined) {
+  close(): Promise<void> {
+    this.#closed ??= this.#end();
+    return this.#closed;
+  }
+
+  async #end(): Promise<void> {
+    if (this.#busy > 0) {
       await new Promise<void>((resolve) => {
         this.#idle = resolve;
       });

@@ -77,13 +77,14 @@ export class CodecChoice {
     readonly packedBytes: number;
     readonly now: number;
   }): void {
+    if (this.#candidates.length < 2) return;
     if (unit.pick.codec !== "stored") {
       const shrank = unit.packedBytes < unit.rawBytes * 0.97;
       this.#stubborn = shrank ? 0 : this.#stubborn + 1;
       if (this.#stubborn >= stubbornUnits) this.#paused = pausedUnits;
     }
     const round = this.#round;
-    if (this.#candidates.length < 2 || unit.pick.round !== round.number) return;
+    if (unit.pick.round !== round.number) return;
     if (round.startedAt === undefined) {
       round.startedAt = unit.now;
       return;

@@ -1,4 +1,6 @@
+import { isZero } from "../codec/digest.ts";
 import type { FileRun } from "../image/block-device.ts";
+import type { BlockRange } from "./data-cursor.ts";
 
 /** One page of the table on its way through a scan. */
 export interface PageWork {
@@ -11,4 +13,44 @@ export interface PageWork {
   open: number;
   /** What this page brought into the page cache. */
   cold: readonly FileRun[];
+}
+
+/** Blocks of a page whose digest is not the receiver's: those that are zero now, and ranges of the others. */
+export function differences(
+  work: PageWork,
+  base: Uint8Array,
+): { readonly zeros: readonly number[]; readonly ranges: readonly BlockRange[] } {
+  const width = work.digests.length / work.count;
+  const zeros: number[] = [];
+  const ranges: { first: number; end: number }[] = [];
+  for (let index = 0; index < work.count; index++) {
+    const mine = work.digests.subarray(index * width, (index + 1) * width);
+    if (Buffer.compare(mine, base.subarray(index * width, (index + 1) * width)) === 0) continue;
+    const block = work.first + index;
+    const last = ranges.at(-1);
+    if (isZero(mine)) zeros.push(block);
+    else if (last?.end === block) last.end++;
+    else ranges.push({ first: block, end: block + 1 });
+  }
+  return { zeros, ranges };
+}
+
+/** Digests of the pages settled last, at most so many. */
+export class RecentPages {
+  readonly #max: number;
+  readonly #pages = new Map<number, Uint8Array>();
+
+  constructor(max: number) {
+    this.#max = max;
+  }
+
+  get(page: number): Uint8Array | undefined {
+    return this.#pages.get(page);
+  }
+
+  set(page: number, digests: Uint8Array): void {
+    this.#pages.set(page, digests);
+    const [oldest] = this.#pages.keys();
+    if (this.#pages.size > this.#max && oldest !== undefined) this.#pages.delete(oldest);
+  }
 }

@@ -1,8 +1,9 @@
 /** Which parts of blocks differ, and where in the image they lie. */
 import { ReplicationError } from "../base/errors.ts";
-import { type Geometry, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
+import { EXTENT_BYTES_MAX, type Geometry, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import type { BlockReader, FileRun } from "../image/block-device.ts";
 import { addPart, countParts, fullMask, hasPart } from "../lanes/shipping.ts";
+import { type BlockRange, cutRanges } from "./data-cursor.ts";
 
 /** Bytes of the disk, and how many zero bytes fill them up to whole parts (at the end of the disk only). */
 export interface PartRange {
@@ -70,6 +71,25 @@ export function runsOf(reader: BlockReader, ranges: readonly PartRange[]): FileR
     if (padding > 0) runs.push({ kind: "zero", length: padding });
   }
   return runs;
+}
+
+/** End of the masks from `start` whose parts fit one frame together. */
+export function frameEnd(masks: readonly Uint8Array[], start: number): number {
+  let end = start;
+  for (let parts = 0; end < masks.length; end++) {
+    parts += countParts(masks[end] ?? new Uint8Array(0));
+    if (parts * PART_BYTES > EXTENT_BYTES_MAX) break;
+  }
+  return end;
+}
+
+/** Where the blocks of these ranges lie, in pieces of an extent; empty when the reader has no runs. */
+export function runsOfRanges(reader: BlockReader, geometry: Geometry, ranges: readonly BlockRange[]): FileRun[] {
+  const { blockBytes, sizeBytes } = geometry;
+  return cutRanges(ranges, EXTENT_BYTES_MAX / blockBytes).flatMap(({ first, end }) => {
+    const offset = first * blockBytes;
+    return reader.runs?.(offset, Math.min(end * blockBytes, sizeBytes) - offset) ?? [];
+  });
 }
 
 /** Reads the ranges one after the other into `target`, which is as long as they are with their padding. */

@@ -32,35 +32,39 @@ export async function rebuildTable(options: RebuildOptions, firstPage: number, e
   const gate = new Gate(free.length);
   const tasks: Promise<void>[] = [];
   let failed: { readonly error: unknown } | undefined;
-  for (let page = firstPage; page < endPage && failed === undefined; page++) {
-    options.signal.throwIfAborted();
-    const { first, count } = pageBlocks(geometry, page);
-    table.clear(first, count);
-    for (const range of await cursor.ranges(first, first + count)) {
-      for (let block = range.first; block < range.end; ) {
-        const end = Math.min(range.end, block + EXTENT_BYTES_MAX / geometry.blockBytes);
-        await gate.enter();
-        const slot = free.pop();
-        if (slot === undefined) break;
-        const from = block;
-        tasks.push(
-          digestPiece(options, slot, from, end - from)
-            .catch((error: unknown) => {
-              failed ??= { error };
-            })
-            .finally(() => {
-              free.push(slot);
-              gate.leave();
-            }),
-        );
-        if (tasks.length > 1_024) await Promise.all(tasks.splice(0));
-        block = end;
+  try {
+    for (let page = firstPage; page < endPage && failed === undefined; page++) {
+      options.signal.throwIfAborted();
+      const { first, count } = pageBlocks(geometry, page);
+      table.clear(first, count);
+      for (const range of await cursor.ranges(first, first + count)) {
+        for (let block = range.first; block < range.end; ) {
+          const end = Math.min(range.end, block + EXTENT_BYTES_MAX / geometry.blockBytes);
+          await gate.enter();
+          const slot = free.pop();
+          if (slot === undefined) break;
+          const from = block;
+          tasks.push(
+            digestPiece(options, slot, from, end - from)
+              .catch((error: unknown) => {
+                failed ??= { error };
+              })
+              .finally(() => {
+                free.push(slot);
+                gate.leave();
+              }),
+          );
+          if (tasks.length > 1_024) await Promise.all(tasks.splice(0));
+          block = end;
+        }
       }
+      options.onProgress?.((first + count) * geometry.blockBytes);
     }
-    options.onProgress?.((first + count) * geometry.blockBytes);
+  } finally {
+    // Slots, replica and table are the caller's again when this has returned, whatever happened.
+    await Promise.all(tasks);
+    await cursor.close();
   }
-  await Promise.all(tasks);
-  await cursor.close();
   if (failed !== undefined) throw failed.error;
 }
 

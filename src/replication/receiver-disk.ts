@@ -1,5 +1,5 @@
 /** The disk a session works on: its table read with care, its replica changed through lanes. */
-import type { Slot } from "../base/buffer-pool.ts";
+import type { BufferPool, Slot } from "../base/buffer-pool.ts";
 import { ReplicationError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import { blockCount, blockLength, blocksPerPage, digestBytes, type Geometry, pageCount } from "../base/units.ts";
@@ -16,9 +16,10 @@ export interface SessionDiskOptions {
   readonly writer: DiskWriter;
   readonly lanes: Lanes;
   readonly log: Logger;
-  /** Slots of the session, and those of them that are free just now. */
+  /** Slots of the session, for a rebuild before it has credit. */
   readonly slots: readonly Slot[];
-  readonly free: Slot[];
+  /** Memory beside them, for a page that turns out damaged later: then the session's slots are promised to the sender. */
+  readonly pool: BufferPool;
   readonly signal: AbortSignal;
   /** Bytes of the disk passed in a rebuild. */
   readonly onProgress: (bytes: number) => void;
@@ -27,6 +28,8 @@ export interface SessionDiskOptions {
 export class SessionDisk {
   readonly #o: SessionDiskOptions;
   #begun: Promise<void> | undefined;
+  /** Pages being digested anew: half done they look like zero blocks. */
+  readonly #mending = new Map<number, Promise<void>>();
   #targetBytes = 0;
 
   constructor(options: SessionDiskOptions) {
@@ -94,21 +97,33 @@ export class SessionDisk {
 
   /** Digests of a page; one that does not match its checksum is digested anew from the replica. A view: used before the next call. */
   async page(page: number): Promise<Uint8Array> {
-    const { writer, log, name, free } = this.#o;
+    const { writer, log, name } = this.#o;
     if (page >= pageCount(this.geometry)) throw new ReplicationError("protocol-violation", `there is no page ${page}`);
+    const mending = this.#mending.get(page);
+    if (mending !== undefined) await mending;
     try {
       return writer.table.page(page);
     } catch (error) {
-      const slot = free.pop();
-      if (slot === undefined || !(error instanceof ReplicationError) || error.code !== "store-damaged") throw error;
+      if (!(error instanceof ReplicationError) || error.code !== "store-damaged") throw error;
       log.warn({ disk: name, page }, `${error.message}; reading its blocks`);
+      const mend = this.#mend(page);
+      this.#mending.set(page, mend);
       try {
-        await this.begin();
-        await this.#redigest(page, page + 1, [slot]);
+        await mend;
       } finally {
-        free.push(slot);
+        this.#mending.delete(page);
       }
       return writer.table.page(page);
+    }
+  }
+
+  async #mend(page: number): Promise<void> {
+    const slot = await this.#o.pool.acquire(this.#o.signal);
+    try {
+      await this.begin();
+      await this.#redigest(page, page + 1, [slot]);
+    } finally {
+      slot.release();
     }
   }
 

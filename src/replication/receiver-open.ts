@@ -1,7 +1,7 @@
 /** Which disk a sender gets, and how: authorised, made when it is new, claimed and locked. */
 import { ReplicationError } from "../base/errors.ts";
 import { BLOCK_BYTES_DEFAULT, type Geometry, isBlockSize } from "../base/units.ts";
-import type { DiskWriter } from "../replica/store.ts";
+import type { DiskWriter, OpenResult, Store } from "../replica/store.ts";
 import type { Open, Opened } from "../wire/messages.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
 import type { ReceiverSession } from "./receiver-session.ts";
@@ -22,13 +22,32 @@ export async function openForSender(
   await surroundings.claim(open.disk, session);
   await store.checkReserve();
   if (summary === undefined) await createDisk(surroundings, session, open);
-  const opened = await store.openWriter(open.disk, { identity: session.peer.name, instance: session.instance });
+  const opened = await openChecked(store, open.disk, { identity: session.peer.name, instance: session.instance });
   if (opened.kind === "open") return opened.writer;
   const { holder } = opened;
   const who = holder === undefined ? "another process" : `${holder.identity} (process ${holder.pid} on ${holder.host})`;
   throw new ReplicationError("disk-busy", `disk ${open.disk} is being written by ${who}`, {
     details: { holder: holder?.identity ?? null, pid: holder?.pid ?? null },
   });
+}
+
+/** A table with a damaged page is opened once more: then it is in doubt, and this session builds it anew. */
+async function openChecked(
+  store: Store,
+  disk: string,
+  holder: Parameters<Store["openWriter"]>[1],
+): Promise<OpenResult> {
+  const opened = await store.openWriter(disk, holder);
+  if (opened.kind !== "open") return opened;
+  try {
+    // Looks at every page. What it finds is kept, so that `openedMessage` does not count again.
+    opened.writer.table.countNonZero();
+    return opened;
+  } catch (error) {
+    await opened.writer.release();
+    if (!(error instanceof ReplicationError) || error.code !== "store-damaged") throw error;
+    return await store.openWriter(disk, holder);
+  }
 }
 
 async function createDisk(surroundings: ReceiverSurroundings, session: ReceiverSession, open: Open): Promise<void> {

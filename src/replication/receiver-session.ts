@@ -8,7 +8,7 @@
 import type { Slot } from "../base/buffer-pool.ts";
 import { type ErrorCode, invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import { PagedBits } from "../base/paged-bits.ts";
-import { blockCount, digestBytes, type Geometry, maskBytes } from "../base/units.ts";
+import { blockCount, digestBytes, type Geometry } from "../base/units.ts";
 import { applyState } from "../lanes/jobs.ts";
 import { areaB } from "../lanes/slot-layout.ts";
 import type { DiskWriter, Point } from "../replica/store.ts";
@@ -18,6 +18,7 @@ import { toErrorMessage } from "../wire/error-message.ts";
 import type { DecodedFrame } from "../wire/frame.ts";
 import type { Commit, Data, Hello, Message, Open, Zero } from "../wire/messages.ts";
 import { createSessionRules, type SessionRules } from "../wire/session-rules.ts";
+import { checkDataShape } from "./data-shape.ts";
 import { watchLiveness } from "./liveness.ts";
 import { type Answer, answerBlocks, answerPages, answerParts } from "./receiver-answers.ts";
 import { SessionDisk } from "./receiver-disk.ts";
@@ -35,6 +36,8 @@ const leavesDoubt: ReadonlySet<ErrorCode> = new Set([
 
 /** Answers given and not yet taken by the socket: a peer that asks and does not read is ended, not served for ever. */
 const answerBytesMax = 16 * 1024 * 1024;
+/** Questions asked and not yet answered: far more than any sender has open, and bounded work for the lanes. */
+const openQuestionsMax = 256;
 
 /** A disk open for writing, and what this session did to it so far. */
 interface Work {
@@ -61,7 +64,9 @@ export class ReceiverSession {
   readonly #rules: SessionRules = createSessionRules("receiver");
   readonly #abort = new AbortController();
   readonly #tasks = new Set<Promise<void>>();
+  /** Blocks asked for whole and not sent yet. */
   readonly #repeats = new Set<number>();
+  #questions = 0;
   readonly #free: Slot[] = [];
   #slots: readonly Slot[] = [];
   readonly #landing = new Map<Message, Slot>();
@@ -106,6 +111,7 @@ export class ReceiverSession {
 
   /** A further connection of the same certificate. Throws `protocol-violation`. */
   join(link: Link, hello: Hello, connection: number): void {
+    if (this.#ended) throw new ReplicationError("connection-lost", "the session to join is over");
     if (connection !== this.#links.length) {
       throw new ReplicationError("protocol-violation", `connection ${connection} joins out of turn`);
     }
@@ -214,7 +220,7 @@ export class ReceiverSession {
       lanes: this.#s.lanes,
       log: this.#s.log,
       slots: this.#slots,
-      free: this.#free,
+      pool: this.#s.pool,
       signal: this.#abort.signal,
       onProgress: (bytes) => {
         this.#appliedBytes = bytes;
@@ -265,9 +271,13 @@ export class ReceiverSession {
   // answering
 
   #answer(answers: AsyncIterable<Answer>): void {
+    if (++this.#questions > openQuestionsMax) {
+      throw new ReplicationError("limit-exceeded", `${this.peer.name} has ${this.#questions} questions open at a time`);
+    }
     this.#run(
       (async () => {
         for await (const { message, payload } of answers) this.#send(message, payload);
+        this.#questions--;
       })(),
     );
   }
@@ -279,7 +289,7 @@ export class ReceiverSession {
     const count = blockCount(work.geometry);
     for (const block of blocks) {
       if (block >= count) throw new ReplicationError("protocol-violation", `there is no block ${block}`);
-      if (repeat ? !this.#repeats.has(block) : !work.seen.add(block)) {
+      if (repeat ? !this.#repeats.delete(block) : !work.seen.add(block)) {
         const what = repeat ? "was repeated without being asked for" : "was sent twice";
         throw new ReplicationError("protocol-violation", `block ${block} of disk ${this.#disk} ${what}`);
       }
@@ -294,23 +304,14 @@ export class ReceiverSession {
     work.credit.take();
     work.counts.count(connection);
     try {
-      const { blockBytes, digestKind } = work.geometry;
-      const { blocks, masks, digests } = message;
-      if (
-        digests.length !== blocks.length * digestBytes(digestKind) ||
-        masks.length !== blocks.length * maskBytes(blockBytes)
-      ) {
-        throw new ReplicationError(
-          "message-malformed",
-          `data for disk ${this.#disk}: masks or digests do not fit its blocks`,
-        );
-      }
+      const { blocks } = message;
+      checkDataShape(message, work.geometry, this.#disk);
       this.#admit(work, blocks, message.repeat);
       await work.disk.begin();
       this.#phase = "apply";
       const states = await work.disk.apply(message, slot, payloadBytes);
       this.#record(work, message, states);
-      this.#appliedBytes += blocks.length * blockBytes;
+      this.#appliedBytes += blocks.length * work.geometry.blockBytes;
     } finally {
       this.#free.push(slot);
       this.#grant(work);
@@ -342,12 +343,11 @@ export class ReceiverSession {
           `disk ${this.#disk}: block ${again[0]} was sent whole and does not match its digest`,
         );
       }
-      for (const block of blocks) this.#repeats.delete(block);
       return;
     }
     if (again.length === 0) return;
     for (const block of again) this.#repeats.add(block);
-    const damaged = again.filter((_block, index) => states[index] === applyState.damaged).length;
+    const damaged = states.filter((state) => state === applyState.damaged).length;
     this.#s.log.warn(
       { disk: this.#disk, blocks: again.length, damaged },
       "blocks did not come out as digested; asking for them whole",
@@ -365,7 +365,6 @@ export class ReceiverSession {
       this.#admit(work, blocks, repeat);
       await work.disk.begin();
       await work.disk.clear(first, count);
-      if (repeat) for (const block of blocks) this.#repeats.delete(block);
       this.#appliedBytes += count * work.geometry.blockBytes;
     } finally {
       this.#grant(work);
@@ -408,7 +407,9 @@ export class ReceiverSession {
       );
     }
     const { newest } = writer;
-    const created = !(commit.skipEmpty && !work.disk.changes && newest !== undefined);
+    // An earlier session may have applied what this one finds equal: only the root tells that the replica is still the newest point.
+    const same = !work.disk.changes && newest?.root === Buffer.from(writer.table.root()).toString("hex");
+    const created = !(commit.skipEmpty && same);
     if (created) await work.disk.begin();
     const root = writer.table.root();
     if (Buffer.compare(root, commit.root) !== 0) {
@@ -448,6 +449,8 @@ export class ReceiverSession {
 
   /** Ends the session with an error, which the peer gets. Idempotent: the first error stays. */
   fail(error: ReplicationError): void {
+    // Also of a session that has ended: a write under way then may fail half way.
+    if (leavesDoubt.has(error.code)) this.#poisoned = true;
     if (this.#ended) return;
     const fields = { code: error.code, disk: this.#disk, peer: this.peer.name, address: this.peer.address };
     if (this.#durable && error.action === "reconnect") {
@@ -455,7 +458,6 @@ export class ReceiverSession {
     } else {
       this.#s.log.warn(fields, error.message);
     }
-    if (leavesDoubt.has(error.code)) this.#poisoned = true;
     for (const link of this.#links) {
       if (!error.remote && error.code !== "connection-lost") {
         link.send(toErrorMessage(error));

@@ -5,9 +5,12 @@
  * Everything is bounded: pages under way by a gate, block memory by the pool, frames by credit, requests by a gate.
  */
 import type { Clock } from "../base/clock.ts";
+import { ReplicationError } from "../base/errors.ts";
 import { Gate, settleAll } from "../base/gate.ts";
+import { PagedBits } from "../base/paged-bits.ts";
 import type { BufferPool, Slot } from "../base/buffer-pool.ts";
 import {
+  blockCount,
   blocksPerPage,
   digestBytes,
   EXTENT_BYTES_MAX,
@@ -30,8 +33,8 @@ import type { Data } from "../wire/messages.ts";
 import { BaseTable } from "./base-table.ts";
 import type { CodecChoice, CodecPick } from "./codec-choice.ts";
 import { type BlockRange, blocksOutside, cutRanges, DataCursor } from "./data-cursor.ts";
-import type { PageWork } from "./page-work.ts";
-import { differingParts, partRanges, readParts, runsOf } from "./part-ranges.ts";
+import { differences, type PageWork, RecentPages } from "./page-work.ts";
+import { differingParts, frameEnd, partRanges, readParts, runsOf, runsOfRanges } from "./part-ranges.ts";
 import type { RateLimit } from "./rate.ts";
 import type { Funnel } from "./report.ts";
 import type { ScanMemory } from "./scan-memory.ts";
@@ -87,8 +90,12 @@ export class Scan {
   /** Pieces read at a time: few, so that the slots they use stay in the processor's cache. */
   readonly #readGate: Gate;
   readonly #tasks = new Set<Promise<void>>();
-  readonly #recent = new Map<number, Uint8Array>();
+  readonly #recent = new RecentPages(recentPages);
+  /** Blocks sent whole at the receiver's request: each once. */
+  readonly #repeated: PagedBits;
   #candidates: Candidate[] = [];
+  /** Batches of candidates not shipped yet. */
+  readonly #batches = new Set<Promise<void>>();
   /** Share of the last pages that differed, as a moving average: while most do, block digests are asked ahead of reading. */
   #differing = 0;
   /** First failure of a task. */
@@ -99,6 +106,7 @@ export class Scan {
     const { empty, baseBytes } = options;
     this.#geometry = options.memory.geometry;
     this.#width = digestBytes(this.#geometry.digestKind);
+    this.#repeated = new PagedBits(blockCount(this.#geometry));
     this.#readGate = new Gate(options.lanes.count * piecesPerLane);
     this.#base = new BaseTable(options.session, this.#geometry, { empty, sizeBytes: baseBytes });
   }
@@ -134,8 +142,8 @@ export class Scan {
         await this.#drain();
       }
     } finally {
-      // Nothing may touch slots or the image after this returned, whatever happened.
-      await Promise.allSettled([...this.#tasks]);
+      // Nothing may touch slots or the image after this returned, whatever happened. Tasks may start others.
+      while (this.#tasks.size > 0) await Promise.all([...this.#tasks]);
       while (memory.done.has(memory.nextPage)) memory.nextPage++;
     }
   }
@@ -145,7 +153,8 @@ export class Scan {
     this.#o.signal.throwIfAborted();
   }
 
-  #track(task: Promise<void>): void {
+  /** The promise returned never rejects. */
+  #track(task: Promise<void>): Promise<void> {
     const tracked: Promise<void> = task
       .catch((error: unknown) => {
         this.#failed ??= { error };
@@ -154,6 +163,7 @@ export class Scan {
         this.#tasks.delete(tracked);
       });
     this.#tasks.add(tracked);
+    return tracked;
   }
 
   async #drain(): Promise<void> {
@@ -175,8 +185,10 @@ export class Scan {
       this.#scanned(page);
       return;
     }
+    // Batches wait for the receiver: who reads on meanwhile gathers the part digests of the whole disk.
+    while (this.#batches.size > batchesUnderWay) await Promise.race(this.#batches);
     await this.#pageGate.enter();
-    this.#track(
+    void this.#track(
       this.#page(page, ranges, base ?? zeroPageDigest).finally(() => {
         this.#pageGate.leave();
       }),
@@ -209,16 +221,10 @@ export class Scan {
 
   /** Before the first read of a page. */
   async #readAhead(work: PageWork, ranges: readonly BlockRange[]): Promise<void> {
-    const { reader, lanes } = this.#o;
-    const { blockBytes, sizeBytes } = this.#geometry;
-    const runs = cutRanges(ranges, EXTENT_BYTES_MAX / this.#geometry.blockBytes).map(({ first, end }) => {
-      const offset = first * blockBytes;
-      return reader.runs?.(offset, Math.min(end * blockBytes, sizeBytes) - offset) ?? [];
-    });
-    const all = runs.flat();
-    if (all.length === 0) return;
-    const { cold } = await lanes.run("readAhead", { runs: all });
-    work.cold = cold.flatMap((index) => all[index] ?? []);
+    const runs = runsOfRanges(this.#o.reader, this.#geometry, ranges);
+    if (runs.length === 0) return;
+    const { cold } = await this.#o.lanes.run("readAhead", { runs });
+    work.cold = cold.flatMap((index) => runs[index] ?? []);
   }
 
   /** Reads ranges of a page, each piece in a slot of its own. */
@@ -303,18 +309,7 @@ export class Scan {
 
   /** A page that was digested first turned out to differ: its blocks that differ are looked at again, now with the receiver's digests. */
   async #compare(work: PageWork, base: Uint8Array): Promise<void> {
-    const zeros: number[] = [];
-    const ranges: { first: number; end: number }[] = [];
-    for (let index = 0; index < work.count; index++) {
-      const at = index * this.#width;
-      const mine = work.digests.subarray(at, at + this.#width);
-      if (Buffer.compare(mine, base.subarray(at, at + this.#width)) === 0) continue;
-      const block = work.first + index;
-      const last = ranges.at(-1);
-      if (isZero(mine)) zeros.push(block);
-      else if (last?.end === block) last.end++;
-      else ranges.push({ first: block, end: block + 1 });
-    }
+    const { zeros, ranges } = differences(work, base);
     await this.#shipZeros(zeros, false);
     await this.#read(work, ranges, base);
   }
@@ -331,7 +326,11 @@ export class Scan {
   #addCandidate(work: PageWork, block: number, parts: Uint8Array): void {
     work.open++;
     this.#candidates.push({ work, block, parts });
-    if (this.#candidates.length >= blocksPerBatch) this.#track(this.#flush());
+    if (this.#candidates.length < blocksPerBatch) return;
+    const batch = this.#track(this.#flush()).finally(() => {
+      this.#batches.delete(batch);
+    });
+    this.#batches.add(batch);
   }
 
   /** Asks part digests for the candidates gathered so far and ships the parts that differ. */
@@ -349,13 +348,7 @@ export class Scan {
         this.#geometry.blockBytes,
       );
       for (let done = 0; done < batch.length; ) {
-        let end = done;
-        let rawBytes = 0;
-        for (; end < batch.length; end++) {
-          const more = countParts(masks[end] ?? emptyMask) * PART_BYTES;
-          if (rawBytes + more > EXTENT_BYTES_MAX) break;
-          rawBytes += more;
-        }
+        const end = frameEnd(masks, done);
         await this.#patch(batch.slice(done, end), masks.slice(done, end));
         done = end;
       }
@@ -453,13 +446,7 @@ export class Scan {
     memory.pages.set(work.page, pageDigest(work.digests));
     memory.done.add(work.page);
     this.#recent.set(work.page, work.digests);
-    if (this.#recent.size > recentPages) {
-      for (const oldest of this.#recent.keys()) {
-        this.#recent.delete(oldest);
-        break;
-      }
-    }
-    if (work.cold.length > 0) this.#track(this.#o.lanes.run("letGo", { runs: work.cold }).then(() => undefined));
+    if (work.cold.length > 0) void this.#track(this.#o.lanes.run("letGo", { runs: work.cold }).then(() => undefined));
     this.#scanned(work.page);
   }
 
@@ -473,6 +460,12 @@ export class Scan {
   async repeat(blocks: readonly number[]): Promise<void> {
     const whole = fullMask(this.#geometry.blockBytes);
     for (const block of blocks) {
+      if (block >= this.#repeated.size || !this.#repeated.add(block)) {
+        throw new ReplicationError(
+          "protocol-violation",
+          `the receiver asks for block ${block} of disk ${this.#o.name} whole, which there is not, or a second time`,
+        );
+      }
       const slot = await this.#o.pool.acquire(this.#o.signal);
       try {
         const { digests } = await this.#scanBlocks(slot, block, 1, "unknown", "stored");
@@ -489,11 +482,17 @@ export class Scan {
     const page = Math.floor(block / blocksPerPage(this.#geometry.digestKind));
     const { first } = pageBlocks(this.#geometry, page);
     // The page may be under way still, or long forgotten: then its other digests are the receiver's, which the root covers all the same.
-    const digests = this.#recent.get(page) ?? (await this.#base.blocks(page));
+    const known = this.#recent.get(page);
+    if (known === undefined && this.#o.session.committing) {
+      throw new ReplicationError(
+        "digest-mismatch",
+        `block ${block} of ${this.#o.name} had to be sent again too late to be told in this session; comparing anew`,
+      );
+    }
+    const digests = known ?? (await this.#base.blocks(page));
     digests.set(digest, (block - first) * this.#width);
     this.#o.memory.pages.set(page, pageDigest(digests));
   }
 }
 
 const zeroPageDigest = new Uint8Array(32);
-const emptyMask = new Uint8Array(0);

@@ -211,6 +211,11 @@ export class SenderSession {
     });
   }
 
+  /** From the first commit on nothing is asked any more. */
+  get committing(): boolean {
+    return this.#rules.state === "committing";
+  }
+
   /** Credits not used: 0 means the receiver sets the pace. */
   get credit(): number {
     return this.#credit;

@@ -135,7 +135,7 @@ class SenderRun implements Sender {
       } catch (thrown) {
         if (signal.aborted) throw toReplicationError(signal.reason, "aborted");
         const error = toReplicationError(thrown);
-        failures = this.#progressMark() > before ? 1 : failures + 1;
+        failures = this.#advanced(before, error) ? 1 : failures + 1;
         const limit = this.#everOpened ? (this.#o.attemptsMax ?? 8) : Math.min(3, this.#o.attemptsMax ?? 3);
         if (error.action === "never" || failures >= limit) throw error;
         const wait = backoffMillis(failures);
@@ -151,9 +151,18 @@ class SenderRun implements Sender {
     }
   }
 
-  /** Grows whenever an attempt got anywhere: pages settled or bytes shipped. */
-  #progressMark(): number {
-    return (this.#memory?.done.count ?? 0) + this.#funnel.shippedBytes;
+  #progressMark(): ProgressMark {
+    return { pages: this.#memory?.done.count ?? 0, bytes: this.#funnel.shippedBytes };
+  }
+
+  /**
+   * Whether an attempt got anywhere: pages settled, or bytes shipped that the receiver kept. After a failed write it keeps nothing for sure,
+   * and the same bytes may be shipped to the same bad place for ever.
+   */
+  #advanced(before: ProgressMark, error: ReplicationError): boolean {
+    const { pages, bytes } = this.#progressMark();
+    const keeps = error.action === "reconnect" && error.code !== "lane-crashed";
+    return pages > before.pages || (keeps && bytes > before.bytes);
   }
 
   async #tryOnce(signal: AbortSignal, startedAt: number): Promise<SendReport> {
@@ -188,6 +197,10 @@ class SenderRun implements Sender {
       throw error;
     } finally {
       stopWatching();
+      // Neither slots nor the image are touched after this.
+      await repeats.settled().catch(() => {
+        // The session's failure, which is thrown already.
+      });
       this.#wireBefore += session.wireBytes;
       this.#session = undefined;
     }
@@ -254,7 +267,14 @@ class SenderRun implements Sender {
       signal,
     });
     this.#phase = "scanning";
-    repeats.handler = (blocks) => scan.repeat(blocks);
+    repeats.handler = async (blocks) => {
+      try {
+        await scan.repeat(blocks);
+      } catch (thrown) {
+        session.fail(toReplicationError(thrown));
+        throw thrown;
+      }
+    };
     await scan.run();
     this.#phase = "committing";
     for (;;) {
@@ -273,7 +293,12 @@ class SenderRun implements Sender {
         skipEmpty: this.#o.skipEmpty ?? false,
       });
       const answer = await Promise.race([durable, repeats.arrival(served)]);
-      if (answer !== undefined) return answer;
+      if (answer === undefined) continue;
+      if (Buffer.compare(answer.root, root) === 0) return answer;
+      throw new ReplicationError(
+        "root-mismatch",
+        `disk ${this.#o.disk}: the receiver made a point of another state than the one it was sent`,
+      );
     }
   }
 
@@ -338,6 +363,11 @@ class SenderRun implements Sender {
       consistency: this.#o.consistency ?? "crash",
     };
   }
+}
+
+interface ProgressMark {
+  readonly pages: number;
+  readonly bytes: number;
 }
 
 /** Blocks the receiver wants whole, served one request after the other. */

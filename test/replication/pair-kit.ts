@@ -3,8 +3,9 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Clock, systemClock } from "../../src/base/clock.ts";
-import { silentLogger } from "../../src/base/logger.ts";
+import { type Logger, silentLogger } from "../../src/base/logger.ts";
 import type { BlockReader } from "../../src/image/block-device.ts";
+import type { Lanes } from "../../src/lanes/lanes.ts";
 import { openStore, type Store } from "../../src/replica/store.ts";
 import { createEngine, type Engine } from "../../src/replication/engine.ts";
 import { createReceiver, type Receiver } from "../../src/replication/receiver.ts";
@@ -31,34 +32,44 @@ export type SendOptions = Partial<SenderOptions> & {
   readonly onPair?: (pair: LinkedPair, attempt: number) => void;
 };
 
+export interface KitOptions {
+  /** Stands between the receiver and its lanes. */
+  readonly receiverLanes?: (lanes: Lanes) => Lanes;
+  readonly receiverLog?: Logger;
+}
+
 export class PairKit {
-  readonly folder: string = mkdtempSync(join(tmpdir(), "replicate-pair-"));
+  readonly folder: string;
   readonly sending: Engine;
   readonly receiving: Engine;
   readonly store: Store;
   readonly receiver: Receiver;
 
-  private constructor(sending: Engine, receiving: Engine, store: Store, folder: string) {
-    rmSync(this.folder, { recursive: true });
+  private constructor(
+    sending: Engine,
+    receiving: Engine,
+    { store, folder, options }: { readonly store: Store; readonly folder: string; readonly options: KitOptions },
+  ) {
     this.folder = folder;
     this.sending = sending;
     this.receiving = receiving;
     this.store = store;
     this.receiver = createReceiver({
       store,
-      ...{ lanes: receiving.lanes, pool: receiving.pool, clock: hastyClock, random: receiving.random },
-      log: silentLogger,
+      ...{ pool: receiving.pool, clock: hastyClock, random: receiving.random },
+      lanes: options.receiverLanes?.(receiving.lanes) ?? receiving.lanes,
+      log: options.receiverLog ?? silentLogger,
       authorize: () => undefined,
       software: "test",
       codecs: receiving.codecs,
     });
   }
 
-  static async create(): Promise<PairKit> {
+  static async create(options: KitOptions = {}): Promise<PairKit> {
     const folder = mkdtempSync(join(tmpdir(), "replicate-pair-"));
-    const options = { lanes: 0, poolBytes: 24 * 2 ** 20, clock: hastyClock };
-    const sending = await createEngine(options);
-    const receiving = await createEngine(options);
+    const engine = { lanes: 0, poolBytes: 24 * 2 ** 20, clock: hastyClock };
+    const sending = await createEngine(engine);
+    const receiving = await createEngine(engine);
     const { storage, random, host } = receiving;
     const path = join(folder, "store");
     const store = await openStore({
@@ -71,11 +82,15 @@ export class PairKit {
       host,
       reserveBytes: 0,
     });
-    return new PairKit(sending, receiving, store, folder);
+    return new PairKit(sending, receiving, { store, folder, options });
   }
 
   /** Sends the image to disk `disk` and resolves with the report. */
-  async send(reader: BlockReader, options: SendOptions = {}): Promise<SendReport> {
+  send(reader: BlockReader, options: SendOptions = {}): Promise<SendReport> {
+    return this.sendUntil(new AbortController().signal, reader, options);
+  }
+
+  async sendUntil(signal: AbortSignal, reader: BlockReader, options: SendOptions = {}): Promise<SendReport> {
     const { onPair, ...rest } = options;
     let attempt = 0;
     const { lanes, pool, random, codecs } = this.sending;
@@ -95,7 +110,12 @@ export class PairKit {
       },
       ...rest,
     });
-    return await sender.run();
+    return await sender.run(signal);
+  }
+
+  /** Resolves when the receiver has no session left: then what is on disk stays as it is. */
+  async idle(): Promise<void> {
+    while (this.receiver.sessions > 0) await new Promise((resolve) => setImmediate(resolve));
   }
 
   replica(disk = "disk"): Buffer {

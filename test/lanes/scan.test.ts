@@ -1,0 +1,241 @@
+/** The sender's jobs, scan and pack, against the same thing written down plainly. */
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { digestBytes, KIB, maskBytes, MIB, PART_BYTES, partsPerBlock } from "../../src/base/units.ts";
+import type { FileRun } from "../../src/image/block-device.ts";
+import { blockState, type ScanRequest, type ScanResult } from "../../src/lanes/jobs.ts";
+import type { Lane } from "../../src/lanes/lane.ts";
+import { doJob } from "../../src/lanes/lanes.ts";
+import { areaA } from "../../src/lanes/slot-layout.ts";
+import {
+  anyBlockBytes,
+  anyCodec,
+  anyDigest,
+  anyLength,
+  anyPatches,
+  blocksOf,
+  digesters,
+  digestOf,
+  hashOf,
+  maskOf,
+  memoryFiles,
+  memoryLane,
+  partsOf,
+  patched,
+} from "./kit.ts";
+
+const files = memoryFiles();
+const lane = await memoryLane(files);
+const wasm = await memoryLane(files, "wasm");
+
+function request(disk: Buffer, more: Partial<ScanRequest>): ScanRequest {
+  return {
+    slot: 1,
+    file: "image",
+    diskOffset: 0,
+    runs: [{ kind: "file", fd: 3, offset: 0, length: disk.length }],
+    length: disk.length,
+    base: "unknown",
+    codec: "stored",
+    blockBytes: 64 * KIB,
+    digestKind: "xxh64",
+    ...more,
+  };
+}
+
+/** What lies in a shipment, decompressed. */
+function rawOf(from: Lane, slot: number, result: ScanResult): Buffer {
+  const { shipment } = result;
+  if (shipment === undefined) return Buffer.alloc(0);
+  const packed = from.slot(slot).subarray(shipment.payloadOffset, shipment.payloadOffset + shipment.payloadBytes);
+  const raw = Buffer.alloc(shipment.rawBytes);
+  from.codecs.get(shipment.codec).decompress(packed, raw);
+  return raw;
+}
+
+describe("scan", () => {
+  test("any content over any base: states, digests, part digests and shipment are what they say", () => {
+    fc.assert(
+      fc.property(
+        fc.record({ blockBytes: anyBlockBytes, digestKind: anyDigest, codec: anyCodec, length: anyLength }),
+        fc.record({ before: anyPatches, change: anyPatches, base: fc.constantFrom("zero", "unknown", "table") }),
+        fc.boolean(),
+        ({ blockBytes, digestKind, codec, length }, { before, change, base }, useWasm) => {
+          const old = patched(Buffer.alloc(length), base === "zero" ? [] : before);
+          const disk = patched(old, change);
+          files.files.set(3, disk);
+          const oldBlocks = blocksOf(old, blockBytes);
+          const blocks = blocksOf(disk, blockBytes);
+          const table = Buffer.concat(oldBlocks.map((block) => digestOf(digestKind, block)));
+          const used = useWasm ? wasm : lane;
+          // What a job before left in the slot is nobody's.
+          used.slot(1).fill(0xee);
+          const given = base === "table" ? table : base === "zero" ? ("zero" as const) : ("unknown" as const);
+          const result = doJob(used, "scan", request(disk, { base: given, codec, blockBytes, digestKind }));
+
+          expect(hashOf(result.digests)).toBe(
+            hashOf(Buffer.concat(blocks.map((block) => digestOf(digestKind, block)))),
+          );
+          const states = blocks.map((block, index) => {
+            const was = oldBlocks[index] ?? block;
+            const zeroNow = block.every((byte) => byte === 0);
+            const zeroWas = was.every((byte) => byte === 0);
+            if (base === "unknown") return blockState.digested;
+            if (block.equals(was)) return blockState.same;
+            if (zeroNow) return blockState.zero;
+            return zeroWas ? blockState.shipped : blockState.differs;
+          });
+          expect([...result.states]).toEqual(states);
+
+          const differing = blocks.filter((_block, index) => states[index] === blockState.differs);
+          const partDigests = differing.flatMap((block) => partsOf(block).map((part) => digesters.xxh64.part(part)));
+          expect(result.parts.length).toBe(partDigests.length * 4);
+          const found = Buffer.from(result.parts);
+          expect(partDigests.map((_part, index) => found.readUInt32LE(index * 4))).toEqual(partDigests);
+
+          // Shipped: the parts that are not zero, and nothing else.
+          const picked = states.flatMap((state, index) => (state === blockState.shipped ? [index] : []));
+          expect(result.shipment?.picked ?? []).toEqual(picked);
+          const shippedParts = picked.map((index) => {
+            const parts = partsOf(blocks[index] ?? Buffer.alloc(0));
+            return parts.flatMap((part, number) => (part.every((byte) => byte === 0) ? [] : [number]));
+          });
+          const content = Buffer.concat(
+            picked.flatMap((index, position) =>
+              (shippedParts[position] ?? []).map(
+                (part) => partsOf(blocks[index] ?? Buffer.alloc(0))[part] ?? Buffer.alloc(0),
+              ),
+            ),
+          );
+          const masks = Buffer.concat(shippedParts.map((parts) => maskOf(parts, blockBytes)));
+          expect(hashOf(result.shipment?.masks ?? Buffer.alloc(0))).toBe(hashOf(masks));
+          expect(hashOf(rawOf(used, 1, result))).toBe(hashOf(content));
+          if (result.shipment !== undefined) {
+            expect(result.shipment.payloadBytes).toBeLessThanOrEqual(result.shipment.rawBytes);
+            expect(result.shipment.digests.length).toBe(picked.length * digestBytes(digestKind));
+          }
+        },
+      ),
+      { numRuns: 60 },
+    );
+  });
+
+  test.each([16 * KIB, 64 * KIB, MIB])("C-40 one byte in a zero block of %i, wherever it is, is seen", (blockBytes) => {
+    for (const at of [0, 1, 7, 8, blockBytes / 2, blockBytes - 4_097, blockBytes - 4_096, blockBytes - 1]) {
+      const disk = Buffer.alloc(blockBytes);
+      disk[at] = 1;
+      files.files.set(3, disk);
+      const result = doJob(lane, "scan", request(disk, { base: "zero", blockBytes }));
+      expect([...result.states]).toEqual([blockState.shipped]);
+      expect(result.shipment?.rawBytes).toBe(PART_BYTES);
+      expect(Buffer.from(result.shipment?.masks ?? []).equals(maskOf([Math.floor(at / PART_BYTES)], blockBytes))).toBe(
+        true,
+      );
+    }
+  });
+
+  test("runs of any shape give the same as one run, and as content that lies in the slot already", () => {
+    fc.assert(
+      fc.property(
+        fc.record({ length: anyLength, patches: anyPatches, blockBytes: anyBlockBytes }),
+        fc.array(fc.integer({ min: 1, max: 300_000 }), { maxLength: 6 }),
+        ({ length, patches, blockBytes }, cuts) => {
+          const disk = patched(Buffer.alloc(length), patches);
+          // Pieces in reverse order in the file, with gaps; zero pieces as zero runs, with empty runs in between.
+          const file = Buffer.alloc(2 * length + cuts.length, 0xdd);
+          const runs: FileRun[] = [{ kind: "zero", length: 0 }];
+          let at = 0;
+          let filePosition = file.length;
+          for (const size of [...cuts, length]) {
+            const piece = disk.subarray(at, Math.min(length, at + size));
+            at += piece.length;
+            if (piece.every((byte) => byte === 0)) runs.push({ kind: "zero", length: piece.length });
+            else {
+              filePosition -= piece.length + (filePosition - piece.length > length ? 1 : 0);
+              piece.copy(file, filePosition);
+              runs.push({ kind: "file", fd: 4, offset: filePosition, length: piece.length });
+            }
+          }
+          files.files.set(3, disk);
+          files.files.set(4, file);
+          const one = doJob(lane, "scan", request(disk, { base: "zero", blockBytes }));
+          const raw = hashOf(rawOf(lane, 1, one));
+          lane.slot(0).fill(0x77);
+          const many = doJob(lane, "scan", request(disk, { base: "zero", blockBytes, runs, slot: 0 }));
+          lane.slot(1).fill(0x77);
+          lane.slot(1).set(disk, areaA);
+          const inPlace = doJob(lane, "scan", request(disk, { base: "zero", blockBytes, runs: undefined }));
+          for (const other of [many, inPlace]) {
+            expect(hashOf(other.digests)).toBe(hashOf(one.digests));
+            expect(hashOf(other.states)).toBe(hashOf(one.states));
+          }
+          expect(hashOf(rawOf(lane, 0, many))).toBe(raw);
+          expect(hashOf(rawOf(lane, 1, inPlace))).toBe(raw);
+        },
+      ),
+      { numRuns: 40 },
+    );
+  });
+
+  test("a file that ends early, or runs that do: image-truncated, with the offset where it ends", () => {
+    const disk = Buffer.alloc(128 * KIB, 1);
+    files.files.set(3, disk.subarray(0, 100_000));
+    expect(() => doJob(lane, "scan", request(disk, {}))).toThrow(
+      expect.objectContaining({ code: "image-truncated", details: { offset: 100_000 } }),
+    );
+    const runs = [{ kind: "file", fd: 3, offset: 0, length: 5_000 }] as const;
+    expect(() => doJob(lane, "scan", request(disk, { runs }))).toThrow(
+      expect.objectContaining({ code: "image-truncated" }),
+    );
+  });
+
+  test("a failed read: image-unreadable, with file, offset and errno", () => {
+    files.failing = { read: "EIO" };
+    const runs = [{ kind: "file", fd: 3, offset: 4_096, length: 4_096 }] as const;
+    try {
+      expect(() => doJob(lane, "scan", request(Buffer.alloc(4_096), { runs }))).toThrow(
+        expect.objectContaining({
+          code: "image-unreadable",
+          message: expect.stringContaining("image") as string,
+          details: { offset: 4_096, errno: "EIO" },
+        }),
+      );
+    } finally {
+      files.failing = {};
+    }
+  });
+});
+
+describe("pack", () => {
+  test("parts come out as they are, compressed where that makes them smaller", () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 1, max: 256 }),
+        anyPatches,
+        anyCodec,
+        fc.boolean(),
+        (parts, patches, codec, inPlace) => {
+          const content = patched(Buffer.alloc(parts * PART_BYTES, 3), patches);
+          files.files.set(3, content);
+          lane.slot(1).fill(0x33);
+          if (inPlace) lane.slot(1).set(content, areaA);
+          const runs = inPlace ? undefined : [{ kind: "file", fd: 3, offset: 0, length: content.length } as const];
+          const packed = doJob(lane, "pack", { slot: 1, file: "image", runs, rawBytes: content.length, codec });
+          const raw = Buffer.alloc(content.length);
+          const payload = lane.slot(1).subarray(packed.payloadOffset, packed.payloadOffset + packed.payloadBytes);
+          lane.codecs.get(packed.codec).decompress(payload, raw);
+          expect(hashOf(raw)).toBe(hashOf(content));
+          expect(packed.payloadBytes).toBeLessThanOrEqual(content.length);
+          if (codec === "stored") expect(packed.codec).toBe("stored");
+        },
+      ),
+      { numRuns: 40 },
+    );
+  });
+});
+
+test("masks of every block size have a bit for each part", () => {
+  for (const blockBytes of [16 * KIB, 32 * KIB, 64 * KIB, MIB]) {
+    expect(maskBytes(blockBytes) * 8).toBeGreaterThanOrEqual(partsPerBlock(blockBytes));
+  }
+});

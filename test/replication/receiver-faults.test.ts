@@ -1,0 +1,142 @@
+/** What the receiver makes of its own failures: doubt is kept, points are not lost, and the sender gives up in time. */
+import { randomBytes } from "node:crypto";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { ReplicationError } from "../../src/base/errors.ts";
+import type { Logger } from "../../src/base/logger.ts";
+import { KIB, MIB } from "../../src/base/units.ts";
+import { createMemoryImage } from "../../src/image/memory.ts";
+import type { ApplyRequest, JobName } from "../../src/lanes/jobs.ts";
+import type { Lanes } from "../../src/lanes/lanes.ts";
+import type { LinkedPair } from "../../src/testing/linked-pair.ts";
+import { contentOf, expectEqual, watchRejections } from "./checks.ts";
+import { PairKit } from "./pair-kit.ts";
+
+type Around = (name: JobName, request: unknown, run: () => Promise<unknown>) => Promise<unknown>;
+
+let kit: PairKit;
+/** What the receiver's next jobs meet. */
+let around: Around = (_name, _request, run) => run();
+const warnings: { readonly fields: object; readonly text: string }[] = [];
+const rejections = watchRejections();
+
+beforeEach(async () => {
+  around = (_name, _request, run) => run();
+  warnings.length = 0;
+  const log: Logger = {
+    info: () => {},
+    warn: (fields: object, text: string) => void warnings.push({ fields, text }),
+    error: () => {},
+    debug: () => {},
+  };
+  kit = await PairKit.create({
+    receiverLog: log,
+    receiverLanes: (lanes): Lanes => ({
+      ...lanes,
+      run: ((name: JobName, request: never) => around(name, request, () => lanes.run(name, request))) as Lanes["run"],
+    }),
+  });
+});
+
+afterEach(async () => {
+  expect(await kit.close(), "every slot is back").toBe(true);
+  expect(await rejections.take()).toEqual([]);
+});
+
+describe("a write that fails", () => {
+  test("after the connection was lost: the block is in doubt all the same", async () => {
+    const image = createMemoryImage(MIB);
+    const first = randomBytes(MIB);
+    await image.write(first, 0);
+    await kit.send(image);
+
+    // The second send: the connection ends while a block is being written, and then that write fails half way.
+    await image.write(randomBytes(64 * KIB), 0);
+    let pair: LinkedPair | undefined;
+    around = async (name, request, run) => {
+      if (name !== "apply") return await run();
+      pair?.toServer.cutAfter(0);
+      for (let turn = 0; turn < 20; turn++) await new Promise((resolve) => setImmediate(resolve));
+      const { fd } = request as ApplyRequest;
+      kit.receiving.storage.lanes.write(fd, randomBytes(4_096), 0);
+      throw new ReplicationError("write-failed", "the device failed");
+    };
+    const attempt = kit.send(image, { attemptsMax: 1, onPair: (made) => void (pair = made) });
+    await expect(attempt).rejects.toMatchObject({ code: "connection-lost" });
+
+    // The source goes back to what the table says: a table that is believed would send nothing.
+    around = (_name, _request, run) => run();
+    await image.write(first, 0);
+    await kit.send(image);
+    await expectEqual(kit, image);
+  });
+
+  test("at one place whenever it is tried: the sender gives up", async () => {
+    const image = createMemoryImage(4 * MIB);
+    await image.write(randomBytes(4 * MIB), 0);
+    let tries = 0;
+    around = async (name, request, run) => {
+      if (name !== "apply" || !(request as ApplyRequest).blocks.includes(20)) return await run();
+      // Ends the test where the sender would go on for ever.
+      throw ++tries > 20 ? new ReplicationError("usage", "still trying") : new ReplicationError("write-failed", "EIO");
+    };
+    await expect(kit.send(image, { attemptsMax: 4 })).rejects.toMatchObject({ code: "write-failed" });
+    expect(tries).toBe(4);
+  });
+});
+
+describe("skipEmpty", () => {
+  test("what an interrupted send applied is a change, though nothing is left to be sent", async () => {
+    const image = createMemoryImage(2 * MIB);
+    await image.write(randomBytes(2 * MIB), 0);
+    const first = await kit.send(image);
+    await image.write(randomBytes(100_000), 300_000);
+
+    // Everything is applied, then the connection ends before the commit.
+    let commits = 0;
+    let pair: LinkedPair | undefined;
+    const guard = {
+      begin: () => Promise.resolve(),
+      async check() {
+        for (let turn = 0; turn < 20; turn++) await new Promise((resolve) => setImmediate(resolve));
+        if (commits++ === 0) pair?.toServer.cutAfter(0);
+        for (let turn = 0; turn < 20; turn++) await new Promise((resolve) => setImmediate(resolve));
+      },
+    };
+    const report = await kit.send(image, {
+      skipEmpty: true,
+      source: { reader: image, name: "image", identity: "image-1", guard },
+      onPair: (made) => void (pair = made),
+    });
+    expect(commits).toBe(2);
+    await expectEqual(kit, image);
+    expect(report).toMatchObject({ attempts: 2, point: 2, created: true });
+    expect(report.root).not.toBe(first.root);
+  });
+});
+
+test("the log counts damaged blocks among those asked for again", async () => {
+  const image = createMemoryImage(MIB);
+  await image.write(randomBytes(MIB), 0);
+  await kit.send(image);
+  // Two blocks differ; the second turns out to be damaged when it is applied.
+  const content = await contentOf(image);
+  for (const block of [2, 5]) {
+    content.fill(block, block * 64 * KIB + 4_096, block * 64 * KIB + 8_192);
+    await image.write(content.subarray(block * 64 * KIB, (block + 1) * 64 * KIB), block * 64 * KIB);
+  }
+  let done = false;
+  around = async (name, request, run) => {
+    if (name === "apply" && !done) {
+      done = true;
+      const { fd, blocks } = request as ApplyRequest;
+      expect(blocks).toEqual([2, 5]);
+      kit.receiving.storage.lanes.write(fd, randomBytes(4_096), 5 * 64 * KIB + 40_960);
+    }
+    return await run();
+  };
+  const report = await kit.send(image);
+  expect(report).toMatchObject({ attempts: 1, funnel: { repeatedBlocks: 1 } });
+  await expectEqual(kit, image);
+  const asked = warnings.filter(({ text }) => text.includes("asking for them whole"));
+  expect(asked.map(({ fields }) => fields)).toMatchObject([{ blocks: 1, damaged: 1 }]);
+});
