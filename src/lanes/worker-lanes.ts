@@ -77,8 +77,9 @@ class WorkerLanes implements Lanes {
     worker.on("message", (answer: LaneAnswer) => {
       if ("ready" in answer) {
         thread.ready = true;
-        // A program that is done need not close its lanes to end: what is under way keeps it alive by its sockets and files.
-        worker.unref();
+        // A program that is done need not close its lanes to end: what is under way keeps it alive by its sockets and files. A lane that
+        // becomes ready while it is being ended stays referenced: see `#end`.
+        if (!this.#closing) worker.unref();
         this.#dispatch();
       } else this.#settle(thread, answer);
     });

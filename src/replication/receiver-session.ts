@@ -437,7 +437,7 @@ export class ReceiverSession {
       { disk: this.#disk, point: point.point, peer: this.peer.name, root: point.root, created },
       "point committed",
     );
-    this.#s.onPoint?.({ disk: this.#disk, point, peer: this.peer });
+    this.#s.announce({ disk: this.#disk, point, peer: this.peer });
   }
 
   // ending

@@ -50,6 +50,8 @@ export interface ReceiverSurroundings extends ReceiverOptions {
    * queued write has settled. Rejects with `disk-busy` when another peer's session has it.
    */
   claim(disk: string, session: ReceiverSession): Promise<void>;
+  /** Tells the embedding program of a point. */
+  announce(event: { readonly disk: string; readonly point: Point; readonly peer: PeerIdentity }): void;
   /** Slots for one session: as many as there are, at most the default credit, at least two; else `limit-exceeded`-like refusal that is retried. */
   reserveSlots(): Slot[];
 }
@@ -184,6 +186,16 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
         new ReplicationError("superseded", `disk ${disk}: the same sender connected anew from ${session.peer.address}`),
       );
       await holder.over;
+    }
+  }
+
+  announce(event: Parameters<ReceiverSurroundings["announce"]>[0]): void {
+    try {
+      this.onPoint(event);
+    } catch (error) {
+      // The point is durable whatever the embedding program makes of the news.
+      const { disk, point } = event;
+      this.log.error({ disk, point: point.point, cause: String(error) }, "the handler of a new point failed");
     }
   }
 
