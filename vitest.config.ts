@@ -6,6 +6,7 @@ export default defineConfig(({ mode }) => {
   return {
     test: {
       include: [long ? "test/**/*.long.ts" : "test/**/*.test.ts"],
+      setupFiles: ["test/setup.ts"],
       passWithNoTests: long,
       // Real processes and images share the cores: files run two at a time, tests within a file in order.
       maxWorkers: 2,

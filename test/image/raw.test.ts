@@ -1,10 +1,10 @@
-import { randomBytes } from "node:crypto";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { GIB, MIB } from "../../src/base/units.ts";
 import { createRawReader, createRawWriter, sizeRawTarget } from "../../src/image/raw.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import type { Storage, StorageFile } from "../../src/storage/seam.ts";
 import { attachLoop, createScratch, type Scratch, whyNoLoop } from "../storage/scratch.ts";
+import { randomBytes } from "../random.ts";
 import { extentsOf, readRange } from "./conformance.ts";
 
 const storage = createNodeStorage();

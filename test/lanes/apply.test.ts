@@ -1,5 +1,4 @@
 /** The receiver's jobs: apply, old parts, clear, sync. */
-import { randomBytes } from "node:crypto";
 import fc from "fast-check";
 import { beforeEach, describe, expect, test } from "vitest";
 import { digestBytes, KIB, MIB, PART_BYTES, partsPerBlock } from "../../src/base/units.ts";
@@ -23,6 +22,7 @@ import {
   partsOf,
   patched,
 } from "./kit.ts";
+import { randomBytes } from "../random.ts";
 
 const files = memoryFiles();
 const lane = await memoryLane(files);

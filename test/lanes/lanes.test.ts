@@ -1,5 +1,4 @@
 /** The two drivers, and what lies where in a slot. */
-import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
 import { closeSync, fsyncSync, ftruncateSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -24,6 +23,7 @@ import { createWorkerLanes } from "../../src/lanes/worker-lanes.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import { encodeHeadBefore } from "../../src/wire/frame.ts";
 import type { Data } from "../../src/wire/messages.ts";
+import { randomBytes } from "../random.ts";
 import { memoryFiles, memoryLane } from "./kit.ts";
 
 describe("a slot", () => {

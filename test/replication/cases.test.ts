@@ -1,10 +1,10 @@
 /** Single cases of a session that need both ends. */
-import { randomBytes } from "node:crypto";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import type { LinkedPair } from "../../src/testing/linked-pair.ts";
+import { randomBytes } from "../random.ts";
 import { expectEqual, watchRejections } from "./checks.ts";
 import { PairKit } from "./pair-kit.ts";
 

@@ -1,5 +1,4 @@
 /** A sender meets a receiver that breaks every rule: the run ends with a named error, and nothing of it goes on. */
-import { randomBytes } from "node:crypto";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { limits } from "../../src/base/limits.ts";
@@ -13,6 +12,7 @@ import { createLinkedPair } from "../../src/testing/linked-pair.ts";
 import { silentLogger } from "../../src/base/logger.ts";
 import type { DecodedFrame } from "../../src/wire/frame.ts";
 import type { Commit, Message, Opened } from "../../src/wire/messages.ts";
+import { randomBytes } from "../random.ts";
 import { EndByHand, turns, until } from "./by-hand.ts";
 import { watchRejections } from "./checks.ts";
 import { hastyClock } from "./pair-kit.ts";

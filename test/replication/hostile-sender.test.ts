@@ -1,5 +1,4 @@
 /** A receiver meets a sender that breaks every rule: the session ends with a named error, nothing is committed, nothing leaks. */
-import { randomBytes } from "node:crypto";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { limits } from "../../src/base/limits.ts";
 import { KIB, maskBytes, MIB, PART_BYTES } from "../../src/base/units.ts";
@@ -9,6 +8,7 @@ import { countParts, fullMask } from "../../src/lanes/shipping.ts";
 import { createLinkedPair, type LinkedPair, type LinkedPairOptions } from "../../src/testing/linked-pair.ts";
 import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
 import type { Commit, Data, Message, Open, Opened } from "../../src/wire/messages.ts";
+import { randomBytes } from "../random.ts";
 import { EndByHand, helloMessage, turns, until } from "./by-hand.ts";
 import { expectEqual, watchRejections } from "./checks.ts";
 import { hastyClock, PairKit } from "./pair-kit.ts";

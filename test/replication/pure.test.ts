@@ -1,5 +1,4 @@
 /** The parts of a session that are functions of values: plan, waits, rate, page answers, part ranges. */
-import { randomBytes } from "node:crypto";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
@@ -25,6 +24,7 @@ import type { SenderSession } from "../../src/replication/sender-session.ts";
 import { countParts, fullMask, hasPart } from "../../src/lanes/shipping.ts";
 import { createFakeClock } from "../../src/testing/fake-clock.ts";
 import type { Open, Opened } from "../../src/wire/messages.ts";
+import { randomBytes } from "../random.ts";
 
 describe("plan", () => {
   const anyOpen: fc.Arbitrary<Open> = fc.record({

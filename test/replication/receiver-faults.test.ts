@@ -1,5 +1,4 @@
 /** What the receiver makes of its own failures: doubt is kept, points are not lost, and the sender gives up in time. */
-import { randomBytes } from "node:crypto";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import type { Logger } from "../../src/base/logger.ts";
@@ -8,6 +7,7 @@ import { createMemoryImage } from "../../src/image/memory.ts";
 import type { ApplyRequest, JobName } from "../../src/lanes/jobs.ts";
 import type { Lanes } from "../../src/lanes/lanes.ts";
 import type { LinkedPair } from "../../src/testing/linked-pair.ts";
+import { randomBytes } from "../random.ts";
 import { contentOf, expectEqual, watchRejections } from "./checks.ts";
 import { PairKit } from "./pair-kit.ts";
 

@@ -1,9 +1,9 @@
 /** Another image under a used name: what the sample says of images that are nearly the same, nearly empty, or quite others. */
-import { randomBytes } from "node:crypto";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { KIB, MIB } from "../../src/base/units.ts";
 import type { BlockWriter } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
+import { randomBytes } from "../random.ts";
 import { expectEqual, watchRejections } from "./checks.ts";
 import { PairKit, type SendOptions } from "./pair-kit.ts";
 

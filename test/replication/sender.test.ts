@@ -1,5 +1,4 @@
 /** The sender's run as a whole: what it leaves alone when it has ended, when it gives up, how long it waits. */
-import { randomBytes } from "node:crypto";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { silentLogger } from "../../src/base/logger.ts";
@@ -9,6 +8,7 @@ import { createMemoryImage } from "../../src/image/memory.ts";
 import { createSender, type SenderOptions } from "../../src/replication/sender.ts";
 import { createFakeClock } from "../../src/testing/fake-clock.ts";
 import { createLinkedPair, type LinkedPair } from "../../src/testing/linked-pair.ts";
+import { randomBytes } from "../random.ts";
 import { turns, until } from "./by-hand.ts";
 import { expectEqual, watchRejections } from "./checks.ts";
 import { PairKit } from "./pair-kit.ts";
@@ -58,7 +58,9 @@ describe("a run that has ended leaves image and slots alone", () => {
 
   async function changed(): Promise<ReturnType<typeof slowReader>> {
     const image = createMemoryImage(size);
-    await image.write(Buffer.alloc(size, randomBytes(4_096)), 0);
+    const pattern = randomBytes(4_096);
+    pattern[0] = 0; // so that the 1 below is a change
+    await image.write(Buffer.alloc(size, pattern), 0);
     await kit.send(image, { blockBytes });
     for (let block = 0; block < size / blockBytes; block++) await image.write(Buffer.of(1), block * blockBytes);
     return slowReader(image);

@@ -1,9 +1,10 @@
-import { createHash, randomBytes } from "node:crypto";
+import { createHash } from "node:crypto";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { KIB, MIB } from "../../src/base/units.ts";
 import type { BlockReader, BlockWriter } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
+import { randomBytes } from "../random.ts";
 import { PairKit } from "./pair-kit.ts";
 
 let kit: PairKit;

@@ -1,5 +1,4 @@
 /** A digest table in doubt or damaged: made true again by reading the replica, while the session lasts. */
-import { randomBytes } from "node:crypto";
 import { closeSync, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -13,6 +12,7 @@ import { slotBytes } from "../../src/lanes/slot-layout.ts";
 import { rebuildTable } from "../../src/replication/rebuild.ts";
 import type { DigestTable } from "../../src/table/digest-table.ts";
 import { createLinkedPair } from "../../src/testing/linked-pair.ts";
+import { randomBytes } from "../random.ts";
 import { EndByHand, helloMessage, turns, until } from "./by-hand.ts";
 import { expectEqual, watchRejections } from "./checks.ts";
 import { hastyClock, PairKit } from "./pair-kit.ts";
