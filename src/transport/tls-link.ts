@@ -4,10 +4,11 @@ import type { TLSSocket } from "node:tls";
 import type { Clock } from "../base/clock.ts";
 import { InvariantError, invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
-import { MIB } from "../base/units.ts";
+import { KIB, MIB } from "../base/units.ts";
 import { createFrameDecoder, encodeFrame, type FrameDecoder } from "../wire/frame.ts";
 import type { Message } from "../wire/messages.ts";
 import { connectionError } from "./connection-errors.ts";
+import { type DirectReception, receiveDirectly } from "./direct-reception.ts";
 import { FrameQueue } from "./frame-queue.ts";
 import type { Link, LinkHandlers, PeerIdentity } from "./link.ts";
 
@@ -28,6 +29,10 @@ export interface TlsLinkOptions {
 /** Bytes received between two calls of `reclaim`. */
 const reclaimBytes = 16 * MIB;
 
+/** A TLS record. Shorter rooms are filled through the landing, so that a record is not torn over two pieces for nothing. */
+const directBytesMin = 16 * KIB;
+const landingBytes = 64 * KIB;
+
 /** Why the connection is over; `error` undefined: in an orderly way. */
 interface Ending {
   readonly error: ReplicationError | undefined;
@@ -46,6 +51,12 @@ export class TlsLink implements Link {
   readonly #log: Logger;
   readonly #reclaim: (() => void) | undefined;
   #unreclaimed = 0;
+  /** Where received bytes go that do not go into a payload's own place. */
+  #landing: Uint8Array | undefined;
+  #direct: DirectReception | undefined;
+  /** What the socket fills now, and whether it is the decoder's room. */
+  #target: Uint8Array | undefined;
+  #intoRoom = false;
   #handlers: LinkHandlers | undefined;
   #decoder: FrameDecoder | undefined;
   #ending: Ending | undefined;
@@ -102,7 +113,25 @@ export class TlsLink implements Link {
       },
     });
     if (this.#ending !== undefined) this.#report(handlers, this.#ending);
-    else this.#socket.on("data", (chunk: Uint8Array) => this.#receive(chunk));
+    else this.#startReading();
+  }
+
+  #startReading(): void {
+    const socket = this.#socket;
+    const landing = Buffer.allocUnsafeSlow(landingBytes);
+    // Came before the link was started.
+    for (let early = readBuffered(socket); early !== undefined; early = readBuffered(socket)) this.#receive(early);
+    this.#landing = landing;
+    const first = this.#nextTarget();
+    this.#direct = receiveDirectly(
+      socket,
+      first,
+      (count) => this.#received(count),
+      () => this.#nextTarget(),
+    );
+    if (this.#direct === undefined) {
+      socket.on("data", (chunk: Uint8Array) => this.#receive(chunk, true));
+    } else socket.resume();
   }
 
   send(message: Message, payload?: Uint8Array): boolean {
@@ -124,7 +153,10 @@ export class TlsLink implements Link {
   }
 
   close(): Promise<void> {
-    this.#closing ??= this.#finish();
+    if (this.#closing === undefined) {
+      this.#leaveRoom();
+      this.#closing = this.#finish();
+    }
     return this.#closing;
   }
 
@@ -136,19 +168,55 @@ export class TlsLink implements Link {
     return this.#ending !== undefined || this.#closing !== undefined;
   }
 
-  #receive(chunk: Uint8Array): void {
+  /** `ownArray`: the chunk is an array Node made for it. */
+  #receive(chunk: Uint8Array, ownArray = false): void {
     this.#lastReceived = this.#clock.monotonic();
     if (this.#isOver) return;
     try {
       this.#decoder?.push(chunk);
-      this.#unreclaimed += chunk.length;
-      if (this.#unreclaimed >= reclaimBytes) {
-        this.#unreclaimed = 0;
-        this.#reclaim?.();
-      }
+      if (ownArray) this.#countForReclaim(chunk.length);
     } catch (thrown) {
       if (!this.#isOver) this.#end(this.#handlerError(thrown));
     }
+  }
+
+  #received(count: number): void {
+    const target = this.#target;
+    if (!this.#intoRoom) {
+      if (target !== undefined) this.#receive(target.subarray(0, count));
+      return;
+    }
+    this.#lastReceived = this.#clock.monotonic();
+    if (this.#isOver) return;
+    try {
+      this.#decoder?.filled(count);
+    } catch (thrown) {
+      if (!this.#isOver) this.#end(this.#handlerError(thrown));
+    }
+  }
+
+  /** Where the next bytes go: straight to their place where the frame under way has room for a record, else to the landing. */
+  #nextTarget(): Uint8Array {
+    const room = this.#isOver ? undefined : this.#decoder?.room;
+    this.#intoRoom = room !== undefined && room.length >= directBytesMin;
+    this.#target = this.#intoRoom ? room : this.#landing;
+    invariant(this.#target !== undefined, "a link that reads has a landing");
+    return this.#target;
+  }
+
+  /** The memory of a frame under way is its owner's again as soon as the link is over: what still comes is thrown away. */
+  #leaveRoom(): void {
+    if (!this.#intoRoom || this.#landing === undefined) return;
+    this.#intoRoom = false;
+    this.#target = this.#landing;
+    this.#direct?.redirect(this.#landing);
+  }
+
+  #countForReclaim(bytes: number): void {
+    this.#unreclaimed += bytes;
+    if (this.#unreclaimed < reclaimBytes) return;
+    this.#unreclaimed = 0;
+    this.#reclaim?.();
   }
 
   /** The rest of a chunk is not delivered once a handler has ended the link. */
@@ -184,6 +252,7 @@ export class TlsLink implements Link {
     if (this.#ending !== undefined) return;
     const ending = { error };
     this.#ending = ending;
+    this.#leaveRoom();
     if (error === undefined) {
       // What is queued may still leave; the peer has no unlimited time to take it.
       void this.close();
@@ -253,4 +322,9 @@ export class TlsLink implements Link {
       }),
     );
   }
+}
+
+function readBuffered(socket: TLSSocket): Uint8Array | undefined {
+  const chunk: unknown = socket.read();
+  return chunk instanceof Uint8Array ? chunk : undefined;
 }

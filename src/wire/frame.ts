@@ -65,6 +65,10 @@ export interface DecodedFrame {
  */
 export interface FrameDecoder {
   push(chunk: Uint8Array): void;
+  /** What is still missing of a payload under way, in the array `payloadTarget` gave; empty otherwise. */
+  readonly room: Uint8Array;
+  /** `count` bytes were put at the start of `room`: as if they had been pushed, without the copy. */
+  filled(count: number): void;
   /** True when the stream may end here: no partial frame is pending. */
   readonly atBoundary: boolean;
 }
@@ -106,14 +110,36 @@ class IncrementalDecoder implements FrameDecoder {
     return this.#headFilled === 0 && this.#message === undefined;
   }
 
+  get room(): Uint8Array {
+    return this.#message === undefined || this.#death !== undefined
+      ? empty
+      : this.#payload.subarray(this.#payloadFilled);
+  }
+
   push(chunk: Uint8Array): void {
+    this.#take(() => {
+      let at = 0;
+      while (at < chunk.length)
+        at = this.#message === undefined ? this.#takeHead(chunk, at) : this.#takePayload(chunk, at);
+    });
+  }
+
+  filled(count: number): void {
+    this.#take(() => {
+      const message = this.#message;
+      const { length } = this.#payload;
+      invariant(message !== undefined && this.#payloadFilled + count <= length, "what was put into the room fits it");
+      this.#payloadFilled += count;
+      if (this.#payloadFilled === length) this.#finish(message);
+    });
+  }
+
+  #take(step: () => void): void {
     if (this.#death !== undefined) throw this.#death.error;
     invariant(!this.#busy, "a decoder is not pushed from its own callbacks");
     this.#busy = true;
     try {
-      let at = 0;
-      while (at < chunk.length)
-        at = this.#message === undefined ? this.#takeHead(chunk, at) : this.#takePayload(chunk, at);
+      step();
     } catch (error) {
       this.#death = { error };
       throw error;
