@@ -5,10 +5,10 @@
  * plus about 150 MiB for Node.js, lanes and tables, whatever the size and number of disks.
  */
 import { createHash } from "node:crypto";
-import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { resolve } from "node:path";
 import { ReplicationError } from "./base/errors.ts";
-import type { Authorize, Receiver } from "./replication/receiver.ts";
+import type { IdentityLimits } from "./replication/identity-limits.ts";
+import type { Authorize } from "./replication/receiver.ts";
 import { createReceiver as createBareReceiver } from "./replication/receiver.ts";
 import type { Engine } from "./replication/engine.ts";
 import type { SenderOptions, Sender, SendSource } from "./replication/sender.ts";
@@ -16,32 +16,25 @@ import { createSender as createBareSender } from "./replication/sender.ts";
 import { openImage } from "./image/open-image.ts";
 import type { Point } from "./replica/store.ts";
 import { openStore, type Store } from "./replica/store.ts";
+import type { FileLock } from "./storage/seam.ts";
 import { type CredentialSource, connectTls, listenTls } from "./transport/tls.ts";
 import { version } from "./version.ts";
 
-export { ReplicationError, type ErrorAction, type ErrorCode } from "./base/errors.ts";
+export { ReplicationError, type ErrorCode } from "./base/errors.ts";
 export type { Logger } from "./base/logger.ts";
-export type { BlockReader, BlockWriter, Extent, FileRun } from "./image/block-device.ts";
-export { createEngine, type Engine, type EngineOptions } from "./replication/engine.ts";
-export type { Funnel, SendReport } from "./replication/report.ts";
+export type { BlockReader, Extent } from "./image/block-device.ts";
+export { createEngine, type Engine } from "./replication/engine.ts";
+export type { SendReport } from "./replication/report.ts";
 export type { Sender, SendProgress, SendSource } from "./replication/sender.ts";
-export type { Authorize, Receiver } from "./replication/receiver.ts";
 export { openStore, type DiskSummary, type Point, type Store } from "./replica/store.ts";
-export { loadCredentials, type Credentials } from "./transport/credentials.ts";
-export { watchCredentials, type CredentialWatch } from "./transport/credential-watch.ts";
+export { loadCredentials } from "./transport/credentials.ts";
+export { watchCredentials } from "./transport/credential-watch.ts";
 export { createAuthority, issueCertificate } from "./transport/pki.ts";
-export { openImage } from "./image/open-image.ts";
-export { version } from "./version.ts";
-
-/** An image opened for sending. */
-export interface OpenSource extends SendSource {
-  close(): Promise<void>;
-}
 
 /**
  * Opens what `location` names: a raw image file or a block device. What it is, is decided by content.
- * Errors: `image-not-found`, `image-format-unsupported`, `image-format-mismatch`, `image-in-use`, `image-unreadable`, and `image-busy`
- * when this host sends it to the same `target` already.
+ * Errors: `image-not-found`, `image-format-unsupported`, `image-format-mismatch`, `image-in-use`, `image-unreadable`, `image-busy`
+ * when a process of this user sends it to the same `target` already, and `locks-unsupported` when that cannot be told.
  */
 export async function openSource(
   location: string,
@@ -54,7 +47,7 @@ export async function openSource(
     /** Where it will be sent, for the lock that keeps one host from sending the same image twice at a time. */
     readonly target?: string;
   },
-): Promise<OpenSource> {
+): Promise<SendSource & { close(): Promise<void> }> {
   const { engine } = options;
   const scheme = /^([a-z][a-z0-9+]+):\/\//.exec(location)?.[1];
   if (scheme !== undefined) {
@@ -69,18 +62,10 @@ export async function openSource(
     format: options.format,
     allowLive: options.allowLive ?? false,
   });
-  const instance = instanceOf(engine, location);
-  const lockName = `replicate-${hash(`${instance} ${options.target ?? ""}`)}.lock`;
-  const lock = engine.storage.capabilities.locks
-    ? await engine.storage.lock(join(tmpdir(), lockName), "exclusive")
-    : { release: (): Promise<void> => Promise.resolve() };
-  if (lock === undefined) {
+  const lock = await lockSource(location, options.target, engine).catch(async (error: unknown) => {
     await image.reader.close();
-    throw new ReplicationError(
-      "image-busy",
-      `${location} is being sent to ${options.target ?? "a receiver"} by another process of this host`,
-    );
-  }
+    throw error;
+  });
   return {
     reader: image.reader,
     name: image.path,
@@ -88,9 +73,31 @@ export async function openSource(
     guard: options.allowLive === true ? undefined : image.guard,
     async close() {
       await image.reader.close();
-      await lock.release();
+      await lock?.release();
     },
   };
+}
+
+/** Keeps this user's other processes from sending the same image to the same target meanwhile. Undefined: there are no locks here. */
+async function lockSource(location: string, target: string | undefined, engine: Engine): Promise<FileLock | undefined> {
+  const { storage } = engine;
+  if (!storage.capabilities.locks || storage.lockName === undefined) return undefined;
+  let lock: FileLock | undefined;
+  try {
+    lock = await storage.lockName(hash(`${instanceOf(engine, location)} ${target ?? ""}`));
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new ReplicationError(
+      "locks-unsupported",
+      `no lock can be made for sending ${location} (${reason}): set TMPDIR to a folder of a local file system that this user can write to`,
+      { cause: error },
+    );
+  }
+  if (lock !== undefined) return lock;
+  throw new ReplicationError(
+    "image-busy",
+    `${location} is being sent to ${target ?? "a receiver"} by another process of this host`,
+  );
 }
 
 /** Stable over restarts: the same image of the same host is the same sender, and takes over from itself at once. */
@@ -158,6 +165,8 @@ export interface CreateReceiverOptions {
   /** Identity → patterns of disk names (`*` any characters). Without it any certificate of an authority made by `replicate pki` may create disks, which it then owns. */
   readonly allow?: ReadonlyMap<string, readonly string[]> | undefined;
   readonly reserveBytes?: number | undefined;
+  /** What one identity may take. Defaults: 128 sessions at a time, 1024 disks, whose sizes add up to 1 PiB. `Infinity`: no limit. */
+  readonly perIdentity?: Partial<IdentityLimits> | undefined;
   readonly singleProcess?: boolean | undefined;
   /** Number of this process, for the texts of locks. */
   readonly pid?: number | undefined;
@@ -170,17 +179,19 @@ export interface CreateReceiverOptions {
   }) => void;
 }
 
-export interface ListeningReceiver {
+/** A receiver that listens. */
+export interface Receiver {
   readonly address: string;
   readonly port: number;
   readonly store: Store;
-  readonly receiver: Receiver;
+  /** Sessions under way. */
+  readonly sessions: number;
   /** Stops listening, ends sessions so that they can be resumed, waits for the last queued write. */
   close(): Promise<void>;
 }
 
 /** Opens the store and listens. Errors of {@link openStore} and `listen-failed`. */
-export async function createReceiver(options: CreateReceiverOptions): Promise<ListeningReceiver> {
+export async function createReceiver(options: CreateReceiverOptions): Promise<Receiver> {
   const { engine } = options;
   const { clock, random, log, storage, lanes, pool, codecs } = engine;
   const store = await openStore({
@@ -205,6 +216,7 @@ export async function createReceiver(options: CreateReceiverOptions): Promise<Li
     codecs,
     authorize: authorizeBy(options.allow),
     software: `replicate/${version}`,
+    perIdentity: options.perIdentity,
     ...(options.onPoint === undefined ? {} : { onPoint: options.onPoint }),
   });
   const listener = await listenTls({
@@ -222,7 +234,9 @@ export async function createReceiver(options: CreateReceiverOptions): Promise<Li
     address: listener.address,
     port: listener.port,
     store,
-    receiver,
+    get sessions() {
+      return receiver.sessions;
+    },
     async close() {
       await listener.close();
       await receiver.close();

@@ -60,6 +60,7 @@ export const errorActions = {
   // the receiver's disk
   "disk-name-invalid": "never",
   "disk-not-found": "never",
+  "point-not-found": "never",
   "disk-busy": "never",
   superseded: "never",
   "disk-owned": "never",

@@ -28,6 +28,10 @@ export const limits = {
   pendingHandshakesMax: 64,
   /** Sessions of one receiver at a time. */
   sessionsMax: 256,
+  /** Of one identity at one receiver, unless its options say otherwise: sessions at a time, disks it owns, sum of their sizes in bytes. */
+  identitySessionsMax: 128,
+  identityDisksMax: 1_024,
+  identityDiskBytesMax: 1_024 * TIB,
   /** Time for TLS and the handshake before a connection is closed. */
   handshakeMillis: 10_000,
   /** No frame for this long: the peer is dead. */

@@ -2,7 +2,7 @@ import { basename, resolve } from "node:path";
 import { ReplicationError, toReplicationError } from "../base/errors.ts";
 import { MIB } from "../base/units.ts";
 import { detectFormat, detectHeadBytes, detectTailBytes, formatTitle, promisedFormat } from "../image/detect.ts";
-import { openImage } from "../index.ts";
+import { openImage } from "../image/open-image.ts";
 import { inspectStoreFile } from "../replica/store.ts";
 import { createNodeStorage } from "../storage/node-storage.ts";
 import type { Storage } from "../storage/seam.ts";

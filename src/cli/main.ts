@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /** The binary: finds the verb, runs it, turns what it throws into a message and an exit code. */
-import { ReplicationError, version } from "../index.ts";
+import { ReplicationError } from "../index.ts";
+import { version } from "../version.ts";
 import { toReplicationError } from "../base/errors.ts";
 import { compareVerb } from "./compare.ts";
 import { disksVerb } from "./disks.ts";

@@ -1,6 +1,7 @@
 /** The progress line of a send, and its closing lines. */
 import { systemClock } from "../base/clock.ts";
-import type { Funnel, Sender, SendProgress, SendReport } from "../index.ts";
+import type { Sender, SendProgress, SendReport } from "../index.ts";
+import type { Funnel } from "../replication/report.ts";
 import { formatDuration, formatSize } from "./values.ts";
 import type { CliIo } from "./verb.ts";
 

@@ -1,5 +1,6 @@
 import { systemClock } from "../base/clock.ts";
 import { isBlockSize, KIB } from "../base/units.ts";
+import { checkDiskName } from "../replica/store.ts";
 import { createEngine, createSender, loadCredentials, openSource, ReplicationError } from "../index.ts";
 import { needed, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
@@ -14,7 +15,7 @@ Sends the state of an image: only what differs from what the receiver holds. End
 A lost connection is made again and the copy goes on; a send that was stopped goes on where it was when it is run again.
 
   IMAGE                  a raw image file or a block device
-  HOST:PORT/DISK         the receiver, and the name of the disk there (a-z 0-9 . _ -)
+  HOST:PORT/DISK         the receiver, and the name of the disk there (1 to 63 of a-z 0-9 . _ -)
   --tls DIR/NAME         folder with ca.pem, cert.pem and key.pem (see replicate pki)
   --fingerprint SHA256   accept exactly the receiver certificate with this fingerprint
   --block SIZE           block of a new disk, 16KiB to 1MiB (default 64KiB)
@@ -143,7 +144,13 @@ function parseTarget(text: string): { readonly host: string; readonly port: numb
   if (at < 0 || at === text.length - 1) {
     throw new ReplicationError("usage", `send: ${JSON.stringify(text)} is not HOST:PORT/DISK`);
   }
-  return { ...parseAddress(text.slice(0, at), "HOST:PORT/DISK"), disk: text.slice(at + 1) };
+  const disk = text.slice(at + 1);
+  try {
+    checkDiskName(disk);
+  } catch (error) {
+    throw new ReplicationError("usage", `send: ${error instanceof Error ? error.message : String(error)}`);
+  }
+  return { ...parseAddress(text.slice(0, at), "HOST:PORT/DISK"), disk };
 }
 
 function disposable<T extends { close(): Promise<void> }>(resource: T): T & AsyncDisposable {

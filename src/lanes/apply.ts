@@ -90,7 +90,7 @@ function writeParts(writer: RunWriter, offset: number, mask: Uint8Array, content
 }
 
 /** Reads the old block, padded with zeros; false when it does not match its digest. */
-function readOld(
+export function readOld(
   lane: Lane,
   request: BlockShape & { readonly fd: number; readonly sizeBytes: number; readonly disk: string },
   block: number,
@@ -210,20 +210,28 @@ export function sync(lane: Lane, request: SyncRequest): null {
 }
 
 function inReplica(disk: string, offset: number, write: () => void): void {
+  writing(`disk ${disk}: the replica`, offset, write);
+}
+
+/** `what` is written at `offset`: errors of the system in our words. Throws `no-space`, `write-failed`. */
+export function writing(what: string, offset: number, write: () => void): void {
   try {
     write();
   } catch (error) {
     const errno = errnoOf(error);
     if (errno === "ENOSPC" || errno === "EDQUOT") {
-      throw new ReplicationError("no-space", `disk ${disk}: no space left for the replica at offset ${offset}`, {
+      throw new ReplicationError("no-space", `${what}: no space left at offset ${offset}`, {
         cause: error,
         details: { offset },
       });
     }
     throw new ReplicationError(
       "write-failed",
-      `disk ${disk}: writing the replica at offset ${offset} failed (${errno ?? String(error)})`,
-      { cause: error, details: { offset, errno: errno ?? null } },
+      `${what}: writing at offset ${offset} failed (${errno ?? String(error)})`,
+      {
+        cause: error,
+        details: { offset, errno: errno ?? null },
+      },
     );
   }
 }

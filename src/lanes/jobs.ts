@@ -129,6 +129,47 @@ export interface ApplyResult {
   readonly writtenBytes: number;
 }
 
+/** Receiver: reads what parts hold before they are overwritten. Blocks whose base is zero are not asked about: they hold zeros. */
+export interface SaveRequest extends BlockShape {
+  /** Area A takes the old content, one block's parts behind the other's. */
+  readonly slot: number;
+  /** Name of the disk, for messages. */
+  readonly disk: string;
+  readonly fd: number;
+  readonly sizeBytes: number;
+  readonly blocks: readonly number[];
+  /** Parts to keep of each block; together at most area A. */
+  readonly masks: Uint8Array;
+  /** The table's digests of these blocks. */
+  readonly base: Uint8Array;
+  /** Of the checksums: see {@link SaveResult.checksums}. */
+  readonly seed: number;
+  /** `lz4`: content that shrinks is compressed. */
+  readonly codec: "stored" | "lz4";
+}
+
+export interface SaveResult {
+  /** 1 for a block that does not match its digest, or cannot be read: what was read is there all the same. */
+  readonly damaged: Uint8Array;
+  /** Bytes kept of each block, as they lie in the slot. */
+  readonly contentBytes: Uint32Array;
+  /** 1 where these are compressed. */
+  readonly packed: Uint8Array;
+  /** CRC-32 of these bytes, over that of the block's number (u64, little endian), over `seed`. */
+  readonly checksums: Uint32Array;
+}
+
+/** Receiver: writes `head`, and behind it `contentBytes` of area A. */
+export interface AppendRequest {
+  readonly slot: number;
+  /** For messages. */
+  readonly path: string;
+  readonly fd: number;
+  readonly offset: number;
+  readonly head: Uint8Array;
+  readonly contentBytes: number;
+}
+
 /** Receiver: part digests of what the replica holds. */
 export interface OldPartsRequest extends BlockShape {
   readonly disk: string;
@@ -164,6 +205,8 @@ export interface JobTypes {
   letGo: { request: LetGoRequest; result: null };
   pack: { request: PackRequest; result: PackResult };
   apply: { request: ApplyRequest; result: ApplyResult };
+  save: { request: SaveRequest; result: SaveResult };
+  append: { request: AppendRequest; result: null };
   oldParts: { request: OldPartsRequest; result: OldPartsResult };
   clear: { request: ClearRequest; result: null };
   sync: { request: SyncRequest; result: null };

@@ -6,6 +6,7 @@ import { InvariantError, isErrorCode, ReplicationError } from "../base/errors.ts
 import { apply, clear, oldParts, sync } from "./apply.ts";
 import type { JobName, JobTypes } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
+import { append, save } from "./save.ts";
 import { pack } from "./pack.ts";
 import { letGo, readAhead } from "./page-cache.ts";
 import { scan } from "./scan.ts";
@@ -26,7 +27,7 @@ export interface Lanes {
 
 const jobs: {
   readonly [Name in JobName]: (lane: Lane, request: JobTypes[Name]["request"]) => JobTypes[Name]["result"];
-} = { scan, readAhead, letGo, pack, apply, oldParts, clear, sync };
+} = { scan, readAhead, letGo, pack, save, append, apply, oldParts, clear, sync };
 
 /** Does one job here and now. */
 export function doJob<Name extends JobName>(

@@ -25,8 +25,11 @@ export class DiskLocks {
   readonly #storage: Storage;
   readonly #clock: Clock;
   readonly #singleProcess: boolean;
-  /** Locks of this process where the file system has none and the user vouches for there being no other process. */
-  readonly #own = new Set<string>();
+  /**
+   * Locks of this process where the file system has none and the user vouches for there being no other process: how many share one, -1 for an
+   * exclusive one.
+   */
+  readonly #own = new Map<string, number>();
 
   constructor(storage: Storage, clock: Clock, singleProcess: boolean) {
     this.#storage = storage;
@@ -40,6 +43,11 @@ export class DiskLocks {
       const lock = await inFile("write-failed", `locking ${path}`, () => this.#take(path, "exclusive"));
       if (lock !== undefined || tries === exclusiveTries) return lock;
     }
+  }
+
+  /** Undefined: another holds it exclusively. Throws `locks-unsupported`. */
+  shared(path: string): Promise<FileLock | undefined> {
+    return inFile("write-failed", `locking ${path}`, () => this.#take(path, "shared"));
   }
 
   /** Whether somebody holds the lock. Undefined: cannot be told (no right to open the file). */
@@ -80,16 +88,23 @@ export class DiskLocks {
     } catch (error) {
       if (errnoOf(error) !== "ENOTSUP") throw error;
       if (!this.#singleProcess) throw locksUnsupported(path);
-      return this.#takeOwn(path);
+      return this.#takeOwn(path, kind);
     }
   }
 
-  #takeOwn(path: string): FileLock | undefined {
-    if (this.#own.has(path)) return undefined;
-    this.#own.add(path);
+  #takeOwn(path: string, kind: "shared" | "exclusive"): FileLock | undefined {
+    const held = this.#own.get(path) ?? 0;
+    if (kind === "exclusive" ? held !== 0 : held < 0) return undefined;
+    this.#own.set(path, kind === "exclusive" ? -1 : held + 1);
+    let released = false;
     return {
       release: () => {
-        this.#own.delete(path);
+        if (!released) {
+          released = true;
+          const left = kind === "exclusive" ? 0 : (this.#own.get(path) ?? 1) - 1;
+          if (left === 0) this.#own.delete(path);
+          else this.#own.set(path, left);
+        }
         return Promise.resolve();
       },
     };

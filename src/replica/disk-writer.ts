@@ -9,12 +9,17 @@ import { type DiskLocks, writeHolder } from "./disk-lock.ts";
 import { type DiskRecord, geometryOf, writeRecord } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
+import type { Doubt } from "./doubt.ts";
 import { listPoints, type Point, writePoint } from "./point.ts";
-import { removeOlderPoints } from "./recover.ts";
+import { removeRubbish } from "./recover.ts";
 import { checkFits, sizeError } from "./replica-file.ts";
 import { fingerprintOf, removeSession, writeSession } from "./session-record.ts";
 import { emptyRoot, hexOf, settleAll, type TableFiles } from "./table-files.ts";
-import { openUndoLog, UNDO_ID_BYTES } from "./undo-log.ts";
+import { createUndoLog } from "./undo-log.ts";
+import type { ClosedLog } from "./undo/entry.ts";
+import { UNDO_ID_BYTES } from "./undo/format.ts";
+import type { LoggedParts } from "./undo/logged.ts";
+import type { UndoWriter } from "./undo/writer.ts";
 
 /** What the sender says of the state a commit makes a point of. */
 export interface CommitFacts {
@@ -39,24 +44,27 @@ export interface DiskWriter {
   readonly replicaFd: number;
   readonly replicaPath: string;
   /**
-   * True when the table was missing or doubtful and must be rebuilt before use: the table is all zero then, and the caller digests
-   * the data of the replica ({@link nextData}), sets it in the table and calls {@link settleDoubt}.
+   * Set while the table is in doubt and must not be used: the caller digests the data of the replica ({@link nextData}) of the blocks in doubt, sets
+   * it in the table and calls {@link settleDoubt}. `all`: the table is all zero. `recent`: blocks that {@link logged} calls
+   * recent, and every block of their table pages that do not match their checksum.
    */
-  readonly doubtful: boolean;
-  /** Why, in words, when doubtful. */
-  readonly doubt: string | undefined;
+  readonly doubt: Doubt | undefined;
+  /** What the open undo log holds; undefined: there is none. */
+  readonly logged: LoggedParts | undefined;
+  /** The open undo log, from `begin` to `commit`. What it has not made durable must not be overwritten. */
+  readonly undo: UndoWriter;
   /** Ends the doubt: the table was re-digested from the replica by the caller (with lanes) and is written and synced here. */
   settleDoubt(): Promise<void>;
   /** Extents of data of the replica file, ascending, for the rebuild: everything else is zero. */
   nextData(offset: number): { readonly start: number; readonly end: number } | undefined;
   /**
-   * Before the first overwrite after the newest point: creates `<newest>.undo`, syncs it and its directory, forgets the clean-stop record.
+   * Before the first overwrite after the newest point: creates `<newest>.undo` or goes on with it, and forgets the clean-stop record.
    * Idempotent; must have resolved before any write to the replica or the table.
    */
   begin(): Promise<void>;
   /** Grows the replica (after `begin`) and the table. Throws `no-space` / `target-too-small` naming need and room. */
   grow(sizeBytes: number): Promise<void>;
-  /** Every replica write of the cycle has finished: sync replica ∥ write and sync table; then `<seq+1>.json`; resolves when that is durable. */
+  /** Every replica write of the cycle has finished: see {@link OpenDisk.commit}. Resolves when the point is durable. */
   commit(facts: CommitFacts): Promise<Point>;
   /**
    * Keeps what was applied for a resume: syncs replica and table and writes the clean-stop record (session.json). Only when no replica
@@ -85,8 +93,9 @@ export interface WriterParts {
   readonly record: DiskRecord;
   readonly newest: Point | undefined;
   readonly openLog: boolean;
+  readonly undo: UndoWriter | undefined;
   readonly table: DigestTable;
-  readonly doubt: string | undefined;
+  readonly doubt: Doubt | undefined;
   readonly resumeBlock: number;
 }
 
@@ -100,7 +109,8 @@ export class OpenDisk implements DiskWriter {
   readonly table: DigestTable;
   #record: DiskRecord;
   #newest: Point | undefined;
-  #doubt: string | undefined;
+  #doubt: Doubt | undefined;
+  #undo: UndoWriter | undefined;
   #resumeBlock: number;
   #openLog: boolean;
   /** Set by `begin`: the log is open and the clean-stop record is gone, so replica and table may be written. */
@@ -117,6 +127,7 @@ export class OpenDisk implements DiskWriter {
     this.#doubt = parts.doubt;
     this.#resumeBlock = parts.resumeBlock;
     this.#openLog = parts.openLog;
+    this.#undo = parts.undo;
   }
 
   get record(): DiskRecord {
@@ -135,12 +146,17 @@ export class OpenDisk implements DiskWriter {
     return this.#parts.paths.replica;
   }
 
-  get doubtful(): boolean {
-    return this.#doubt !== undefined;
+  get doubt(): Doubt | undefined {
+    return this.#doubt;
   }
 
-  get doubt(): string | undefined {
-    return this.#doubt;
+  get logged(): LoggedParts | undefined {
+    return this.#undo?.logged;
+  }
+
+  get undo(): UndoWriter {
+    invariant(this.#begun && this.#undo !== undefined, "begin comes before the undo log");
+    return this.#undo;
   }
 
   get resumeBlock(): number {
@@ -153,8 +169,8 @@ export class OpenDisk implements DiskWriter {
 
   /**
    * Order: table entries synced → `pages` written, given its length and synced → (where the replica is not the newest point: its undo
-   * log created) → clean-stop record. The replica was synced, and its page cache dropped, when the disk was opened. A crash before the
-   * end leaves the table doubtful, or true.
+   * log created) → checkpoint → clean-stop record. The replica was synced, and its page cache dropped, when the disk was opened. A crash
+   * before the end leaves the table doubtful, or true.
    */
   settleDoubt(): Promise<void> {
     return this.#run(async () => {
@@ -167,7 +183,10 @@ export class OpenDisk implements DiskWriter {
         );
         await this.#openUndoLog();
       }
-      if (this.#openLog) await this.#writeSession(0);
+      if (this.#openLog) {
+        await this.#checkpoint();
+        await this.#writeSession(0);
+      }
       this.#parts.damage.found = false;
       this.#doubt = undefined;
     });
@@ -177,11 +196,17 @@ export class OpenDisk implements DiskWriter {
   begin(): Promise<void> {
     return this.#run(async () => {
       invariant(this.#doubt === undefined, "a doubtful table is rebuilt before anything is written");
-      if (this.#begun) return;
+      await this.#begin();
+    });
+  }
+
+  async #begin(): Promise<UndoWriter> {
+    if (!this.#begun) {
       await this.#openUndoLog();
       await removeSession(this.#parts.storage, this.#parts.paths);
       this.#begun = true;
-    });
+    }
+    return this.undo;
   }
 
   /**
@@ -210,14 +235,19 @@ export class OpenDisk implements DiskWriter {
   }
 
   /**
-   * Order: replica synced ∥ table written and synced → `<newest+1>.json` (written, synced, renamed, directory synced) = the commit → older
-   * points removed. A crash before the rename: the delta is still open, nothing is lost. After it: the point is
-   * committed, and the next open finishes the rest. What fails after the commit is logged; the next open does it again.
+   * Order: replica synced ∥ table written and synced ∥ the log's footer written and synced → `<newest+1>.json` (written, synced, renamed, directory
+   * synced) = the commit → what no point needs removed. A crash before the rename: the delta is still open, nothing is lost. After
+   * it: the point is committed, and the next open finishes the rest. What fails after the commit is logged; the next open does it again.
    */
   commit(facts: CommitFacts): Promise<Point> {
     return this.#run(async () => {
       invariant(this.#doubt === undefined, "a doubtful table is rebuilt before a commit");
-      await this.#sync();
+      const undo = await this.#begin();
+      let closed: ClosedLog | undefined;
+      const finish = async (): Promise<void> => {
+        closed = await undo.finish();
+      };
+      await settleAll([this.#sync(), finish()]);
       const { storage, paths } = this.#parts;
       const point: Point = {
         point: (this.#newest?.point ?? 0) + 1,
@@ -226,18 +256,22 @@ export class OpenDisk implements DiskWriter {
         sizeBytes: this.#record.sizeBytes,
         generation: this.#record.generation,
         term: this.#record.term,
+        // Before the first point there was nothing that anybody could want back.
+        closed: this.#newest === undefined ? undefined : closed,
       };
       await this.#parts.locks.withChainLock(paths.chainLock, () => writePoint(storage, paths, point));
       this.#newest = point;
       this.#openLog = false;
       this.#begun = false;
+      this.#undo = undefined;
       this.#resumeBlock = 0;
+      await undo.close();
       await this.#tidy();
       return point;
     });
   }
 
-  /** Order: replica synced ∥ table written and synced → clean-stop record. A crash in between: doubt, as without this call. */
+  /** Order: replica synced ∥ table written and synced → checkpoint → clean-stop record. A crash in between: doubt, as without this call. */
   suspend(resumeBlock: number): Promise<void> {
     return this.#run(async () => {
       if (!this.#begun) return;
@@ -246,6 +280,7 @@ export class OpenDisk implements DiskWriter {
         "a scan resumes within the disk",
       );
       await this.#sync();
+      await this.#checkpoint();
       await this.#writeSession(resumeBlock);
       this.#begun = false;
       this.#resumeBlock = resumeBlock;
@@ -254,6 +289,7 @@ export class OpenDisk implements DiskWriter {
 
   poison(): void {
     this.#poisoned = true;
+    this.#undo?.fail(this.#poisonError());
   }
 
   release(): Promise<void> {
@@ -269,7 +305,7 @@ export class OpenDisk implements DiskWriter {
       try {
         return await change();
       } catch (error) {
-        this.#poisoned = true;
+        this.poison();
         throw error;
       }
     });
@@ -304,8 +340,23 @@ export class OpenDisk implements DiskWriter {
 
   async #openUndoLog(): Promise<void> {
     const { storage, paths, random } = this.#parts;
-    await openUndoLog(storage, paths, this.#newest?.point ?? 0, () => random.bytes(UNDO_ID_BYTES));
+    const { blockBytes, digestKind, sizeBytes } = this.#record;
+    this.#undo ??= await createUndoLog(storage, paths, {
+      id: random.bytes(UNDO_ID_BYTES),
+      sequence: this.#newest?.point ?? 0,
+      blockBytes,
+      digestKind,
+      sizeBytes: this.#newest?.sizeBytes ?? sizeBytes,
+    });
     this.#openLog = true;
+  }
+
+  /** Replica and table are synced, and nothing is being written: after a crash no block named so far need be digested anew. */
+  async #checkpoint(): Promise<void> {
+    const undo = this.#undo;
+    if (undo === undefined) return;
+    await undo.checkpoint(undo.sizeBytes);
+    undo.logged.restart([]);
   }
 
   async #writeSession(resumeBlock: number): Promise<void> {
@@ -322,7 +373,7 @@ export class OpenDisk implements DiskWriter {
     const { storage, paths, locks } = this.#parts;
     try {
       await locks.withChainLock(paths.chainLock, async () => {
-        await removeOlderPoints(storage, paths, await listPoints(storage, paths));
+        await removeRubbish(storage, paths, await listPoints(storage, paths));
       });
     } catch (error) {
       this.#logLater(error, "removing what the commit made superfluous failed");
@@ -333,8 +384,10 @@ export class OpenDisk implements DiskWriter {
     const { replica, tableFiles, storage, paths, lock, damage } = this.#parts;
     const steps: (() => Promise<void>)[] = [
       async () => {
-        if (this.#poisoned || damage.found) await tableFiles.distrust();
+        // Without this the log says which blocks are in doubt, whatever failed.
+        if (damage.found) await tableFiles.distrust();
       },
+      async () => this.#undo?.close(),
       () => replica.close(),
       () => tableFiles.close(),
       () => writeHolder(storage, paths.applyLock, undefined),

@@ -1,4 +1,4 @@
-/** Whether the table can be believed, from what the holder of `apply.lock` finds. Doubt means: build it anew from the replica. */
+/** Whether the table can be believed, from what the holder of `apply.lock` finds. Doubt means: blocks are digested anew from the replica. */
 import type { Fingerprint, SessionRecord } from "./session-record.ts";
 
 export interface DiskFindings {
@@ -10,36 +10,51 @@ export interface DiskFindings {
   readonly committedRoot: string;
   /** Sequence of the newest point; 0: none. */
   readonly newest: number;
-  /** True when a delta over the newest point was begun. */
-  readonly openLog: boolean;
+  /** Whether a delta over the newest point was begun; `named`: its log tells which blocks it may have changed since the table was synced. */
+  readonly openLog: "none" | "named" | "unknown";
   readonly session: SessionRecord | undefined;
   readonly replica: Fingerprint;
   /** The replica's size by `disk.json`. */
   readonly sizeBytes: number;
 }
 
-/** The reason in words, or undefined when the table says what the replica holds. Pure. */
-export function findDoubt(found: DiskFindings): string | undefined {
-  if (found.tableTrouble !== undefined) return found.tableTrouble;
+/** Doubt in words. */
+export interface Doubt {
+  readonly why: string;
+  /** `recent`: only of blocks the open log names since its last checkpoint; `all`: of every block. */
+  readonly blocks: "recent" | "all";
+}
+
+/** Undefined: the table says what the replica holds. Pure. */
+export function findDoubt(found: DiskFindings): Doubt | undefined {
+  if (found.tableTrouble !== undefined) return ofAll(found.tableTrouble);
   if (found.replica.sizeBytes !== found.sizeBytes) {
-    return `the replica has ${found.replica.sizeBytes} bytes and not the ${found.sizeBytes} on record`;
+    return ofAll(`the replica has ${found.replica.sizeBytes} bytes and not the ${found.sizeBytes} on record`);
   }
-  if (found.openLog) return findOpenLogDoubt(found);
+  if (found.openLog !== "none") return findOpenLogDoubt(found);
   if (found.tableRoot !== found.committedRoot) {
-    return found.newest === 0
-      ? "the table is not that of an empty disk, and nothing was begun"
-      : `the table is not that of point ${found.newest}, and nothing was begun since`;
+    return ofAll(
+      found.newest === 0
+        ? "the table is not that of an empty disk, and nothing was begun"
+        : `the table is not that of point ${found.newest}, and nothing was begun since`,
+    );
   }
   return undefined;
 }
 
-function findOpenLogDoubt(found: DiskFindings): string | undefined {
+function ofAll(why: string): Doubt {
+  return { why, blocks: "all" };
+}
+
+function findOpenLogDoubt(found: DiskFindings): Doubt | undefined {
   const { session, replica } = found;
-  if (session === undefined || session.undo !== found.newest) return "the last session did not end cleanly";
-  if (session.root !== found.tableRoot) return "the table is not the one the last session left";
-  if (session.replica.inode !== replica.inode) return "the replica is not the file the last session left";
+  if (session === undefined || session.undo !== found.newest) {
+    return { why: "the last session did not end cleanly", blocks: found.openLog === "named" ? "recent" : "all" };
+  }
+  if (session.root !== found.tableRoot) return ofAll("the table is not the one the last session left");
+  if (session.replica.inode !== replica.inode) return ofAll("the replica is not the file the last session left");
   if (session.replica.sizeBytes !== replica.sizeBytes || session.replica.changedNanos !== replica.changedNanos) {
-    return "the replica was touched after the last session left it";
+    return ofAll("the replica was touched after the last session left it");
   }
   return undefined;
 }

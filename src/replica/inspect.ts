@@ -13,7 +13,8 @@ import { decodeSession, sessionFormat } from "./session-record.ts";
 import { readSmallFile } from "./state-file.ts";
 import { decodeStore, storeFormat } from "./store-record.ts";
 import { hexOf } from "./table-files.ts";
-import { decodeUndoHeader, UNDO_HEADER_BYTES, undoMagic } from "./undo-log.ts";
+import { describeUndoLog } from "./undo/describe.ts";
+import { undoMagic } from "./undo/format.ts";
 
 export type FactValue = string | number | boolean | undefined;
 
@@ -41,7 +42,7 @@ export async function inspectStoreFile(storage: Storage, path: string): Promise<
   const bytes = (await readSmallFile(storage, path, limits.stateFileBytesMax + 1)) ?? new Uint8Array();
   if (name.endsWith(".lock")) return { kind: "lock", sizeBytes, ...describeLock(bytes) };
   if (name.endsWith(".undo") || isUndoLog(bytes)) {
-    return { kind: "undo log", sizeBytes, ...attempt(() => describeUndo(path, bytes)) };
+    return { kind: "undo log", sizeBytes, ...(await inspectUndoLog(storage, path)) };
   }
   const decoder = findStateDecoder(name, bytes);
   return decoder === undefined
@@ -87,7 +88,16 @@ const stateDecoders: readonly StateDecoder[] = [
     kind: "point",
     format: pointFormat.format,
     name: /^[0-9]{10}\.json$/,
-    decode: (...file) => ({ ...decodePoint(...file) }),
+    decode(path, bytes) {
+      const { hold, closed, logs, ...facts } = decodePoint(path, bytes);
+      return {
+        ...facts,
+        heldBy: hold?.owner,
+        heldUntil: hold?.until,
+        closedLogBytes: closed?.sizeBytes,
+        logs: logs?.map(({ name }) => name).join(" "),
+      };
+    },
   },
   {
     kind: "session",
@@ -120,9 +130,36 @@ function isUndoLog(bytes: Uint8Array): boolean {
   return Buffer.compare(bytes.subarray(0, undoMagic.length), undoMagic) === 0;
 }
 
-function describeUndo(path: string, bytes: Uint8Array): Readonly<Record<string, FactValue>> {
-  const { id, sequence } = decodeUndoHeader(path, bytes.subarray(0, UNDO_HEADER_BYTES));
-  return { sequence, id: hexOf(id) };
+async function inspectUndoLog(storage: Storage, path: string): Promise<Outcome> {
+  const file = await storage.open(path);
+  try {
+    const { header, batches, trouble, troubleCount, ...facts } = describeUndoLog(
+      { path, lanes: storage.lanes, fd: file.fd },
+      { contents: true },
+    );
+    const [first] = trouble;
+    const more = troubleCount > 1 ? `, and ${troubleCount - 1} more` : "";
+    return {
+      facts: {
+        sequence: header.sequence,
+        id: hexOf(header.id),
+        blockBytes: header.blockBytes,
+        digestKind: header.digestKind,
+        diskBytes: header.sizeBytes,
+        ...facts,
+        entryBatches: batches.entries,
+        checkpoints: batches.checkpoint,
+        indexRuns: batches.index,
+        footer: batches.footer > 0,
+      },
+      trouble: first === undefined ? undefined : `${path} is damaged at offset ${first.offset}: ${first.what}${more}`,
+    };
+  } catch (error) {
+    if (error instanceof ReplicationError) return { facts: {}, trouble: error.message };
+    throw error;
+  } finally {
+    await file.close();
+  }
 }
 
 function describeLock(bytes: Uint8Array): Outcome {

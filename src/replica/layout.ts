@@ -42,6 +42,8 @@ export interface DiskPaths {
   point(sequence: number): string;
   /** `points/<sequence>.undo`. */
   undo(sequence: number): string;
+  /** `points/<sequence>.lock`: what readers of the point lock. */
+  pointLock(sequence: number): string;
 }
 
 /** Paths of a disk whose name was checked. */
@@ -60,12 +62,18 @@ export function diskPaths(store: string, name: string): DiskPaths {
     chainLock: join(directory, "chain.lock"),
     session: join(directory, "session.json"),
     point: (sequence) => join(points, `${sequenceText(sequence)}.json`),
-    undo: (sequence) => join(points, `${sequenceText(sequence)}.undo`),
+    undo: (sequence) => join(points, undoName(sequence)),
+    pointLock: (sequence) => join(points, `${sequenceText(sequence)}.lock`),
   };
 }
 
 /** Digits of a sequence number in file names; names sort as numbers do. */
 const sequenceDigits = 10;
+
+/** Name of the log a point begins with. */
+export function undoName(sequence: number): string {
+  return `${sequenceText(sequence)}.undo`;
+}
 
 function sequenceText(sequence: number): string {
   return sequence.toString().padStart(sequenceDigits, "0");
@@ -74,8 +82,9 @@ function sequenceText(sequence: number): string {
 /** Sequence and kind of a file of `points/`; undefined for other names. */
 export function parsePointFile(
   name: string,
-): { readonly sequence: number; readonly kind: "json" | "undo" } | undefined {
-  const match = /^([0-9]{10})\.(json|undo)$/.exec(name);
+): { readonly sequence: number; readonly kind: "json" | "undo" | "lock" } | undefined {
+  const match = /^([0-9]{10})\.(json|undo|lock)$/.exec(name);
   if (match === null) return undefined;
-  return { sequence: Number(match[1]), kind: match[2] === "json" ? "json" : "undo" };
+  const kind = match[2] === "json" ? "json" : match[2] === "undo" ? "undo" : "lock";
+  return { sequence: Number(match[1]), kind };
 }

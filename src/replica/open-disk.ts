@@ -8,7 +8,7 @@ import type { DigestTable } from "../table/digest-table.ts";
 import { type DiskLocks, type Holder, readHolder, writeHolder } from "./disk-lock.ts";
 import { type DiskRecord, geometryOf, readRecord } from "./disk-record.ts";
 import { type DiskWriter, OpenDisk, type TableDamage } from "./disk-writer.ts";
-import { findDoubt } from "./doubt.ts";
+import { type Doubt, findDoubt } from "./doubt.ts";
 import { inFile } from "./file-error.ts";
 import { diskPaths, type DiskPaths } from "./layout.ts";
 import { type RecoveredPoints, recoverPoints } from "./recover.ts";
@@ -16,6 +16,7 @@ import { type OpenReplica, openReplica, sizeError } from "./replica-file.ts";
 import { fingerprintOf, readSession, removeSession, type SessionRecord, writeSession } from "./session-record.ts";
 import { syncDirectory } from "./state-file.ts";
 import { emptyRoot, hexOf, TableFiles } from "./table-files.ts";
+import { type RecoveredLog, recoverUndoLog } from "./undo-log.ts";
 
 /** What everything that works on disks of a store needs. */
 export interface StoreParts {
@@ -64,34 +65,36 @@ async function openLocked(store: StoreParts, name: string, paths: DiskPaths, loc
   // Who made the disk, or committed to it, may have been stopped before the sync of a directory: what is built on must be there to stay.
   for (const directory of [paths.directory, paths.points]) await syncDirectory(storage, directory);
   const points = await recoverPoints(storage, paths, locks);
-  const replica = await openReplica(storage, paths.replica);
+  const closers: (() => Promise<void>)[] = [];
   try {
+    const replica = await openReplica(storage, paths.replica);
+    closers.push(() => replica.file.close());
     const tableFiles = await TableFiles.open(storage, paths, name);
-    try {
-      const damage: TableDamage = { found: false };
-      const judged = await judge({ storage, paths, record, points, replica, tableFiles, damage });
-      if (judged.doubt !== undefined) log.warn({ disk: name }, `the digest table must be built anew: ${judged.doubt}`);
-      return new OpenDisk({
-        storage,
-        random,
-        log,
-        locks,
-        lock,
-        paths,
-        replica: replica.file,
-        tableFiles,
-        damage,
-        record,
-        newest: points.newest,
-        openLog: points.openLog,
-        ...judged,
-      });
-    } catch (error) {
-      await tableFiles.close();
-      throw error;
-    }
+    closers.push(() => tableFiles.close());
+    const undo = points.openLog ? await recoverUndoLog(storage, paths, points.newest?.point ?? 0) : undefined;
+    closers.push(async () => undo?.writer.close());
+    if (undo?.trouble !== undefined) log.error({ disk: name }, `${undo.trouble}; the newest point may be lost there`);
+    const damage: TableDamage = { found: false };
+    const judged = await judge({ storage, paths, record, points, replica, tableFiles, damage, undo });
+    if (judged.doubt !== undefined) log.warn({ disk: name }, `the digest table is in doubt: ${judged.doubt.why}`);
+    return new OpenDisk({
+      storage,
+      random,
+      log,
+      locks,
+      lock,
+      paths,
+      replica: replica.file,
+      tableFiles,
+      damage,
+      record,
+      newest: points.newest,
+      openLog: points.openLog,
+      undo: undo?.writer,
+      ...judged,
+    });
   } catch (error) {
-    await replica.file.close();
+    for (const close of closers.reverse()) await close();
     throw error;
   }
 }
@@ -104,11 +107,12 @@ interface Found {
   readonly replica: OpenReplica;
   readonly tableFiles: TableFiles;
   readonly damage: TableDamage;
+  readonly undo: RecoveredLog | undefined;
 }
 
 interface Judged {
   readonly table: DigestTable;
-  readonly doubt: string | undefined;
+  readonly doubt: Doubt | undefined;
   readonly resumeBlock: number;
 }
 
@@ -125,14 +129,18 @@ async function judge(found: Found): Promise<Judged> {
     tableRoot: "table" in read ? hexOf(read.table.root()) : undefined,
     committedRoot: points.newest?.root ?? emptyRoot(geometry),
     newest: points.newest?.point ?? 0,
-    openLog: points.openLog,
+    openLog: openLogOf(found),
     session,
     replica: fingerprintOf(replica.found),
     sizeBytes: record.sizeBytes,
   });
+  if (doubt?.blocks === "recent" && "table" in read) {
+    await prepareReading(found);
+    return { table: read.table, doubt, resumeBlock: 0 };
+  }
   if (doubt !== undefined || !("table" in read)) {
     const table = await startRebuild(found, onDamage);
-    return { table, doubt: doubt ?? "the table cannot be read", resumeBlock: 0 };
+    return { table, doubt: doubt ?? { why: "the table cannot be read", blocks: "all" }, resumeBlock: 0 };
   }
   if (!points.openLog || session === undefined) {
     // A record without an open log is one that a commit had no time to remove.
@@ -143,30 +151,38 @@ async function judge(found: Found): Promise<Judged> {
   return { table: read.table, doubt: undefined, resumeBlock: session.resumeBlock };
 }
 
+function openLogOf({ points, undo }: Found): "none" | "named" | "unknown" {
+  if (!points.openLog) return "none";
+  return undo === undefined || undo.trouble !== undefined ? "unknown" : "named";
+}
+
 /** Opening may have changed the replica's mode, and with it its ctime: the record follows, or the next open would doubt. */
 async function keepSession({ storage, paths, replica }: Found, session: SessionRecord): Promise<void> {
   if (!replica.modeChanged) return;
   await writeSession(storage, paths, { ...session, replica: fingerprintOf(await replica.file.stat()) });
 }
 
-/**
- * Order: table emptied, durably → clean-stop record gone → replica has its length → replica synced → its page cache dropped. So what the
- * rebuild reads is what is on disk: after a crash of the process the cache may hold what was never written, and after a failed sync what
- * never will be.
- */
+/** Order: table emptied, durably → clean-stop record gone → replica has its length → {@link prepareReading}. */
 async function startRebuild(found: Found, onDamage: () => void): Promise<DigestTable> {
   const { storage, paths, record, replica, tableFiles } = found;
   const table = await tableFiles.empty(geometryOf(record), onDamage);
   await removeSession(storage, paths);
-  const { file } = replica;
   if (replica.found.sizeBytes !== record.sizeBytes) {
     try {
-      await file.truncate(record.sizeBytes);
+      await replica.file.truncate(record.sizeBytes);
     } catch (error) {
       throw sizeError(error, paths.directory, record.name, record.sizeBytes);
     }
   }
+  await prepareReading(found);
+  return table;
+}
+
+/**
+ * Order: replica synced → its page cache dropped. So what is digested anew is what is on disk: after a crash of the process the cache may hold
+ * what was never written, and after a failed sync what never will be.
+ */
+async function prepareReading({ storage, paths, record, replica: { file } }: Found): Promise<void> {
   await inFile("sync-failed", `disk ${record.name}: syncing ${paths.replica}`, () => file.datasync());
   storage.lanes.dropCache(file.fd, 0, record.sizeBytes);
-  return table;
 }

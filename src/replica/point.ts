@@ -1,8 +1,32 @@
 /** A point's record, `points/<sequence>.json`. Its appearance is the commit. */
+import { ReplicationError } from "../base/errors.ts";
 import type { Storage } from "../storage/seam.ts";
 import type { DiskPaths } from "./layout.ts";
 import { parsePointFile } from "./layout.ts";
-import { damaged, decodeState, readState, type StateContent, type StateFormat, writeState } from "./state-file.ts";
+import {
+  damaged,
+  decodeState,
+  readState,
+  type StateContent,
+  type StateFormat,
+  type StateRecord,
+  writeState,
+} from "./state-file.ts";
+import type { ClosedLog } from "./undo/entry.ts";
+
+/** Keeps a point from being removed. */
+export interface Hold {
+  /** Who wants it kept, for people. */
+  readonly owner: string;
+  /** Milliseconds since 1970 UTC; undefined: until it is released. */
+  readonly until: number | undefined;
+}
+
+/** An undo log by its file name in `points/`, closed. */
+export interface NamedLog {
+  readonly name: string;
+  readonly closed: ClosedLog;
+}
 
 /** A committed state one can fail over to. `points/<seq>.json`. */
 export interface Point {
@@ -20,6 +44,14 @@ export interface Point {
   /** Source identity that made it, and its name for people. */
   readonly source: string;
   readonly sourceName: string;
+  readonly hold?: Hold | undefined;
+  /** The log of the point before, which this commit closed; undefined: that was the empty disk before the first point. */
+  readonly closed?: ClosedLog | undefined;
+  /**
+   * Logs that turn the next point's content into this one's, in lookup order. Written when points behind this one were removed; undefined: only the
+   * log with the point's own number.
+   */
+  readonly logs?: readonly NamedLog[] | undefined;
 }
 
 export const pointFormat: StateFormat = { format: "replicate point", version: 1 };
@@ -37,7 +69,32 @@ function parsePoint(content: StateContent): Point {
     cycle: content.text("cycle"),
     source: content.text("source"),
     sourceName: content.text("sourceName"),
+    hold: parseHold(content.optionalObject("hold")),
+    closed: parseClosed(content.optionalObject("closed")),
+    logs: content.optionalList("logs")?.map((log) => parseNamedLog(log)),
   };
+}
+
+function parseHold(content: StateContent | undefined): Hold | undefined {
+  return content === undefined ? undefined : { owner: content.text("owner"), until: content.optionalInteger("until") };
+}
+
+function parseClosed(content: StateContent | undefined): ClosedLog | undefined {
+  if (content === undefined) return undefined;
+  return {
+    sizeBytes: content.integer("sizeBytes"),
+    footerOffset: content.integer("footerOffset"),
+    footerChecksum: content.integer("footerChecksum", 0, 0xffff_ffff),
+  };
+}
+
+function parseNamedLog(content: StateContent): NamedLog {
+  const name = content.text("name");
+  // Never a path: a name decides which file is opened and unlinked.
+  if (parsePointFile(name)?.kind !== "undo") throw damaged(content.path, `"logs" names ${JSON.stringify(name)}`);
+  const closed = parseClosed(content);
+  if (closed === undefined) throw damaged(content.path, `"logs" is incomplete`);
+  return { name, closed };
 }
 
 export function decodePoint(path: string, bytes: Uint8Array): Point {
@@ -56,8 +113,13 @@ export async function readPoint(storage: Storage, paths: DiskPaths, sequence: nu
 
 /** Durable when it resolves. Order and errors: {@link writeState}. */
 export async function writePoint(storage: Storage, paths: DiskPaths, point: Point): Promise<void> {
+  await writeState(storage, paths.point(point.point), pointFormat, pointContent(point));
+}
+
+function pointContent(point: Point): StateRecord {
   const { time, label, consistency, root, sizeBytes, generation, term, cycle, source, sourceName } = point;
-  await writeState(storage, paths.point(point.point), pointFormat, {
+  const { hold, closed, logs } = point;
+  return {
     point: point.point,
     time,
     label,
@@ -69,13 +131,17 @@ export async function writePoint(storage: Storage, paths: DiskPaths, point: Poin
     cycle,
     source,
     sourceName,
-  });
+    hold: hold === undefined ? undefined : { ...hold },
+    closed: closed === undefined ? undefined : { ...closed },
+    logs: logs?.map(({ name, closed: log }) => ({ name, ...log })),
+  };
 }
 
 /** What `points/` holds, by sequence number, ascending. */
 export interface PointFiles {
   readonly records: readonly number[];
   readonly undoLogs: readonly number[];
+  readonly locks: readonly number[];
   /** Names of `*.new` files: left by a crash, or being written right now. */
   readonly unfinished: readonly string[];
   /** Sequence of the newest committed point; 0: none. */
@@ -88,10 +154,12 @@ export async function listPoints(storage: Storage, paths: DiskPaths): Promise<Po
   const names = (await storage.list(paths.points)) ?? [];
   const records: number[] = [];
   const undoLogs: number[] = [];
+  const locks: number[] = [];
   for (const name of names) {
     const parsed = parsePointFile(name);
     if (parsed === undefined) continue;
-    (parsed.kind === "json" ? records : undoLogs).push(parsed.sequence);
+    if (parsed.kind === "json") records.push(parsed.sequence);
+    else (parsed.kind === "undo" ? undoLogs : locks).push(parsed.sequence);
   }
   // Names have a fixed width today; the order must not hang on that.
   records.sort((a, b) => a - b);
@@ -100,6 +168,7 @@ export async function listPoints(storage: Storage, paths: DiskPaths): Promise<Po
   return {
     records,
     undoLogs,
+    locks,
     unfinished: names.filter((name) => name.endsWith(".new")),
     newest,
     openLog: undoLogs.includes(newest),
@@ -109,4 +178,27 @@ export async function listPoints(storage: Storage, paths: DiskPaths): Promise<Po
 /** A log without the point it belongs to: somebody took a point's record away. Undefined: none. */
 export function orphanLog(files: PointFiles): number | undefined {
   return files.undoLogs.find((sequence) => sequence > files.newest);
+}
+
+/** The records of a listing, ascending. */
+export interface LoadedPoints {
+  readonly points: readonly Point[];
+  /** Records that are damaged. Older points cannot be reached past them: which logs lead there is not known. */
+  readonly unreadable: readonly { readonly point: number; readonly message: string }[];
+}
+
+/** Records that vanish meanwhile are left out. */
+export async function loadPoints(storage: Storage, paths: DiskPaths, files: PointFiles): Promise<LoadedPoints> {
+  const points: Point[] = [];
+  const unreadable: { point: number; message: string }[] = [];
+  for (const sequence of files.records) {
+    try {
+      const point = await readPoint(storage, paths, sequence);
+      if (point !== undefined) points.push(point);
+    } catch (error) {
+      if (!(error instanceof ReplicationError)) throw error;
+      unreadable.push({ point: sequence, message: error.message });
+    }
+  }
+  return { points, unreadable };
 }

@@ -1,11 +1,13 @@
 /** What a crash left in a disk's directory is finished or cleaned here, by the holder of `apply.lock`. Everything may be done twice. */
 import { join } from "node:path";
 import type { Storage } from "../storage/seam.ts";
+import { neededLogs } from "./chain.ts";
 import type { DiskLocks } from "./disk-lock.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
-import { listPoints, orphanLog, type Point, type PointFiles, readPoint } from "./point.ts";
-import { damaged, syncDirectory } from "./state-file.ts";
+import { undoName } from "./layout.ts";
+import { listPoints, loadPoints, orphanLog, type Point, type PointFiles, readPoint } from "./point.ts";
+import { damaged } from "./state-file.ts";
 
 export interface RecoveredPoints {
   readonly newest: Point | undefined;
@@ -14,7 +16,7 @@ export interface RecoveredPoints {
 }
 
 /**
- * Finds the newest point, removes older ones and leftovers. The directory of points was synced before: a crash may have come between a
+ * Finds the newest point, removes leftovers. The directory of points was synced before: a crash may have come between a
  * commit's rename and its sync.
  * Throws `store-damaged` when the newest point cannot be read or its record was taken away.
  */
@@ -29,22 +31,28 @@ export async function recoverPoints(storage: Storage, paths: DiskPaths, locks: D
       if (newest === undefined) throw damaged(paths.point(files.newest), "it vanished while it was looked at");
     }
     await removeNewFiles(storage, paths, files);
-    // The caller has synced the directory, so the newest record is there to stay, and what came before it may go.
-    await removeOlderPoints(storage, paths, files);
+    // The caller has synced the directory, so what no record names now will not be named again.
+    await removeRubbish(storage, paths, files);
     return { newest, openLog: files.openLog };
   });
 }
 
 /**
- * Removes every point older than the newest, and its undo log. The newest point's record is durable. Order: records → directory synced →
- * logs: a crash in between leaves logs without points, which the next call removes, and never a point without its log.
+ * Removes undo logs no point needs, and locks of points that are gone. To be called with `apply.lock` and `chain.lock` held, and with the directory
+ * synced. While a record cannot be read nothing is removed: it may name them.
  */
-export async function removeOlderPoints(storage: Storage, paths: DiskPaths, files: PointFiles): Promise<void> {
-  await inFile("write-failed", `removing points in ${paths.points}`, async () => {
-    const records = files.records.filter((sequence) => sequence < files.newest);
-    for (const sequence of records) await storage.unlink(paths.point(sequence));
-    if (records.length > 0) await syncDirectory(storage, paths.points);
-    for (const sequence of files.undoLogs) if (sequence < files.newest) await storage.unlink(paths.undo(sequence));
+export async function removeRubbish(storage: Storage, paths: DiskPaths, files: PointFiles): Promise<void> {
+  const { points, unreadable } = await loadPoints(storage, paths, files);
+  if (unreadable.length > 0) return;
+  const needed = neededLogs(points);
+  const alive = new Set(files.records);
+  await inFile("write-failed", `removing leftovers in ${paths.points}`, async () => {
+    for (const sequence of files.undoLogs) {
+      // Without any point the log of point 0 is the open one.
+      const open = sequence === files.newest;
+      if (!open && !needed.has(undoName(sequence))) await storage.unlink(paths.undo(sequence));
+    }
+    for (const sequence of files.locks) if (!alive.has(sequence)) await storage.unlink(paths.pointLock(sequence));
   });
 }
 

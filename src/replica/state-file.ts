@@ -15,10 +15,14 @@ export interface StateFormat {
   readonly version: number;
 }
 
-export type StateValue = string | number | boolean | undefined;
+export type StateValue = string | number | boolean | undefined | StateRecord | readonly StateRecord[];
+
+export interface StateRecord {
+  readonly [key: string]: StateValue;
+}
 
 /** Bytes of a state file. Keys whose value is undefined are left out. */
-export function encodeState(format: StateFormat, content: Readonly<Record<string, StateValue>>): Uint8Array {
+export function encodeState(format: StateFormat, content: StateRecord): Uint8Array {
   const checksum = checksumOf(format, JSON.stringify(content));
   return Buffer.from(`${JSON.stringify({ ...format, checksum, content }, null, 2)}\n`);
 }
@@ -87,7 +91,7 @@ export async function writeState(
   storage: Storage,
   path: string,
   format: StateFormat,
-  content: Readonly<Record<string, StateValue>>,
+  content: StateRecord,
 ): Promise<void> {
   const bytes = encodeState(format, content);
   const fresh = newName(path);
@@ -151,6 +155,29 @@ export class StateContent {
     const found = allowed.find((candidate) => candidate === value);
     if (found === undefined) throw damaged(this.path, `"${key}" is none of ${allowed.join(", ")}`);
     return found;
+  }
+
+  optionalInteger(key: string): number | undefined {
+    return this.#value(key) === undefined ? undefined : this.integer(key);
+  }
+
+  /** An object within the content, read in the same way; undefined: missing. */
+  optionalObject(key: string): StateContent | undefined {
+    const value = this.#value(key);
+    if (value === undefined) return undefined;
+    if (!isObject(value)) throw damaged(this.path, `"${key}" is not an object`);
+    return new StateContent(this.path, value);
+  }
+
+  /** A list of objects; undefined: missing. */
+  optionalList(key: string): readonly StateContent[] | undefined {
+    const value = this.#value(key);
+    if (value === undefined) return undefined;
+    if (!Array.isArray(value)) throw damaged(this.path, `"${key}" is not a list`);
+    return value.map((item: unknown) => {
+      if (!isObject(item)) throw damaged(this.path, `"${key}" holds other than objects`);
+      return new StateContent(this.path, item);
+    });
   }
 
   #value(key: string): unknown {

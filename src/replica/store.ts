@@ -16,6 +16,7 @@ import { type DiskSummary, summarize } from "./disk-summary.ts";
 import { inFile } from "./file-error.ts";
 import { diskPaths, isDiskName, type StorePaths, storePaths } from "./layout.ts";
 import { openDisk, type OpenResult, type StoreParts } from "./open-disk.ts";
+import { type DiskPoints, listDiskPoints, openPoint, type PointReader } from "./point-reader.ts";
 import { newName, readState, syncDirectory, writeState } from "./state-file.ts";
 import { storeFormat } from "./store-record.ts";
 
@@ -26,7 +27,10 @@ export type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 export { checkDiskName } from "./layout.ts";
 export { inspectStoreFile, type StoreFileDescription } from "./inspect.ts";
 export type { OpenResult } from "./open-disk.ts";
-export type { Point } from "./point.ts";
+export type { Hold, Point } from "./point.ts";
+export type { DiskPoints, PointReader } from "./point-reader.ts";
+export { type EntryHead as UndoEntryHead, entryFlags as undoFlags } from "./undo/format.ts";
+export type { UndoWriter } from "./undo/writer.ts";
 
 export interface Store {
   readonly path: string;
@@ -51,6 +55,14 @@ export interface Store {
    * Throws `disk-not-found`, `store-damaged`, `store-version-unsupported`.
    */
   openWriter(name: string, holder: { readonly identity: string; readonly instance: string }): Promise<OpenResult>;
+  /** The points of a disk. Throws `disk-not-found`; `store-damaged`, `store-version-unsupported` when disk.json cannot be read. */
+  points(name: string): Promise<DiskPoints>;
+  /**
+   * A point as an image, beside whatever writes the disk. It cannot be removed until the reader is closed. Throws `disk-not-found`, `point-not-found`,
+   * `disk-busy`, `locks-unsupported`, `store-version-unsupported`; `store-damaged` when something between the point and the replica is missing or damaged:
+   * newer points may be readable then.
+   */
+  openPoint(name: string, sequence: number | "newest"): Promise<PointReader>;
   /** Throws `no-space` when free space is below the reserve. */
   checkReserve(): Promise<void>;
   /** Writers stay open: who opened them releases them. */
@@ -93,6 +105,8 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     summary: (name) => summarize(parts, name),
     create: (name, facts) => createDisk(parts, name, facts),
     openWriter: (name, holder) => openDisk(parts, name, holder),
+    points: (name) => listDiskPoints(parts, name),
+    openPoint: (name, sequence) => openPoint(parts, name, sequence),
     checkReserve: () => checkReserve(storage, path, options.reserveBytes),
     close: () => Promise.resolve(),
   };

@@ -1,108 +1,127 @@
 /**
- * The undo log of a point, `points/<sequence>.undo`: its header. A log exists from before the first block after its point is
- * overwritten, and so says that a delta was begun. docs/formats.md, "Undo log".
- *
- *     0 magic "rplundo\n" · 8 version u16 · 10 reserved u16 · 12 checksum u32 · 16 id 8 bytes · 24 sequence u64
+ * The open undo log of a disk, `points/<sequence>.undo`, for the holder of `apply.lock`: made, found again after a crash, written to. It exists
+ * from before the first block after its point is overwritten. docs/formats.md, "Undo log".
  */
-import { crc32 } from "node:zlib";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
-import type { Storage } from "../storage/seam.ts";
+import type { Storage, StorageFile } from "../storage/seam.ts";
 import { inFile } from "./file-error.ts";
-import { damaged, syncDirectory } from "./state-file.ts";
 import type { DiskPaths } from "./layout.ts";
+import { damaged, syncDirectory } from "./state-file.ts";
+import type { UndoEntry, UndoHeader } from "./undo/entry.ts";
+import { encodeUndoHeader, UNDO_HEADER_BYTES, UNDO_PAGE_BYTES } from "./undo/format.ts";
+import { LoggedParts } from "./undo/logged.ts";
+import { readUndoBatches, scanUndoLog, type UndoScan } from "./undo/scan.ts";
+import { UndoWriter } from "./undo/writer.ts";
 
-export const UNDO_HEADER_BYTES = 32;
-export const UNDO_VERSION = 1;
-export const UNDO_ID_BYTES = 8;
-export const undoMagic: Buffer = Buffer.from("rplundo\n", "latin1");
-
-export interface UndoHeader {
-  /** Random; seeds the checksums of the log's entries. 8 bytes. */
-  readonly id: Uint8Array;
-  /** The point the log belongs to; 0: before the first. */
-  readonly sequence: number;
-}
-
-export function encodeUndoHeader({ id, sequence }: UndoHeader): Uint8Array {
-  const bytes = Buffer.alloc(UNDO_HEADER_BYTES);
-  undoMagic.copy(bytes, 0);
-  bytes.writeUInt16LE(UNDO_VERSION, 8);
-  bytes.set(id, 16);
-  bytes.writeBigUInt64LE(BigInt(sequence), 24);
-  bytes.writeUInt32LE(headerChecksum(bytes), 12);
-  return bytes;
-}
-
-/** `bytes`: at least the header. Throws `store-damaged`, `store-version-unsupported`. */
-export function decodeUndoHeader(path: string, bytes: Uint8Array): UndoHeader {
-  if (bytes.length < UNDO_HEADER_BYTES) throw damaged(path, `it has ${bytes.length} bytes, less than its header`);
-  const header = Buffer.from(bytes.buffer, bytes.byteOffset, UNDO_HEADER_BYTES);
-  if (undoMagic.compare(header, 0, 8) !== 0) throw damaged(path, "it is not an undo log");
-  const version = header.readUInt16LE(8);
-  if (version !== UNDO_VERSION) {
-    throw new ReplicationError(
-      "store-version-unsupported",
-      `${path} has version ${version}; this program reads version ${UNDO_VERSION} only. Use the program that wrote it, or a newer one`,
-      { details: { version, versionSupported: UNDO_VERSION } },
-    );
-  }
-  if (header.readUInt32LE(12) !== headerChecksum(header))
-    throw damaged(path, "the checksum of its header does not match");
-  if (header.readUInt16LE(10) !== 0) throw damaged(path, "reserved bytes of its header are not zero");
-  const sequence = header.readBigUInt64LE(24);
-  if (sequence > BigInt(Number.MAX_SAFE_INTEGER)) throw damaged(path, "its sequence number is too large");
-  return { id: Buffer.from(header.subarray(16, 16 + UNDO_ID_BYTES)), sequence: Number(sequence) };
-}
-
-/** crc32 over the header without the checksum itself. */
-function headerChecksum(header: Uint8Array): number {
-  return crc32(header.subarray(16, UNDO_HEADER_BYTES), crc32(header.subarray(0, 12)));
+/** A log that was found open. */
+export interface RecoveredLog {
+  readonly writer: UndoWriter;
+  /** In words, when stretches of it that were durable cannot be read: which blocks they named is not known. */
+  readonly trouble: string | undefined;
 }
 
 /**
- * Creates the log of point `sequence`, or goes on with the one an earlier session of the same delta created. Order: created (it must
- * not exist) → header written and synced → directory synced. A crash in between leaves a log without a whole header: it counts
- * as begun all the same, and gets its header here. Throws `sync-failed`, `write-failed`, `no-space`, `store-version-unsupported`.
+ * The open log of point `sequence` after whatever ended the last session. Order: its end judged → what lies behind cut off → synced: only now do
+ * its entries count as written, because after a kill they may have been in the page cache only. The directory was synced before.
+ * Undefined: a crash left it without a whole header, so it holds nothing. Throws `store-damaged`, `store-version-unsupported`, `sync-failed`.
  */
-export async function openUndoLog(
+export async function recoverUndoLog(
   storage: Storage,
   paths: DiskPaths,
   sequence: number,
-  newId: () => Uint8Array,
-): Promise<void> {
+): Promise<RecoveredLog | undefined> {
   const path = paths.undo(sequence);
-  await inFile("write-failed", `creating ${path}`, async () => {
-    const file = await createOrOpen(storage, path);
-    try {
-      const bytes = Buffer.alloc(UNDO_HEADER_BYTES);
-      const count = await file.read(bytes, 0);
-      const own = isOwnHeader(path, bytes.subarray(0, count), sequence);
-      if (!own) await file.truncate(0);
-      // A good header is written again: after a crash or a failed sync it may have been in the page cache only.
-      await file.write(own ? bytes : encodeUndoHeader({ id: newId(), sequence }), 0);
-      await inFile("sync-failed", `syncing ${path}`, () => file.datasync());
-    } finally {
+  const file = await inFile("write-failed", `opening ${path}`, () => storage.open(path, { write: true }));
+  try {
+    const { sizeBytes } = await inFile("store-damaged", `reading ${path}`, () => file.stat());
+    // Batches are written only when the header is durable.
+    if (sizeBytes <= UNDO_PAGE_BYTES && !(await hasHeader(file, storage))) {
       await file.close();
+      return undefined;
     }
-  });
-  await syncDirectory(storage, paths.points);
+    const scan = scanUndoLog({ path, lanes: storage.lanes, fd: file.fd });
+    if (scan.header.sequence !== sequence) throw damaged(path, `it is the undo log of point ${scan.header.sequence}`);
+    await inFile("write-failed", `cutting ${path}`, async () => {
+      if (sizeBytes > scan.goodEnd) await file.truncate(scan.goodEnd);
+      await inFile("sync-failed", `syncing ${path}`, () => file.datasync());
+    });
+    return { writer: resume(file, scan), trouble: troubleOf(path, scan) };
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
 }
 
-async function createOrOpen(storage: Storage, path: string): ReturnType<Storage["open"]> {
+async function hasHeader(file: StorageFile, storage: Storage): Promise<boolean> {
+  const bytes = new Uint8Array(UNDO_HEADER_BYTES);
+  if ((await file.read(bytes, 0)) < bytes.length) return false;
+  try {
+    scanUndoLog({ path: file.path, lanes: storage.lanes, fd: file.fd });
+    return true;
+  } catch (error) {
+    // A newer version must stay as it is; a torn header of a log that holds nothing need not.
+    if (error instanceof ReplicationError && error.code === "store-damaged") return false;
+    throw error;
+  }
+}
+
+function resume(file: StorageFile, scan: UndoScan): UndoWriter {
+  const { header, goodEnd: end, totals, runs, checkpoint, indexedTo } = scan;
+  const logged = new LoggedParts(header.blockBytes);
+  const pending: UndoEntry[] = [];
+  readUndoBatches(scan, 0, (batch) => {
+    const recent = batch.end > checkpoint;
+    for (const entry of batch.entries) {
+      for (let block = entry.block; block < entry.block + entry.run; block++) logged.enter(block, entry.mask, recent);
+      if (batch.offset >= indexedTo) pending.push(entry);
+    }
+  });
+  return new UndoWriter(file, header, logged, { end, pending, runs, ...totals });
+}
+
+function troubleOf(path: string, scan: UndoScan): string | undefined {
+  const [first] = scan.damage;
+  return first === undefined
+    ? undefined
+    : `${path} is damaged at offset ${first.offset} (${first.length} bytes, ${scan.damage.length} places)`;
+}
+
+/**
+ * Makes the log. Order: created, or emptied when one without a whole header is there → header written and synced → directory synced. A crash in
+ * between leaves a log without a whole header: it counts as begun all the same.
+ * Throws `sync-failed`, `write-failed`, `no-space`.
+ */
+export async function createUndoLog(storage: Storage, paths: DiskPaths, header: UndoHeader): Promise<UndoWriter> {
+  const path = paths.undo(header.sequence);
+  return inFile("write-failed", `creating ${path}`, async () => {
+    const file = await createOrOpen(storage, path);
+    try {
+      await file.truncate(0);
+      const bytes = new Uint8Array(UNDO_PAGE_BYTES);
+      bytes.set(encodeUndoHeader(header));
+      await file.write(bytes, 0);
+      await inFile("sync-failed", `syncing ${path}`, () => file.datasync());
+      await syncDirectory(storage, paths.points);
+      return new UndoWriter(file, header, new LoggedParts(header.blockBytes), {
+        end: UNDO_PAGE_BYTES,
+        pending: [],
+        runs: [],
+        entries: 0,
+        parts: 0,
+        damagedEntries: 0,
+      });
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  });
+}
+
+async function createOrOpen(storage: Storage, path: string): Promise<StorageFile> {
   try {
     return await storage.open(path, { write: true, exclusive: true, mode: 0o600 });
   } catch (error) {
     if (errnoOf(error) !== "EEXIST") throw error;
     return storage.open(path, { write: true });
-  }
-}
-
-function isOwnHeader(path: string, bytes: Uint8Array, sequence: number): boolean {
-  try {
-    return decodeUndoHeader(path, bytes).sequence === sequence;
-  } catch (error) {
-    // A torn header of a log that holds nothing; a newer version must stay as it is.
-    if (error instanceof ReplicationError && error.code === "store-damaged") return false;
-    throw error;
   }
 }

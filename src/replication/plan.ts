@@ -16,6 +16,11 @@ export type Plan =
       readonly sampleFirst: boolean;
     };
 
+function reasonOf({ fresh, empty, interrupted }: Opened): SendReason {
+  if (fresh) return empty ? "initial" : "resume";
+  return interrupted === true ? "resume" : "scan";
+}
+
 /** Total: every pair of inputs has exactly one outcome, a plan or a named error. */
 export function planSession(open: Open, opened: Opened): Plan {
   if (open.explicit && open.blockBytes !== undefined && open.blockBytes !== opened.blockBytes) {
@@ -39,10 +44,9 @@ export function planSession(open: Open, opened: Opened): Plan {
       `disk ${open.disk} has ${opened.sizeBytes} bytes at the receiver and the image only ${open.sizeBytes}; send it under another name, or make the image as large as it was`,
     );
   }
-  const reason: SendReason = opened.fresh ? (opened.empty ? "initial" : "resume") : "scan";
   return {
     kind: "compare",
-    reason,
+    reason: reasonOf(opened),
     geometry: { sizeBytes: open.sizeBytes, blockBytes: opened.blockBytes, digestKind: opened.digestKind },
     sampleFirst: opened.anotherSource && !open.adopt && !opened.fresh && !opened.empty,
   };

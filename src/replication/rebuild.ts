@@ -1,5 +1,6 @@
 /** Makes a digest table true again by reading the replica: after a crash, after damage, for a seed. */
 import type { Slot } from "../base/buffer-pool.ts";
+import { ReplicationError } from "../base/errors.ts";
 import { Gate } from "../base/gate.ts";
 import { blockCount, blocksPerPage, digestBytes, EXTENT_BYTES_MAX, type Geometry, pageBlocks } from "../base/units.ts";
 import type { BlockReader } from "../image/block-device.ts";
@@ -17,6 +18,8 @@ export interface RebuildOptions {
   /** Slots to work in, at least one; back in place when the promise settles. */
   readonly slots: readonly Slot[];
   readonly signal: AbortSignal;
+  /** Only these blocks; of a page that does not match its checksum all. Default: all blocks. */
+  readonly inDoubt?: ((block: number) => boolean) | undefined;
   readonly onProgress?: (bytes: number) => void;
 }
 
@@ -36,8 +39,10 @@ export async function rebuildTable(options: RebuildOptions, firstPage: number, e
     for (let page = firstPage; page < endPage && failed === undefined; page++) {
       options.signal.throwIfAborted();
       const { first, count } = pageBlocks(geometry, page);
-      table.clear(first, count);
-      for (const range of await cursor.ranges(first, first + count)) {
+      const doubtful = rangesInDoubt(options, page);
+      for (const { first: from, end } of doubtful) table.clear(from, end - from);
+      const data = doubtful.length === 0 ? [] : await cursor.ranges(first, first + count);
+      for (const range of overlaps(data, doubtful)) {
         for (let block = range.first; block < range.end; ) {
           const end = Math.min(range.end, block + EXTENT_BYTES_MAX / geometry.blockBytes);
           await gate.enter();
@@ -66,6 +71,48 @@ export async function rebuildTable(options: RebuildOptions, firstPage: number, e
     await cursor.close();
   }
   if (failed !== undefined) throw failed.error;
+}
+
+interface BlockRange {
+  readonly first: number;
+  readonly end: number;
+}
+
+function rangesInDoubt({ geometry, table, inDoubt }: RebuildOptions, page: number): readonly BlockRange[] {
+  const { first, count } = pageBlocks(geometry, page);
+  const all = [{ first, end: first + count }];
+  if (inDoubt === undefined) return all;
+  const ranges: { first: number; end: number }[] = [];
+  for (let block = first; block < first + count; block++) {
+    if (!inDoubt(block)) continue;
+    const last = ranges.at(-1);
+    if (last?.end === block) last.end++;
+    else ranges.push({ first: block, end: block + 1 });
+  }
+  if (ranges.length === 0) return ranges;
+  try {
+    table.page(page);
+    return ranges;
+  } catch (error) {
+    // Some of the page was written and its checksum not, or the other way round.
+    if (error instanceof ReplicationError && error.code === "store-damaged") return all;
+    throw error;
+  }
+}
+
+/** Both ascending. */
+function overlaps(a: readonly BlockRange[], b: readonly BlockRange[]): readonly BlockRange[] {
+  const found: BlockRange[] = [];
+  let at = 0;
+  for (const range of a) {
+    while ((b[at]?.end ?? Number.POSITIVE_INFINITY) <= range.first) at++;
+    for (let next = at; (b[next]?.first ?? range.end) < range.end; next++) {
+      const other = b[next];
+      if (other === undefined) break;
+      found.push({ first: Math.max(range.first, other.first), end: Math.min(range.end, other.end) });
+    }
+  }
+  return found;
 }
 
 async function digestPiece(options: RebuildOptions, slot: Slot, first: number, count: number): Promise<void> {

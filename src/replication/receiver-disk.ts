@@ -9,6 +9,7 @@ import type { Lanes } from "../lanes/lanes.ts";
 import type { DiskWriter } from "../replica/store.ts";
 import type { PageDigests } from "../table/digest-table.ts";
 import type { Data } from "../wire/messages.ts";
+import { OldContent } from "./old-content.ts";
 import { rebuildTable } from "./rebuild.ts";
 
 export interface SessionDiskOptions {
@@ -30,10 +31,16 @@ export class SessionDisk {
   #begun: Promise<void> | undefined;
   /** Pages being digested anew: half done they look like zero blocks. */
   readonly #mending = new Map<number, Promise<void>>();
+  readonly #old: OldContent;
   #targetBytes = 0;
 
   constructor(options: SessionDiskOptions) {
     this.#o = options;
+    const { name, writer, lanes, pool, log, signal } = options;
+    this.#old = new OldContent({
+      ...{ disk: name, writer, lanes, pool, log, signal },
+      isSettled: (page) => !this.#mending.has(page),
+    });
   }
 
   get geometry(): Geometry {
@@ -74,12 +81,22 @@ export class SessionDisk {
   /** Makes a table in doubt true by reading the replica. */
   async rebuild(): Promise<void> {
     const { writer, log, name, slots } = this.#o;
-    log.warn({ disk: name, why: writer.doubt }, "the digest table is in doubt; reading the replica");
-    await this.#redigest(0, pageCount(this.geometry), slots);
+    const { doubt, logged } = writer;
+    if (doubt === undefined) return;
+    const recent = doubt.blocks === "recent" ? logged : undefined;
+    const what = recent === undefined ? "all of it" : `${recent.recentCount} blocks the interrupted delta names`;
+    log.warn({ disk: name, why: doubt.why }, `the digest table is in doubt; reading the replica, ${what}`);
+    const inDoubt = recent === undefined ? undefined : (block: number) => recent.isRecent(block);
+    await this.#redigest(0, pageCount(this.geometry), slots, inDoubt);
     await writer.settleDoubt();
   }
 
-  #redigest(firstPage: number, endPage: number, slots: readonly Slot[]): Promise<void> {
+  #redigest(
+    firstPage: number,
+    endPage: number,
+    slots: readonly Slot[],
+    inDoubt?: (block: number) => boolean,
+  ): Promise<void> {
     const { writer, lanes, name, signal, onProgress } = this.#o;
     const how = {
       disk: name,
@@ -90,6 +107,7 @@ export class SessionDisk {
       lanes,
       slots,
       signal,
+      inDoubt,
       onProgress,
     };
     return rebuildTable(how, firstPage, endPage);
@@ -165,11 +183,12 @@ export class SessionDisk {
     });
   }
 
-  /** Applies a data frame whose payload lies in `slot`. Returns an `applyState` for each block; the table is the caller's to set. */
+  /** Applies a data frame whose payload lies in `slot`; what it overwrites is kept before. Returns an `applyState` for each block; the table is the caller's to set. */
   async apply(message: Data, slot: Slot, payloadBytes: number): Promise<Uint8Array> {
     const { writer, lanes, name } = this.#o;
     const { blocks, masks, digests, codec, rawBytes } = message;
     const base = await this.digestsOf(blocks);
+    await this.#old.keep(blocks, masks, base, slot);
     const { sizeBytes, blockBytes, digestKind } = this.geometry;
     const result = await lanes.run("apply", {
       slot: slot.index,
@@ -196,6 +215,7 @@ export class SessionDisk {
     const digests = await this.digestsOf(blocks);
     const width = digestBytes(this.geometry.digestKind);
     const ranges: { offset: number; length: number }[] = [];
+    await this.#old.keepWhole(blocks, digests);
     for (const [index, block] of blocks.entries()) {
       if (isZero(digests.subarray(index * width, (index + 1) * width))) continue;
       const offset = block * this.geometry.blockBytes;

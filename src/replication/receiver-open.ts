@@ -1,34 +1,55 @@
 /** Which disk a sender gets, and how: authorised, made when it is new, claimed and locked. */
 import { ReplicationError } from "../base/errors.ts";
 import { BLOCK_BYTES_DEFAULT, type Geometry, isBlockSize } from "../base/units.ts";
-import type { DiskWriter, OpenResult, Store } from "../replica/store.ts";
+import type { DiskSummary, DiskWriter, OpenResult, Store } from "../replica/store.ts";
 import type { Open, Opened } from "../wire/messages.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
 import type { ReceiverSession } from "./receiver-session.ts";
 
+export interface DiskForSender {
+  /** The session's from here on: it releases it. */
+  readonly writer: DiskWriter;
+  /** A delta was begun by an earlier session and not committed. */
+  readonly interrupted: boolean;
+}
+
 /**
- * Throws `not-allowed`, `disk-owned`, `disk-busy` naming who holds it, `no-space`, `target-too-small`, and what the store throws. The writer is the
- * session's from here on: it releases it.
+ * Throws `not-allowed`, `disk-owned`, `disk-busy` naming who holds it, `limit-exceeded`, `no-space`, `target-too-small`, and what the store throws.
  */
 export async function openForSender(
   surroundings: ReceiverSurroundings,
   session: ReceiverSession,
   open: Open,
-): Promise<DiskWriter> {
-  const { store } = surroundings;
-  const summary = await store.summary(open.disk);
-  const refused = surroundings.authorize(session.peer, open.disk, summary?.record.owner);
-  if (refused !== undefined) throw refused;
+): Promise<DiskForSender> {
+  const { store, quota } = surroundings;
+  // Before the claim, which could end another's session; and after it, because until then another may have made the disk.
+  await allowedSummary(surroundings, session, open);
   await surroundings.claim(open.disk, session);
+  const summary = await allowedSummary(surroundings, session, open);
   await store.checkReserve();
+  if (open.sizeBytes > (summary?.record.sizeBytes ?? -1)) {
+    const owner = summary?.record.owner ?? session.peer.name;
+    await quota.claim(open.disk, { owner, sizeBytes: open.sizeBytes });
+  }
   if (summary === undefined) await createDisk(surroundings, session, open);
   const opened = await openChecked(store, open.disk, { identity: session.peer.name, instance: session.instance });
-  if (opened.kind === "open") return opened.writer;
+  if (opened.kind === "open") return { writer: opened.writer, interrupted: summary?.state === "interrupted" };
   const { holder } = opened;
   const who = holder === undefined ? "another process" : `${holder.identity} (process ${holder.pid} on ${holder.host})`;
   throw new ReplicationError("disk-busy", `disk ${open.disk} is being written by ${who}`, {
     details: { holder: holder?.identity ?? null, pid: holder?.pid ?? null },
   });
+}
+
+async function allowedSummary(
+  { store, authorize }: ReceiverSurroundings,
+  session: ReceiverSession,
+  open: Open,
+): Promise<DiskSummary | undefined> {
+  const summary = await store.summary(open.disk);
+  const refused = authorize(session.peer, open.disk, summary?.record.owner);
+  if (refused !== undefined) throw refused;
+  return summary;
 }
 
 /** A table with a damaged page is opened once more: then it is in doubt, and this session builds it anew. */
@@ -75,16 +96,19 @@ export function openedMessage(
   surroundings: ReceiverSurroundings,
   writer: DiskWriter,
   open: Open,
-  facts: { readonly sizeBytes: number; readonly credit: number },
+  facts: { readonly sizeBytes: number; readonly credit: number; readonly interrupted: boolean },
 ): Opened {
   const { newest, record } = writer;
+  const { sizeBytes, credit, interrupted } = facts;
   const committed =
     newest === undefined ? {} : { point: newest.point, cycle: newest.cycle, root: Buffer.from(newest.root, "hex") };
   return {
     type: "opened",
     fresh: newest === undefined,
     ...committed,
-    ...facts,
+    sizeBytes,
+    credit,
+    ...(interrupted ? { interrupted } : {}),
     blockBytes: record.blockBytes,
     digestKind: record.digestKind,
     empty: writer.table.countNonZero() === 0,

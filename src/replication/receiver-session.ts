@@ -209,7 +209,7 @@ export class ReceiverSession {
   async #open(open: Open): Promise<void> {
     const { log } = this.#s;
     this.#disk = open.disk;
-    const writer = await openForSender(this.#s, this, open);
+    const { writer, interrupted } = await openForSender(this.#s, this, open);
     this.#writer = writer;
     this.#abort.signal.throwIfAborted();
     this.#slots = this.#s.reserveSlots();
@@ -227,7 +227,7 @@ export class ReceiverSession {
       },
     });
     this.#openDisk = disk;
-    if (writer.doubtful) {
+    if (writer.doubt !== undefined) {
       this.#phase = "rebuild";
       await disk.rebuild();
       this.#phase = "idle";
@@ -250,7 +250,7 @@ export class ReceiverSession {
       ungranted: 0,
       grantEvery: Math.max(1, window >> 2),
     };
-    this.#send(openedMessage(this.#s, writer, open, { sizeBytes: before, credit: window }));
+    this.#send(openedMessage(this.#s, writer, open, { sizeBytes: before, credit: window, interrupted }));
     log.info(
       {
         disk: open.disk,

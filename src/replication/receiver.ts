@@ -12,6 +12,7 @@ import type { Link, PeerIdentity } from "../transport/link.ts";
 import { fromErrorMessage, toErrorMessage } from "../wire/error-message.ts";
 import { answer as answerHello } from "../wire/handshake.ts";
 import type { Hello } from "../wire/messages.ts";
+import { DiskQuota, type IdentityLimits, identityLimitsOf } from "./identity-limits.ts";
 import { ReceiverSession } from "./receiver-session.ts";
 
 /** May this peer write this disk? Undefined: yes; else the error it gets. `owner` undefined: the disk does not exist yet. */
@@ -27,6 +28,8 @@ export interface ReceiverOptions {
   readonly authorize: Authorize;
   readonly software: string;
   readonly codecs: readonly CodecName[];
+  /** Of each identity; default: {@link identityLimitsOf} nothing. */
+  readonly perIdentity?: Partial<IdentityLimits> | undefined;
   readonly onPoint?: (event: { readonly disk: string; readonly point: Point; readonly peer: PeerIdentity }) => void;
 }
 
@@ -45,6 +48,8 @@ export function createReceiver(options: ReceiverOptions): Receiver {
 
 /** What sessions need of the receiver around them. */
 export interface ReceiverSurroundings extends ReceiverOptions {
+  /** What identities own. Claims of a session are forgotten when it is over. */
+  readonly quota: DiskQuota;
   /**
    * Makes this session the one that works on the disk. A session of the same identity and instance that is still there is superseded: resolves when its last
    * queued write has settled. Rejects with `disk-busy` when another peer's session has it.
@@ -67,6 +72,8 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
   readonly software: string;
   readonly codecs: readonly CodecName[];
   readonly onPoint: NonNullable<ReceiverOptions["onPoint"]>;
+  readonly quota: DiskQuota;
+  readonly #limits: IdentityLimits;
   readonly #sessions = new Map<string, ReceiverSession>();
   readonly #disks = new Map<string, ReceiverSession>();
   #closing = false;
@@ -82,6 +89,8 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
     this.software = options.software;
     this.codecs = options.codecs;
     this.onPoint = options.onPoint ?? ((): void => {});
+    this.#limits = identityLimitsOf(options.perIdentity);
+    this.quota = new DiskQuota(this.store, this.#limits);
   }
 
   get sessions(): number {
@@ -157,15 +166,33 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
     if (this.#sessions.size >= limits.sessionsMax) {
       return refuse(new ReplicationError("receiver-busy", `the receiver has ${limits.sessionsMax} sessions already`));
     }
+    const crowded = this.#crowded(link.peer, hello);
+    if (crowded !== undefined) return refuse(crowded);
     const session = new ReceiverSession(this, link, hello);
     this.#sessions.set(token, session);
     void session.over.then(() => {
       this.#sessions.delete(token);
-      for (const [disk, holder] of this.#disks) if (holder === session) this.#disks.delete(disk);
+      for (const [disk, holder] of this.#disks) {
+        if (holder !== session) continue;
+        this.#disks.delete(disk);
+        this.quota.forget(disk);
+      }
     });
     session.greeted(answer, 0);
     link.send(answer);
     return [session, 0];
+  }
+
+  /** The refusal of one more session of this peer, when it has as many as it may. */
+  #crowded(peer: PeerIdentity, hello: Hello): ReplicationError | undefined {
+    const its = [...this.#sessions.values()].filter((session) => session.peer.name === peer.name);
+    // A sender that takes over from itself, its old session not known to be dead yet, is let in beside it.
+    const before = its.filter((session) => session.instance === hello.instance).length === 1 ? 1 : 0;
+    const { sessions } = this.#limits;
+    if (its.length - before < sessions) return undefined;
+    return new ReplicationError("receiver-busy", `${peer.name} has ${its.length} sessions at this receiver already`, {
+      details: { identity: peer.name, sessions: its.length, sessionsMax: sessions },
+    });
   }
 
   async claim(disk: string, session: ReceiverSession): Promise<void> {

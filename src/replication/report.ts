@@ -1,29 +1,40 @@
 /** What a send did, as plain data: the reduction funnel from the size of the disk down to bytes on the wire. */
+import type { ErrorCode } from "../base/errors.ts";
 
-/** Why blocks were looked at. */
-export type SendReason = "initial" | "scan" | "resume" | "bitmap" | `resync:${string}`;
+/**
+ * Why blocks were looked at. `initial`: the disk was empty and has no point. `scan`: a delta, every block compared. `resume`: an initial copy or
+ * delta that an earlier run left half done goes on. `resync:<code>`: an attempt of this run ended with this error, which put the receiver's table
+ * in doubt; all was compared again. `bitmap`: only blocks a tracker marked (this version has no trackers and never says so).
+ */
+export type SendReason = "initial" | "scan" | "resume" | "bitmap" | `resync:${ErrorCode}`;
 
-/** The funnel. All in bytes unless the name says otherwise. Grows while a send runs; each stage is at most the one before it (wire aside). */
+/**
+ * The funnel. All in bytes unless the name says otherwise. Grows while a send runs.
+ *
+ * A send may take several attempts. Two kinds of counts:
+ * of content (`changed...`, `shipped...`, `zero...`): a block counts once, the first time it is sent, so that each is at most the one before it and
+ * at most the size of the disk; of work (`read...`, `packed...`, `wire...`, `repeated...`): everything that was done, in all attempts.
+ */
 export interface Funnel {
   /** Size of the disk. */
   sizeBytes: number;
   /** Of it, not a hole at the source. */
   allocatedBytes: number;
-  /** Looked at so far, holes included: progress. */
+  /** Looked at so far in this attempt, holes included: progress. */
   scannedBytes: number;
-  /** Read from the image (a block read a second time counts again). */
+  /** Read from the image; what is read a second time counts again. */
   readBytes: number;
-  /** Blocks whose digest differed. */
+  /** Blocks whose digest differed. Each once. */
   changedBlockBytes: number;
   /** Parts that differed (a block that became zero counts whole). */
   changedBytes: number;
   /** Of them, not zero: what had to travel. */
   shippedBytes: number;
-  /** After compression. */
+  /** Frames with content, after compression. What had to be sent again, in this attempt or a later one, counts again. */
   packedBytes: number;
-  /** Both directions, TLS included. */
+  /** Both directions, TLS included, all attempts. */
   wireBytes: number;
-  /** Blocks that became zero. */
+  /** Blocks that became zero. Each once. */
   zeroBlocks: number;
   /** Blocks sent again at the receiver's request. */
   repeatedBlocks: number;
@@ -54,6 +65,7 @@ export interface SendReport {
   readonly created: boolean;
   /** Hex. */
   readonly root: string;
+  /** Of the whole run: what its first attempt found, or the last doubt on the way. */
   readonly reason: SendReason;
   readonly funnel: Readonly<Funnel>;
   readonly seconds: number;

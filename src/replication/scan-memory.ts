@@ -8,10 +8,21 @@ export interface ScanMemory {
   /** Page digests of the source, of pages in `done`. */
   readonly pages: PageDigests;
   readonly done: PagedBits;
+  /** Blocks that are in the funnel, of pages not in `done`: those pages are in it as a whole. */
+  readonly counted: Map<number, Set<number>>;
+  /** Bytes of parts sent in all attempts, those sent again too: whether an attempt got anywhere. */
+  sentBytes: number;
   /** Where the next attempt starts. */
   nextPage: number;
 }
 
 export function createScanMemory(geometry: Geometry): ScanMemory {
-  return { geometry, pages: createPageDigests(geometry), done: new PagedBits(pageCount(geometry)), nextPage: 0 };
+  return {
+    geometry,
+    pages: createPageDigests(geometry),
+    done: new PagedBits(pageCount(geometry)),
+    counted: new Map(),
+    sentBytes: 0,
+    nextPage: 0,
+  };
 }

@@ -35,6 +35,7 @@ import type { CodecChoice, CodecPick } from "./codec-choice.ts";
 import { type BlockRange, blocksOutside, cutRanges, DataCursor } from "./data-cursor.ts";
 import { differences, type PageWork, RecentPages } from "./page-work.ts";
 import { differingParts, frameEnd, partRanges, readParts, runsOf, runsOfRanges } from "./part-ranges.ts";
+import { FunnelCount } from "./funnel-count.ts";
 import type { RateLimit } from "./rate.ts";
 import type { Funnel } from "./report.ts";
 import type { ScanMemory } from "./scan-memory.ts";
@@ -85,6 +86,7 @@ export class Scan {
   readonly #geometry: Geometry;
   readonly #width: number;
   readonly #base: BaseTable;
+  readonly #count: FunnelCount;
   readonly #pageGate = new Gate(pagesUnderWay);
   readonly #batchGate = new Gate(batchesUnderWay);
   /** Pieces read at a time: few, so that the slots they use stay in the processor's cache. */
@@ -108,6 +110,7 @@ export class Scan {
     this.#width = digestBytes(this.#geometry.digestKind);
     this.#repeated = new PagedBits(blockCount(this.#geometry));
     this.#readGate = new Gate(options.lanes.count * piecesPerLane);
+    this.#count = new FunnelCount(options.funnel, options.memory);
     this.#base = new BaseTable(options.session, this.#geometry, { empty, sizeBytes: baseBytes });
   }
 
@@ -416,14 +419,12 @@ export class Scan {
       funnel.repeatedBlocks += blocks.length;
       return;
     }
-    funnel.changedBlockBytes += blocks.length * this.#geometry.blockBytes;
-    funnel.changedBytes += rawBytes;
-    funnel.shippedBytes += rawBytes;
+    this.#count.parts(blocks, masks);
   }
 
   /** Blocks ascending; neighbours travel together. */
   async #shipZeros(blocks: readonly number[], repeat: boolean): Promise<void> {
-    const { session, rate, funnel, signal } = this.#o;
+    const { session, rate, signal } = this.#o;
     for (let index = 0; index < blocks.length; ) {
       const first = blocks[index] ?? 0;
       let count = 1;
@@ -432,10 +433,7 @@ export class Scan {
       await session.takeCredit();
       await rate.take(64, signal);
       session.sendZero({ type: "zero", first, count, repeat });
-      if (repeat) continue;
-      funnel.zeroBlocks += count;
-      funnel.changedBlockBytes += count * this.#geometry.blockBytes;
-      funnel.changedBytes += count * this.#geometry.blockBytes;
+      if (!repeat) this.#count.zeros(first, count);
     }
   }
 
@@ -445,6 +443,7 @@ export class Scan {
     const { memory } = this.#o;
     memory.pages.set(work.page, pageDigest(work.digests));
     memory.done.add(work.page);
+    this.#count.settle(work.page);
     this.#recent.set(work.page, work.digests);
     if (work.cold.length > 0) void this.#track(this.#o.lanes.run("letGo", { runs: work.cold }).then(() => undefined));
     this.#scanned(work.page);

@@ -14,6 +14,7 @@ import type { DigestKind, Geometry } from "../base/units.ts";
 import type { CodecName } from "../codec/compression.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
+import { checkDiskName } from "../replica/store.ts";
 import type { Link } from "../transport/link.ts";
 import { offer } from "../wire/handshake.ts";
 import type { Durable, Open, Opened } from "../wire/messages.ts";
@@ -40,7 +41,7 @@ export interface SendSource {
 
 export interface SenderOptions {
   readonly source: SendSource;
-  /** Name of the disk at the receiver. */
+  /** Name of the disk at the receiver: 1 to 63 of a-z 0-9 . _ -; another one is `disk-name-invalid`. */
   readonly disk: string;
   /** Makes one connection to the receiver. */
   readonly connect: (signal: AbortSignal) => Promise<Link>;
@@ -68,7 +69,7 @@ export interface SenderOptions {
   readonly skipEmpty?: boolean | undefined;
   readonly adopt?: boolean | undefined;
   readonly allowShrink?: boolean | undefined;
-  /** Attempts in a row without any progress before giving up; default 8. A first connection that fails is tried 3 times. */
+  /** Attempts in a row without any progress before giving up; default 8. While the receiver has never answered: 3. */
   readonly attemptsMax?: number | undefined;
 }
 
@@ -101,8 +102,9 @@ class SenderRun implements Sender {
   #phase: SendProgress["phase"] = "connecting";
   #attempt = 0;
   #wireBefore = 0;
-  #everOpened = false;
-  #firstReason: SendReason | undefined;
+  /** The receiver has answered, if only to say that it is busy. */
+  #everReached = false;
+  #reason: SendReason | undefined;
 
   constructor(options: SenderOptions) {
     this.#o = options;
@@ -123,6 +125,7 @@ class SenderRun implements Sender {
 
   async run(signal: AbortSignal = new AbortController().signal): Promise<SendReport> {
     const { clock, log, source } = this.#o;
+    checkDiskName(this.#o.disk);
     const startedAt = clock.monotonic();
     await source.guard?.begin();
     for (let failures = 0; ; ) {
@@ -136,8 +139,10 @@ class SenderRun implements Sender {
         if (signal.aborted) throw toReplicationError(signal.reason, "aborted");
         const error = toReplicationError(thrown);
         failures = this.#advanced(before, error) ? 1 : failures + 1;
-        const limit = this.#everOpened ? (this.#o.attemptsMax ?? 8) : Math.min(3, this.#o.attemptsMax ?? 3);
+        this.#everReached ||= error.remote;
+        const limit = this.#everReached ? (this.#o.attemptsMax ?? 8) : Math.min(3, this.#o.attemptsMax ?? 3);
         if (error.action === "never" || failures >= limit) throw error;
+        if (error.action === "resync") this.#reason = `resync:${error.code}`;
         const wait = backoffMillis(failures);
         log.warn(
           { code: error.code, disk: this.#o.disk, attempt: this.#attempt, waitSeconds: wait / 1000 },
@@ -152,7 +157,7 @@ class SenderRun implements Sender {
   }
 
   #progressMark(): ProgressMark {
-    return { pages: this.#memory?.done.count ?? 0, bytes: this.#funnel.shippedBytes };
+    return { pages: this.#memory?.done.count ?? 0, bytes: this.#memory?.sentBytes ?? 0 };
   }
 
   /**
@@ -185,7 +190,7 @@ class SenderRun implements Sender {
     try {
       const open = this.#openMessage();
       const opened = await session.open(open);
-      this.#everOpened = true;
+      this.#everReached = true;
       const plan = planSession(open, opened);
       const durable = plan.kind === "already-durable" ? undefined : await this.#compare(session, plan, opened, repeats);
       const report = this.#report(plan, durable, opened, startedAt);
@@ -235,7 +240,7 @@ class SenderRun implements Sender {
   ): Promise<Durable> {
     const { source, lanes, pool, clock } = this.#o;
     const signal = session.signal;
-    this.#firstReason ??= plan.reason;
+    this.#reason ??= plan.reason;
     if (plan.sampleFirst) {
       await checkResemblance({
         session,
@@ -312,6 +317,10 @@ class SenderRun implements Sender {
     ) {
       return memory;
     }
+    // Another disk under the name, of which nothing was sent yet.
+    if (memory !== undefined) {
+      Object.assign(this.#funnel, { changedBlockBytes: 0, changedBytes: 0, shippedBytes: 0, zeroBlocks: 0 });
+    }
     const created = createScanMemory(geometry);
     created.nextPage = Math.floor(opened.resumeBlock / (4096 / (geometry.digestKind === "xxh64" ? 8 : 16)));
     this.#memory = created;
@@ -355,7 +364,7 @@ class SenderRun implements Sender {
       point: found?.point ?? 0,
       created: found?.created ?? false,
       root: Buffer.from(found?.root ?? []).toString("hex"),
-      reason: this.#firstReason ?? "resume",
+      reason: this.#reason ?? "resume",
       funnel: this.#funnel,
       seconds: (this.#o.clock.monotonic() - startedAt) / 1000,
       attempts: this.#attempt,

@@ -19,6 +19,8 @@ export interface LinuxCalls {
   readonly punch?: ((fd: number, offset: number, length: number) => number) | undefined;
   /** flock, never waiting. */
   readonly flock?: ((fd: number, operation: "shared" | "exclusive" | "unlock") => number) | undefined;
+  /** The user this process acts as. */
+  readonly userId?: (() => number) | undefined;
   readonly advise?: ((fd: number, offset: number, length: number, advice: Advice) => number) | undefined;
   /** sync_file_range: begins to write, does not wait for it. */
   readonly writeback?: ((fd: number, offset: number, length: number) => number) | undefined;
@@ -118,6 +120,8 @@ function bindFileCalls(binder: Binder): Omit<LinuxCalls, "missing"> {
       ((fd, offset, length) =>
         untilSettled(() => fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length))),
     flock: flock && ((fd, operation) => untilSettled(() => flock(fd, operations[operation]))),
+    // Not os.userInfo: it fails for a user without an entry in passwd, as containers have.
+    userId: binder.bind("geteuid", "uint geteuid()"),
     byteLocked: bindByteLocked(binder),
   };
 }

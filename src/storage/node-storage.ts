@@ -1,16 +1,16 @@
 /** {@link Storage} over node:fs, with the Linux calls where they are to be had. */
 import * as fs from "node:fs";
 import { chmod, link, mkdir, readdir, rename, rmdir, stat, statfs, unlink } from "node:fs/promises";
-import { constants, platform } from "node:os";
+import { platform, tmpdir } from "node:os";
 import { promisify } from "node:util";
 import { errnoOf } from "../base/errors.ts";
 import { deviceName, deviceWriteCounter } from "./block-device.ts";
+import { lockFile, lockName } from "./file-lock.ts";
 import { fileBytesMax } from "./file-system.ts";
 import { type LinuxCalls, loadLinuxCalls } from "./linux.ts";
 import { NodeFile, toFileStat } from "./node-file.ts";
 import { createNodeLanes } from "./node-lanes.ts";
-import type { Capabilities, FileLock, FileStat, LaneStorage, OpenOptions, Storage, StorageFile } from "./seam.ts";
-import { systemError } from "./system-error.ts";
+import type { Capabilities, FileStat, LaneStorage, OpenOptions, Storage, StorageFile } from "./seam.ts";
 
 const openDescriptor = promisify(fs.open);
 const closeDescriptor = promisify(fs.close);
@@ -22,8 +22,11 @@ const syncDescriptor = promisify(fs.fsync);
  */
 const qemuWriterBytes = [101, 103];
 
-/** `linux`: the calls to use instead of the platform's, for tests of what a platform may lack. */
-export function createNodeStorage(options: { readonly linux?: LinuxCalls } = {}): Storage {
+/**
+ * `linux`: the calls to use instead of the platform's, for tests of what a platform may lack. `temporary`: the folder for locks by name; default
+ * the system's for temporary files.
+ */
+export function createNodeStorage(options: { readonly linux?: LinuxCalls; readonly temporary?: string } = {}): Storage {
   const linux = lazily(() => options.linux ?? loadLinuxCalls());
   return {
     get capabilities() {
@@ -51,6 +54,7 @@ export function createNodeStorage(options: { readonly linux?: LinuxCalls } = {})
       };
     },
     lock: (path, kind) => lockFile(path, kind, linux()),
+    lockName: (name) => lockName(name, options.temporary ?? tmpdir(), linux()),
     probeImageLock(file) {
       const { byteLocked } = linux();
       return qemuWriterBytes.some((offset) => byteLocked?.(file.fd, offset) === 1) ? "writer" : undefined;
@@ -140,41 +144,4 @@ async function statPath(path: string, linux: LinuxCalls): Promise<FileStat | und
     throw error;
   }
   return toFileStat(stats, linux, undefined);
-}
-
-async function lockFile(path: string, kind: "shared" | "exclusive", linux: LinuxCalls): Promise<FileLock | undefined> {
-  const { flock } = linux;
-  if (flock === undefined) throw systemError("flock", -constants.errno.ENOTSUP, path);
-  const fd = await openForLock(path, kind);
-  const result = flock(fd, kind);
-  if (result === 0) {
-    let released: Promise<void> | undefined;
-    return {
-      release() {
-        // Unlocked first: a child process that is being started holds a copy of the descriptor for a moment.
-        if (released === undefined) {
-          flock(fd, "unlock");
-          released = closeDescriptor(fd);
-        }
-        return released;
-      },
-    };
-  }
-  await closeDescriptor(fd);
-  const { EWOULDBLOCK, ENOSYS, ENOLCK, EOPNOTSUPP, EINVAL } = constants.errno;
-  if (result === -EWOULDBLOCK) return undefined;
-  const unsupported = [ENOSYS, ENOLCK, EOPNOTSUPP, EINVAL].includes(-result);
-  throw systemError("flock", unsupported ? -constants.errno.ENOTSUP : result, path);
-}
-
-/** Read-write, because a network file system grants an exclusive lock to writers only. */
-async function openForLock(path: string, kind: "shared" | "exclusive"): Promise<number> {
-  try {
-    return await openDescriptor(path, fs.constants.O_RDWR | fs.constants.O_CREAT, 0o600);
-  } catch (error) {
-    const code = errnoOf(error);
-    if (kind === "exclusive" || (code !== "EROFS" && code !== "EACCES")) throw error;
-    // A reader of a store it may not write.
-    return openDescriptor(path, fs.constants.O_RDONLY);
-  }
 }

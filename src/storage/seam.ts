@@ -143,6 +143,12 @@ export interface Storage {
    * open handle, in this process or any other, holds it in a conflicting way. Throws `ENOTSUP` where there are no locks.
    */
   lock(path: string, kind: "shared" | "exclusive"): Promise<FileLock | undefined>;
+  /**
+   * An exclusive kernel lock between the processes of this user on this machine, by a name that is good for a file. Nothing stays behind once it
+   * is released. Undefined when another has it. Throws `ENOTSUP` where there are no locks, and what keeps this user from making files where such
+   * locks lie, the system's folder for temporary files.
+   */
+  lockName?(name: string): Promise<FileLock | undefined>;
   /** `writer` while QEMU has the file open for writing (its image locks tell); undefined: nobody seen, or not known. */
   probeImageLock?(file: StorageFile): "writer" | undefined;
   /**

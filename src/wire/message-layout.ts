@@ -135,6 +135,7 @@ export const layouts: Layouts = {
       digestKind: required("k", oneOf(digestKinds)),
       empty: required("z", flag()),
       anotherSource: required("a", flag()),
+      interrupted: optional("i", flag()),
       resumeBlock: required("rb", block),
       generation: required("g", id),
       term: required("t", safe),

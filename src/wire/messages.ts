@@ -70,6 +70,8 @@ export interface Opened {
   readonly empty: boolean;
   /** True when the source that wrote the newest point was another one than the `source` of `open`. */
   readonly anotherSource: boolean;
+  /** True when a delta was begun after the newest point and not committed: this session goes on with it. Undefined: false, or not told. */
+  readonly interrupted?: boolean;
   /** Block where a resumed scan may start (it wraps round). A hint. */
   readonly resumeBlock: number;
   readonly generation: string;

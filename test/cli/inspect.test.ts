@@ -169,7 +169,7 @@ describe("every file of a store", () => {
   test.each(files.filter(([name]) => /json|undo/.test(name)))("%s, cut short", async (name) => {
     const bytes = readFileSync(join(disk, name));
     const path = join(folder, basename(name));
-    writeFileSync(path, bytes.subarray(0, bytes.length - 3));
+    writeFileSync(path, bytes.subarray(0, name.endsWith(".undo") ? 40 : bytes.length - 3));
     const { code, lines } = await inspect(path);
     expect(code).toBe(1);
     expect(lines[0]?.["trouble"]).toContain(basename(name));

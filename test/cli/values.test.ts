@@ -107,6 +107,16 @@ describe("options of send that are wrong", () => {
     const run = sendVerb.run(["no-image", "127.0.0.1:1/web", "--tls", "no-folder", option, value], io);
     await expect(run).rejects.toMatchObject({ code: "usage", message: expect.stringContaining(option) as string });
   });
+  test.each(["Web", "web:1", ".web", "x".repeat(64), "wéb"])(
+    "disk name %s: what is allowed is said, nothing is connected",
+    async (disk) => {
+      const run = sendVerb.run(["no-image", `127.0.0.1:1/${disk}`, "--tls", "no-folder"], io);
+      await expect(run).rejects.toMatchObject({
+        code: "usage",
+        message: expect.stringMatching(/1 to 63 .*a-z, 0-9/) as string,
+      });
+    },
+  );
   test.each(["127.0.0.1:1", "127.0.0.1:1/", "/web", "host/web"])("target %s", async (target) => {
     await expect(sendVerb.run(["no-image", target, "--tls", "x"], io)).rejects.toMatchObject({ code: "usage" });
   });

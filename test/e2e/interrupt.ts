@@ -170,7 +170,7 @@ export async function killDeltas(scope: Scope, setting: Setting, rounds: number)
       await restart(scope, setting);
     }
     const done = await expectDone(setting, startSend(scope, through(setting, disk)), disk);
-    expect(done).toMatchObject({ reason: "scan", point: round + 2 });
+    expect(done).toMatchObject({ reason: "resume", point: round + 2 });
     expect(done.bytesWire).toBeLessThan(most);
   }
 }

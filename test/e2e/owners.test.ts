@@ -1,5 +1,5 @@
 /** Whose disk it is: two senders, two images, two certificates for one name. */
-import { copyFileSync } from "node:fs";
+import { copyFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { makeNoise, MIB, noise, PART, waitForLog, writeAt } from "./content.ts";
@@ -29,9 +29,9 @@ beforeAll(async () => {
 });
 
 /** A send to disk `vm` that stays in the middle of its data until the proxy lets it go on. */
-async function sendHeld(scope: Scope, setting: Setting): Promise<CliProcess> {
+async function sendHeld(scope: Scope, setting: Setting, options = through(setting, "vm")): Promise<CliProcess> {
   setting.proxy.holdUp(4 * MIB);
-  const sender = startSend(scope, through(setting, "vm"));
+  const sender = startSend(scope, options);
   await setting.proxy.passedUp(4 * MIB);
   return sender;
 }
@@ -52,13 +52,23 @@ test.concurrent("a second sender for a disk is refused and told who has it; the 
 
 test.concurrent("the same image sent twice at a time is refused where it is sent (C-82)", async (t) => {
   const setting = await makeSetting(t, pki, 16 * MIB, 2);
-  const first = await sendHeld(t, setting);
-  const second = await send(t, through(setting, "vm"));
+  const temporary = tempDir(t);
+  const options = { ...through(setting, "vm"), env: { TMPDIR: temporary } };
+  const first = await sendHeld(t, setting, options);
+  const second = await send(t, options);
   expect(second.code).toBe(1);
   expect(second.error).toMatchObject({ code: "image-busy" });
   expect(second.error?.message).toContain(setting.image);
   setting.proxy.holdUp(undefined);
   expect(await expectDone(setting, first, "vm")).toMatchObject({ attempts: 1, point: 1 });
+  // A folder of this user's locks, with nothing in it.
+  expect(readdirSync(temporary, { recursive: true })).toEqual([expect.stringMatching(/^replicate-\d+$/)]);
+
+  // Where the lock cannot be made the image is not sent without it.
+  const nowhere = await send(t, { ...options, env: { TMPDIR: join(temporary, "missing") } });
+  expect(nowhere.code).toBe(1);
+  expect(nowhere.error).toMatchObject({ code: "locks-unsupported" });
+  expect(nowhere.error?.message).toContain("TMPDIR");
 });
 
 test.concurrent("a sender that died behind a dead link and starts again takes over at once", async (t) => {

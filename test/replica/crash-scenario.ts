@@ -80,11 +80,11 @@ async function withWriter(store: Store, use: (writer: DiskWriter) => Promise<voi
 
 async function commit(history: History, store: Store, process: SimulatedProcess, state: State): Promise<void> {
   await withWriter(store, async (writer) => {
-    if (writer.doubtful) await rebuild(writer, process.lanes);
+    if (writer.doubt !== undefined) await rebuild(writer, process.lanes);
     history.quiet = false;
     await writer.begin();
     await writer.grow(state.disk.sizeBytes);
-    apply(writer, process.lanes, state.blocks);
+    await apply(writer, process.lanes, state.blocks);
     history.asked = state;
     const point = await writer.commit(commitFacts(state.cycle));
     expect(point.root).toBe(rootOf(state.disk, state.blocks));
@@ -104,8 +104,8 @@ export async function live(process: SimulatedProcess, history: History): Promise
   await withWriter(store, async (writer) => {
     history.quiet = false;
     await writer.begin();
-    putBlock(writer, process.lanes, 1, 5);
-    putBlock(writer, process.lanes, 257, 0);
+    await putBlock(writer, process.lanes, 1, 5);
+    await putBlock(writer, process.lanes, 257, 0);
     await writer.suspend(258);
     history.quiet = true;
   });
@@ -154,7 +154,7 @@ async function checkDisk(process: SimulatedProcess, store: Store, history: Histo
   const { state: found } = (await store.summary(diskName)) ?? {};
   expect(found).toBe("receiving");
   if (history.quiet) expect(writer.doubt).toBeUndefined();
-  if (writer.doubtful) {
+  if (writer.doubt !== undefined) {
     await rebuild(writer, process.lanes);
     expectTableTrue(writer, process.lanes);
     await writer.release();
@@ -183,7 +183,7 @@ async function lookThenLosePower(disk: SimulatedDisk, history: History): Promise
         history.durable.push(history.asked);
         history.asked = undefined;
       }
-      if (!writer.doubtful) return;
+      if (writer.doubt === undefined) return;
       await rebuild(writer, process.lanes);
       history.quiet = true;
     });

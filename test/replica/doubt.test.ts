@@ -8,12 +8,12 @@ const idle: DiskFindings = {
   tableRoot: "bb",
   committedRoot: "bb",
   newest: 4,
-  openLog: false,
+  openLog: "none",
   session: undefined,
   replica,
   sizeBytes: 100,
 };
-const laidAside: DiskFindings = { ...idle, tableRoot: "aa", openLog: true, session };
+const laidAside: DiskFindings = { ...idle, tableRoot: "aa", openLog: "named", session };
 
 const cases: readonly (readonly [string, DiskFindings, RegExp | undefined])[] = [
   ["idle", idle, undefined],
@@ -44,6 +44,14 @@ for (const [name, findings, expected] of cases) {
   test(name, () => {
     const doubt = findDoubt(findings);
     if (expected === undefined) expect(doubt).toBeUndefined();
-    else expect(doubt).toMatch(expected);
+    else expect(doubt?.why).toMatch(expected);
   });
 }
+
+test("after an unclean end only blocks the log names are in doubt, as far as it can be read", () => {
+  const unclean = { ...laidAside, session: undefined };
+  expect(findDoubt(unclean)?.blocks).toBe("recent");
+  expect(findDoubt({ ...unclean, openLog: "unknown" })?.blocks).toBe("all");
+  expect(findDoubt({ ...unclean, sizeBytes: 101 })?.blocks).toBe("all");
+  expect(findDoubt({ ...laidAside, replica: { ...replica, changedNanos: "1001" } })?.blocks).toBe("all");
+});

@@ -73,7 +73,7 @@ describe("a sync that failed once (C-97)", () => {
       await store.create(diskName, { geometry: disk, owner: "sender", sectorBytes: 512 });
       const writer = await openWriter(store);
       await writer.begin();
-      putBlock(writer, process.lanes, 3, 1);
+      await putBlock(writer, process.lanes, 3, 1);
       armed = true;
       await expect(writer.commit(commitFacts("c1"))).rejects.toMatchObject({ code: "sync-failed" });
       expect(armed).toBe(false);
@@ -83,11 +83,13 @@ describe("a sync that failed once (C-97)", () => {
       await writer.release();
 
       const next = await openWriter(store);
-      expect(next.doubtful).toBe(true);
-      await rebuild(next, process.lanes);
+      // Behind the rename everything the record speaks of is durable: the next open syncs the directory first.
+      if (file === "points") expect(next.newest?.cycle).toBe("c1");
+      else expect(next.doubt).toBeDefined();
+      if (next.doubt !== undefined) await rebuild(next, process.lanes);
       expectTableTrue(next, process.lanes);
       await next.begin();
-      apply(next, process.lanes, new Map([[3, 1]]));
+      await apply(next, process.lanes, new Map([[3, 1]]));
       const point = await next.commit(commitFacts("c2"));
       expect(point.root).toBe(rootOf(disk, new Map([[3, 1]])));
       await next.release();
@@ -117,7 +119,7 @@ describe("a sync that failed once (C-97)", () => {
     await store.create(diskName, { geometry: disk, owner: "sender", sectorBytes: 512 });
     const writer = await openWriter(store);
     await writer.begin();
-    putBlock(writer, process.lanes, 3, 1);
+    await putBlock(writer, process.lanes, 3, 1);
     await expect(writer.commit(commitFacts("c1"))).rejects.toMatchObject({ code: "sync-failed" });
     await writer.release();
     const next = await openWriter(store);

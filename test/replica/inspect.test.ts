@@ -27,7 +27,7 @@ async function setUp(): Promise<{
   await store.create(diskName, { geometry: geometry(300 * blockBytes), owner: "sender", sectorBytes: 512 });
   const writer = await openWriter(store);
   await writer.begin();
-  putBlock(writer, process.lanes, 299, 1);
+  await putBlock(writer, process.lanes, 299, 1);
   const { root } = await writer.commit(commitFacts("c1"));
   await writer.begin();
   await writer.suspend(7);
@@ -65,7 +65,8 @@ describe("a damaged file is described and its trouble told", () => {
       const { machine, process } = await setUp();
       const path = `${directory}/${name}`;
       const bytes = machine.peek(path) ?? new Uint8Array();
-      const at = Math.max(bytes.length - 8, 0);
+      // Of an undo log the id: what lies behind its last batch says nothing.
+      const at = name.endsWith(".undo") ? 20 : Math.max(bytes.length - 8, 0);
       machine.poke(path, Uint8Array.of((bytes[at] ?? 0) ^ 0x02), at);
       expect((await inspectStoreFile(process, path))?.trouble).toMatch(/is damaged/);
       const file = await process.open(path, { write: true });

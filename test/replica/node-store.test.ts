@@ -49,7 +49,7 @@ const pathOf = (name: string): string => join(directory, "store/disks", diskName
 async function commitFirst(): Promise<void> {
   const writer = await openWriter(store);
   await writer.begin();
-  apply(writer, storage.lanes, blocks);
+  await apply(writer, storage.lanes, blocks);
   expect((await writer.commit(commitFacts("c1"))).root).toBe(rootOf(disk, blocks));
   await writer.release();
 }
@@ -81,8 +81,8 @@ test("a delta is laid aside and taken up again; touched in between it is read ag
   await commitFirst();
   let writer = await openWriter(store);
   await writer.begin();
-  putBlock(writer, storage.lanes, 5, 5);
-  putBlock(writer, storage.lanes, 7, 0);
+  await putBlock(writer, storage.lanes, 5, 5);
+  await putBlock(writer, storage.lanes, 7, 0);
   await writer.suspend(8);
   await writer.release();
   writer = await openWriter(store);
@@ -93,11 +93,11 @@ test("a delta is laid aside and taken up again; touched in between it is read ag
   const future = new Date("2099-01-01T00:00:00Z");
   await utimes(pathOf("replica.raw"), future, future);
   writer = await openWriter(store);
-  expect(writer.doubt).toMatch(/touched/);
+  expect(writer.doubt?.why).toMatch(/touched/);
   await rebuild(writer, storage.lanes);
   expectTableTrue(writer, storage.lanes);
   await writer.begin();
-  apply(writer, storage.lanes, blocks);
+  await apply(writer, storage.lanes, blocks);
   expect((await writer.commit(commitFacts("c2"))).root).toBe(rootOf(disk, blocks));
   await writer.release();
   expect((await store.summary(diskName))?.state).toBe("idle");
@@ -137,7 +137,7 @@ test("a disk of a terabyte takes next to nothing", async ({ skip }) => {
   const writer = await openWriter(store, "large");
   expect(writer.table.countNonZero()).toBe(0);
   await writer.begin();
-  putBlock(writer, storage.lanes, TIB / blockBytes - 1, 9);
+  await putBlock(writer, storage.lanes, TIB / blockBytes - 1, 9);
   await writer.commit(commitFacts("c1"));
   await writer.release();
   expect((await store.summary("large"))?.allocatedBytes).toBeLessThan(1_000_000);

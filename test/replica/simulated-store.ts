@@ -5,7 +5,13 @@ import { toReplicationError } from "../../src/base/errors.ts";
 import { silentLogger } from "../../src/base/logger.ts";
 import type { Clock } from "../../src/base/clock.ts";
 import type { Random } from "../../src/base/random.ts";
-import { blockCount, blockLength, type Geometry, KIB } from "../../src/base/units.ts";
+import { blockCount, blockLength, type Geometry, KIB, pageCount } from "../../src/base/units.ts";
+import { createBufferPool } from "../../src/base/buffer-pool.ts";
+import { createLane } from "../../src/lanes/lane.ts";
+import { createInlineLanes, type Lanes } from "../../src/lanes/lanes.ts";
+import { slotBytes } from "../../src/lanes/slot-layout.ts";
+import { OldContent } from "../../src/replication/old-content.ts";
+import { rebuildTable } from "../../src/replication/rebuild.ts";
 import type { LaneStorage, Storage } from "../../src/storage/seam.ts";
 import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
 import { type DiskWriter, openStore, type Point, type Store } from "../../src/replica/store.ts";
@@ -104,9 +110,31 @@ export function rootOf(disk: Geometry, blocks: Blocks): string {
   return Buffer.from(pages.root()).toString("hex");
 }
 
-/** Writes one block as a lane does, to the replica and then to the table; a failure poisons, as the receiver does it. */
-export function putBlock(writer: DiskWriter, lanes: LaneStorage, block: number, value: number): void {
+const pool = createBufferPool({ slotBytes, slotCount: 4 });
+const lane = await createLane({ memory: pool.memory, storage: {} as LaneStorage });
+const keepers = new WeakMap<DiskWriter, OldContent>();
+
+function lanesOver(storage: LaneStorage): Lanes {
+  return createInlineLanes({ ...lane, storage });
+}
+
+function keeperOf(writer: DiskWriter, storage: LaneStorage): OldContent {
+  let keeper = keepers.get(writer);
+  if (keeper === undefined) {
+    const signal = new AbortController().signal;
+    const lanes = lanesOver(storage);
+    keeper = new OldContent({ disk: diskName, writer, lanes, pool, log: silentLogger, signal, isSettled: () => true });
+    keepers.set(writer, keeper);
+  }
+  return keeper;
+}
+
+/**
+ * Keeps what one block holds, then writes it as a lane does, to the replica and then to the table; a failure poisons, as the receiver does it.
+ */
+export async function putBlock(writer: DiskWriter, lanes: LaneStorage, block: number, value: number): Promise<void> {
   try {
+    await keeperOf(writer, lanes).keepWhole([block], Uint8Array.from(writer.table.get(block)));
     writeBlock(writer, lanes, block, value);
   } catch (error) {
     writer.poison();
@@ -127,14 +155,14 @@ function writeBlock(writer: DiskWriter, lanes: LaneStorage, block: number, value
 }
 
 /** Makes the replica hold `blocks`: what the table says differs is written. */
-export function apply(writer: DiskWriter, lanes: LaneStorage, blocks: Blocks): void {
+export async function apply(writer: DiskWriter, lanes: LaneStorage, blocks: Blocks): Promise<void> {
   const disk = writer.table.geometry;
   for (let block = 0; block < blockCount(disk); block++) {
     const value = blocks.get(block) ?? 0;
     const zero = writer.table.isZero(block);
     if (value === 0 && zero) continue;
     const digest = digestOf(blockContent(value).subarray(0, blockLength(disk, block)));
-    if (digest.compare(writer.table.get(block)) !== 0) putBlock(writer, lanes, block, value);
+    if (digest.compare(writer.table.get(block)) !== 0) await putBlock(writer, lanes, block, value);
   }
 }
 
@@ -155,9 +183,23 @@ function digestReplica(writer: DiskWriter, lanes: LaneStorage, block: number): B
   return digestOf(content);
 }
 
-/** Builds a doubtful table anew, as the receiver does. */
+/** Makes a table in doubt true again, as the receiver does. */
 export async function rebuild(writer: DiskWriter, lanes: LaneStorage): Promise<void> {
-  for (const block of dataBlocks(writer)) writer.table.set(block, 1, digestReplica(writer, lanes, block));
+  const { doubt, logged, table } = writer;
+  const recent = doubt?.blocks === "recent" ? logged : undefined;
+  const slot = await pool.acquire();
+  try {
+    const how = {
+      ...{ disk: diskName, geometry: table.geometry, replicaFd: writer.replicaFd, table, slots: [slot] },
+      nextData: (offset: number) => writer.nextData(offset),
+      lanes: lanesOver(lanes),
+      signal: new AbortController().signal,
+      inDoubt: recent === undefined ? undefined : (block: number) => recent.isRecent(block),
+    };
+    await rebuildTable(how, 0, pageCount(table.geometry));
+  } finally {
+    slot.release();
+  }
   await writer.settleDoubt();
 }
 

@@ -18,6 +18,7 @@ import {
   diskName,
   geometry,
   holder,
+  expectTableTrue,
   openTestStore,
   openWriter,
   putBlock,
@@ -46,7 +47,7 @@ async function setUpPoint(options: { readonly process?: ProcessOptions } = {}): 
   await bench.store.create(diskName, facts);
   const writer = await openWriter(bench.store);
   await writer.begin();
-  apply(
+  await apply(
     writer,
     bench.process.lanes,
     new Map([
@@ -187,7 +188,7 @@ describe("a new disk", () => {
     expect(modes).toEqual([0o600, 0o400, 0o600, 0o600]);
     expect(machine.files().filter((path) => path.endsWith(".new"))).toEqual([]);
     const writer = await openWriter(store);
-    expect(writer).toMatchObject({ newest: undefined, doubtful: false, resumeBlock: 0 });
+    expect(writer).toMatchObject({ newest: undefined, doubt: undefined, resumeBlock: 0 });
     expect(writer.record).toMatchObject({
       name: diskName,
       owner: "sender",
@@ -320,7 +321,7 @@ describe("one writer", () => {
     for (const cycle of ["c1", "c2", "c3"]) {
       const writer = await openWriter(own);
       await writer.begin();
-      putBlock(writer, process.lanes, 3, cycle.charCodeAt(1));
+      await putBlock(writer, process.lanes, 3, cycle.charCodeAt(1));
       await writer.commit(commitFacts(cycle));
       await writer.release();
     }
@@ -363,7 +364,11 @@ describe("a commit that is known or not (C-61, C-62)", () => {
       // What a sender compares with its own cycle: equal means there is nothing to do.
       expect(writer.newest).toMatchObject({ cycle: "c2", point: 2 });
       expect(writer.doubt).toBeUndefined();
-      expect(await after.list(`${directory}/points`)).toEqual(["0000000002.json"]);
+      expect(await after.list(`${directory}/points`)).toEqual([
+        "0000000001.json",
+        "0000000001.undo",
+        "0000000002.json",
+      ]);
       expect(await after.list(directory)).not.toContain("session.json");
       await writer.begin();
       expect((await writer.commit(commitFacts("c3"))).point).toBe(3);
@@ -391,7 +396,7 @@ describe("a commit that is known or not (C-61, C-62)", () => {
   async function commitSecond(store: Store, process: SimulatedProcess, start: () => void): Promise<void> {
     let writer = await openWriter(store);
     await writer.begin();
-    putBlock(writer, process.lanes, 3, 3);
+    await putBlock(writer, process.lanes, 3, 3);
     await writer.suspend(4);
     await writer.release();
     writer = await openWriter(store);
@@ -416,14 +421,14 @@ describe("an interrupted copy is known as one at any time (C-76, C-77)", () => {
     expect((await store.summary(diskName))?.newest).toBeUndefined();
     await writer.begin();
     expect(await store.summary(diskName)).toMatchObject({ state: "receiving", newest: undefined });
-    putBlock(writer, process.lanes, 0, 1);
+    await putBlock(writer, process.lanes, 0, 1);
     process.kill();
     const after = machine.start();
     await after.setMode(`${directory}/replica.raw`, 0o400);
     const again = await openTestStore(after);
     expect(await again.summary(diskName)).toMatchObject({ state: "interrupted", newest: undefined });
     const next = await openWriter(again);
-    expect(next).toMatchObject({ newest: undefined, doubtful: true });
+    expect(next).toMatchObject({ newest: undefined, doubt: expect.anything() });
     await rebuild(next, after.lanes);
     expect(next.table.isZero(0)).toBe(false);
     expect((await after.stat(`${directory}/replica.raw`))?.mode).toBe(0o400);
@@ -433,12 +438,12 @@ describe("an interrupted copy is known as one at any time (C-76, C-77)", () => {
     const { store, process } = await setUpPoint();
     const writer = await openWriter(store);
     await writer.begin();
-    putBlock(writer, process.lanes, 5, 5);
+    await putBlock(writer, process.lanes, 5, 5);
     await writer.suspend(6);
     await writer.release();
     await process.setMode(`${directory}/replica.raw`, 0o644);
     const next = await openWriter(store);
-    expect(next.doubt).toMatch(/touched/);
+    expect(next.doubt?.why).toMatch(/touched/);
     expect(next.resumeBlock).toBe(0);
     expect((await process.stat(`${directory}/replica.raw`))?.mode).toBe(0o400);
   });
@@ -449,11 +454,11 @@ describe("state from another moment (C-95)", () => {
     const { store, process, machine } = await setUpPoint();
     const writer = await openWriter(store);
     await writer.begin();
-    putBlock(writer, process.lanes, 5, 5);
+    await putBlock(writer, process.lanes, 5, 5);
     await writer.suspend(6);
     const old = machine.peek(`${directory}/session.json`);
     await writer.begin();
-    putBlock(writer, process.lanes, 6, 6);
+    await putBlock(writer, process.lanes, 6, 6);
     writer.table.write();
     process.kill();
     const after = machine.start();
@@ -461,7 +466,7 @@ describe("state from another moment (C-95)", () => {
     await file.write(old ?? new Uint8Array(), 0);
     await file.close();
     const next = await openWriter(await openTestStore(after));
-    expect(next.doubtful).toBe(true);
+    expect(next.doubt).toBeDefined();
     expect(next.newest?.cycle).toBe("c1");
   });
 
@@ -469,7 +474,7 @@ describe("state from another moment (C-95)", () => {
     const { store, process } = await setUpPoint({ process: { root: false } });
     let writer = await openWriter(store);
     await writer.begin();
-    putBlock(writer, process.lanes, 5, 5);
+    await putBlock(writer, process.lanes, 5, 5);
     await writer.suspend(6);
     await writer.release();
     for (let round = 0; round < 3; round++) {
@@ -546,11 +551,11 @@ describe("damage", () => {
       const { store, process } = await setUpPoint();
       await process.unlink(`${directory}/${name}`);
       const writer = await openWriter(store);
-      expect(writer.doubt).toMatch(/missing/);
+      expect(writer.doubt?.why).toMatch(/missing/);
       await rebuild(writer, process.lanes);
       expect(Buffer.from(writer.table.root()).toString("hex")).toBe(writer.newest?.root);
       await writer.release();
-      expect((await openWriter(store)).doubtful).toBe(false);
+      expect((await openWriter(store)).doubt).toBeUndefined();
     });
   }
 
@@ -561,7 +566,7 @@ describe("damage", () => {
     expect(() => writer.table.page(0)).toThrow(/page 0/);
     await writer.release();
     const next = await openWriter(store);
-    expect(next.doubtful).toBe(true);
+    expect(next.doubt).toBeDefined();
     await rebuild(next, process.lanes);
     expect(Buffer.from(next.table.root()).toString("hex")).toBe(next.newest?.root);
   });
@@ -574,9 +579,9 @@ describe("damage", () => {
     await writer.release();
     flip(machine, `${directory}/session.json`, 60);
     const next = await openWriter(store);
-    expect(next.doubt).toMatch(/did not end cleanly/);
+    expect(next.doubt?.why).toMatch(/did not end cleanly/);
     await rebuild(next, process.lanes);
-    expect(next.doubtful).toBe(false);
+    expect(next.doubt).toBeUndefined();
   });
 
   test("a replica of another length is doubt, and gets its length back", async () => {
@@ -586,13 +591,13 @@ describe("damage", () => {
       await file.truncate(sizeBytes);
       await file.close();
       const writer = await openWriter(store);
-      expect(writer.doubt).toContain(`${sizeBytes} bytes and not the 655360`);
+      expect(writer.doubt?.why).toContain(`${sizeBytes} bytes and not the 655360`);
       expect((await process.stat(`${directory}/replica.raw`))?.sizeBytes).toBe(655_360);
       await rebuild(writer, process.lanes);
       await writer.release();
       // Cut short it lost its blocks: the disk is not its newest point any more, and says so.
       expect((await store.summary(diskName))?.state).toBe(sizeBytes === 1000 ? "interrupted" : "idle");
-      expect((await openWriter(store)).doubtful).toBe(false);
+      expect((await openWriter(store)).doubt).toBeUndefined();
     }
   });
 
@@ -601,10 +606,10 @@ describe("damage", () => {
     const file = await process.open(`${directory}/replica.raw`, { write: true });
     await file.truncate(1000);
     await file.close();
-    expect((await openWriter(store)).doubtful).toBe(true);
+    expect((await openWriter(store)).doubt).toBeDefined();
     machine.losePower(() => false);
     const next = await openWriter(await openTestStore(machine.start()));
-    expect(next.doubtful).toBe(true);
+    expect(next.doubt).toBeDefined();
   });
 
   test("a rebuild leaves holes in the table where blocks are zero", async () => {
@@ -645,13 +650,23 @@ describe("damage", () => {
 });
 
 describe("poison", () => {
-  test("makes the next open doubt, also when nothing was begun", async () => {
-    const { store } = await setUpPoint();
-    const writer = await openWriter(store);
+  test("makes the next open doubt what was begun, and nothing where nothing was", async () => {
+    const { store, process } = await setUpPoint();
+    let writer = await openWriter(store);
     writer.poison();
     await expect(writer.begin()).rejects.toMatchObject({ code: "sync-failed" });
     await writer.release();
-    expect((await openWriter(store)).doubtful).toBe(true);
+    writer = await openWriter(store);
+    expect(writer.doubt).toBeUndefined();
+    await writer.begin();
+    await putBlock(writer, process.lanes, 3, 9);
+    writer.poison();
+    await writer.release();
+    writer = await openWriter(store);
+    expect(writer.doubt).toMatchObject({ blocks: "recent" });
+    expect(writer.logged?.recentCount).toBeGreaterThan(0);
+    await rebuild(writer, process.lanes);
+    expectTableTrue(writer, process.lanes);
   });
 
   test("a doubtful disk takes no delta before its table is built", async () => {
@@ -672,7 +687,7 @@ describe("growth", () => {
     expect(writer.record.sizeBytes).toBe(50 * blockBytes + 100);
     expect(writer.table.geometry.sizeBytes).toBe(50 * blockBytes + 100);
     expect(writer.newest?.sizeBytes).toBe(40 * blockBytes);
-    putBlock(writer, process.lanes, 50, 7);
+    await putBlock(writer, process.lanes, 50, 7);
     const point = await writer.commit(commitFacts("c2"));
     expect(point.sizeBytes).toBe(50 * blockBytes + 100);
     await writer.release();
@@ -686,7 +701,7 @@ describe("growth", () => {
     const writer = await openWriter(store);
     await writer.begin();
     await writer.grow(1_000 * blockBytes);
-    putBlock(writer, process.lanes, 3, 3);
+    await putBlock(writer, process.lanes, 3, 3);
     await writer.commit(commitFacts("c2"));
     await writer.release();
     expect((await process.stat(`${directory}/digests`))?.sizeBytes).toBe(4 * 4096);
@@ -703,7 +718,7 @@ describe("growth", () => {
       code: "target-too-small",
       message: expect.stringContaining(`${50 * blockBytes}`),
     });
-    putBlock(writer, process.lanes, 1, 1);
+    await putBlock(writer, process.lanes, 1, 1);
     expect((await writer.commit(commitFacts("c1"))).sizeBytes).toBe(40 * blockBytes);
   });
 
@@ -721,7 +736,7 @@ test("points are in the order of their numbers, also from 9 to 10 and beyond", a
     const writer = await openWriter(store);
     expect(writer.newest?.point).toBe(cycle === 1 ? undefined : cycle - 1);
     await writer.begin();
-    putBlock(writer, process.lanes, 1, cycle);
+    await putBlock(writer, process.lanes, 1, cycle);
     await writer.commit({ ...commitFacts(`c${cycle}`), time: 1_000_000 - cycle });
     await writer.release();
   }

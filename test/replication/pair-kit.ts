@@ -8,9 +8,11 @@ import type { BlockReader } from "../../src/image/block-device.ts";
 import type { Lanes } from "../../src/lanes/lanes.ts";
 import { openStore, type Store } from "../../src/replica/store.ts";
 import { createEngine, type Engine } from "../../src/replication/engine.ts";
-import { createReceiver, type Receiver } from "../../src/replication/receiver.ts";
+import { createReceiver, type Receiver, type ReceiverOptions } from "../../src/replication/receiver.ts";
 import type { SendReport } from "../../src/replication/report.ts";
 import { createSender, type SenderOptions } from "../../src/replication/sender.ts";
+import { createNodeStorage } from "../../src/storage/node-storage.ts";
+import type { Storage } from "../../src/storage/seam.ts";
 import { createLinkedPair, type LinkedPair } from "../../src/testing/linked-pair.ts";
 
 /** Waits pass at once, nothing repeats: what is tested here depends on no time. */
@@ -30,12 +32,17 @@ export const hastyClock: Clock = {
 export type SendOptions = Partial<SenderOptions> & {
   /** Called with each connection before it is used. */
   readonly onPair?: (pair: LinkedPair, attempt: number) => void;
+  /** Name in the sender's certificate. */
+  readonly identity?: string;
 };
 
 export interface KitOptions {
   /** Stands between the receiver and its lanes. */
   readonly receiverLanes?: (lanes: Lanes) => Lanes;
+  /** Stands between the receiver, its lanes and its store, and the files. */
+  readonly receiverStorage?: (storage: Storage) => Storage;
   readonly receiverLog?: Logger;
+  readonly receiver?: Pick<ReceiverOptions, "perIdentity"> & Partial<Pick<ReceiverOptions, "authorize">>;
 }
 
 export class PairKit {
@@ -62,6 +69,7 @@ export class PairKit {
       authorize: () => undefined,
       software: "test",
       codecs: receiving.codecs,
+      ...options.receiver,
     });
   }
 
@@ -69,7 +77,8 @@ export class PairKit {
     const folder = mkdtempSync(join(tmpdir(), "replicate-pair-"));
     const engine = { lanes: 0, poolBytes: 24 * 2 ** 20, clock: hastyClock };
     const sending = await createEngine(engine);
-    const receiving = await createEngine(engine);
+    const wrapped = options.receiverStorage?.(createNodeStorage());
+    const receiving = await createEngine({ ...engine, ...(wrapped === undefined ? {} : { storage: wrapped }) });
     const { storage, random, host } = receiving;
     const path = join(folder, "store");
     const store = await openStore({
@@ -91,7 +100,7 @@ export class PairKit {
   }
 
   async sendUntil(signal: AbortSignal, reader: BlockReader, options: SendOptions = {}): Promise<SendReport> {
-    const { onPair, ...rest } = options;
+    const { onPair, identity, ...rest } = options;
     let attempt = 0;
     const { lanes, pool, random, codecs } = this.sending;
     const sender = createSender({
@@ -103,7 +112,7 @@ export class PairKit {
       clock: hastyClock,
       log: silentLogger,
       connect: () => {
-        const pair = createLinkedPair({ clock: hastyClock });
+        const pair = createLinkedPair({ clock: hastyClock, client: identity === undefined ? {} : { name: identity } });
         onPair?.(pair, attempt++);
         this.receiver.accept(pair.server);
         return Promise.resolve(pair.client);

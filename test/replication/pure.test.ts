@@ -50,11 +50,13 @@ describe("plan", () => {
       digestKind: fc.constantFrom("xxh64" as const, "sha256" as const),
       empty: fc.boolean(),
       anotherSource: fc.boolean(),
+      interrupted: fc.constantFrom(true, false, undefined),
     })
-    .map(({ committed, cycle, ...rest }) => ({
+    .map(({ committed, cycle, interrupted, ...rest }) => ({
       type: "opened" as const,
       fresh: !committed,
       ...(committed ? { point: 3, cycle, root: new Uint8Array(32) } : {}),
+      ...(interrupted === undefined ? {} : { interrupted }),
       ...rest,
       resumeBlock: 0,
       generation: "g",
@@ -86,7 +88,13 @@ describe("plan", () => {
         } else {
           expect(plan).toEqual({
             kind: "compare",
-            reason: !opened.fresh ? "scan" : opened.empty ? "initial" : "resume",
+            reason: opened.fresh
+              ? opened.empty
+                ? "initial"
+                : "resume"
+              : opened.interrupted === true
+                ? "resume"
+                : "scan",
             geometry: { sizeBytes: open.sizeBytes, blockBytes: opened.blockBytes, digestKind: opened.digestKind },
             sampleFirst: !opened.fresh && !opened.empty && opened.anotherSource && !open.adopt,
           });

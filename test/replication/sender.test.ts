@@ -9,7 +9,7 @@ import { createSender, type SenderOptions } from "../../src/replication/sender.t
 import { createFakeClock } from "../../src/testing/fake-clock.ts";
 import { createLinkedPair, type LinkedPair } from "../../src/testing/linked-pair.ts";
 import { randomBytes } from "../random.ts";
-import { turns, until } from "./by-hand.ts";
+import { EndByHand, turns, until } from "./by-hand.ts";
 import { expectEqual, watchRejections } from "./checks.ts";
 import { PairKit } from "./pair-kit.ts";
 
@@ -204,6 +204,26 @@ describe("attempts", () => {
 
   test("stopped before it began", async () => {
     await expect(createSender(options({})).run(AbortSignal.abort())).rejects.toMatchObject({ code: "aborted" });
+  });
+
+  test("a receiver that was reached and is busy is tried as often as one that was lost", async () => {
+    const connect = (): Promise<LinkedPair["client"]> => {
+      const pair = createLinkedPair({ clock });
+      new EndByHand(pair.server).send({ type: "error", code: "receiver-busy", message: "full", details: {} });
+      return Promise.resolve(pair.client);
+    };
+    const sender = createSender(options({ connect }));
+    let over = false;
+    const ended = expect(sender.run()).rejects.toMatchObject({ code: "receiver-busy", remote: true });
+    void ended.finally(() => {
+      over = true;
+    });
+    await until(() => {
+      if (sender.progress().phase === "waiting") clock.advance(1_000);
+      return over;
+    });
+    await ended;
+    expect(sender.progress().attempt).toBe(8);
   });
 
   test("connections that break are made anew, with waits by the clock; progress starts the waits over", async () => {

@@ -175,6 +175,8 @@ describe("a damaged page", () => {
     await image.write(randomBytes(MIB), 0);
     await image.write(randomBytes(MIB), 40 * MIB);
     await kit.send(image);
+    // The session gives the disk up a moment after the sender has its answer.
+    await kit.idle();
     return image;
   }
 
@@ -222,6 +224,7 @@ describe("a damaged page", () => {
     end.send({ type: "ask-blocks", request: 1, pages: [1] }, { type: "ask-blocks", request: 2, pages: [1] });
     await turns(50);
     const content = randomBytes(16 * KIB);
+    expect(opened, String(end.ended)).toBeDefined();
     const credit = opened?.message.credit ?? 0;
     expect(credit).toBeGreaterThan(0);
     // All frames of the credit at once, each in a slot; garbage, so that they end as repeats, not in the table.

@@ -1,0 +1,256 @@
+/**
+ * Keeps what a delta overwrites: old parts go to the undo log, and the log is durable before the caller may write. What the table says
+ * to be zero is not read: one entry says so for a whole run of blocks, and ahead of a writer that goes through zeros in order.
+ */
+import type { BufferPool, Slot } from "../base/buffer-pool.ts";
+import { ReplicationError } from "../base/errors.ts";
+import type { Logger } from "../base/logger.ts";
+import {
+  blocksPerPage,
+  digestBytes,
+  EXTENT_BYTES_MAX,
+  maskBytes,
+  pageBlocks,
+  pageCount,
+  partsPerBlock,
+} from "../base/units.ts";
+import { isZero } from "../codec/digest.ts";
+import type { SaveResult } from "../lanes/jobs.ts";
+import type { Lanes } from "../lanes/lanes.ts";
+import type { DiskWriter, UndoEntryHead, UndoWriter } from "../replica/store.ts";
+import { undoFlags } from "../replica/store.ts";
+
+/** Table pages of zeros named ahead at most: 2 GiB of disk at the defaults. */
+const pagesAheadMax = 64;
+
+export interface OldContentOptions {
+  readonly disk: string;
+  readonly writer: DiskWriter;
+  readonly lanes: Lanes;
+  /** For content that no frame's slot has room for. */
+  readonly pool: BufferPool;
+  readonly log: Logger;
+  readonly signal: AbortSignal;
+  /** False while a table page is being digested anew: what it says of zeros is not to be believed. */
+  readonly isSettled: (page: number) => boolean;
+}
+
+/** Blocks with content of which parts are to be kept. */
+interface Wanted {
+  readonly blocks: number[];
+  readonly masks: Uint8Array[];
+  readonly base: Uint8Array[];
+  /** Whether the entry gets the block's digest. */
+  readonly first: boolean[];
+}
+
+export class OldContent {
+  readonly #o: OldContentOptions;
+  /** End of the last batch that says of blocks that they were zero. */
+  #zerosEnd = 0;
+  /** Where the pages named ahead end, and how many were named the last time. */
+  #aheadEnd = -1;
+  #aheadPages = 1;
+
+  constructor(options: OldContentOptions) {
+    this.#o = options;
+  }
+
+  /**
+   * Resolves when everything is durable that is needed to have the parts of `masks` back. `base`: what the table says of `blocks`. Area A of `slot` is
+   * used and free again afterwards. After a failure the log holds less than it was promised: the writer is poisoned.
+   */
+  async keep(blocks: readonly number[], masks: Uint8Array, base: Uint8Array, slot: Slot): Promise<void> {
+    const { writer } = this.#o;
+    const perMask = maskBytes(writer.record.blockBytes);
+    await this.#guarded(async (undo) => {
+      const wanted = this.#claim(undo, blocks, (index) => masks.subarray(index * perMask, (index + 1) * perMask), base);
+      const end = wanted.blocks.length === 0 ? 0 : await this.#save(undo, wanted, slot);
+      await undo.durable(Math.max(end, this.#zerosEnd));
+    });
+  }
+
+  /** As {@link keep}, for whole blocks, however many. */
+  async keepWhole(blocks: readonly number[], base: Uint8Array): Promise<void> {
+    const { writer, pool, signal } = this.#o;
+    const { blockBytes } = writer.record;
+    const full = fullMask(blockBytes);
+    await this.#guarded(async (undo) => {
+      const wanted = this.#claim(undo, blocks, () => full, base);
+      let end = 0;
+      if (wanted.blocks.length > 0) {
+        const slot = await pool.acquire(signal);
+        try {
+          const step = EXTENT_BYTES_MAX / blockBytes;
+          for (let at = 0; at < wanted.blocks.length; at += step)
+            end = await this.#save(undo, part(wanted, at, at + step), slot);
+        } finally {
+          slot.release();
+        }
+      }
+      await undo.durable(Math.max(end, this.#zerosEnd));
+    });
+  }
+
+  async #guarded(work: (undo: UndoWriter) => Promise<void>): Promise<void> {
+    const { undo } = this.#o.writer;
+    try {
+      await work(undo);
+    } catch (error) {
+      // What was claimed may not be in the log: nothing more may be written on its strength.
+      undo.fail(error);
+      this.#o.writer.poison();
+      throw error;
+    }
+  }
+
+  /** Counts parts as logged, in the order frames come; what holds zeros is written to the log at once. */
+  #claim(undo: UndoWriter, blocks: readonly number[], maskOf: (index: number) => Uint8Array, base: Uint8Array): Wanted {
+    const { logged } = undo;
+    const width = digestBytes(this.#o.writer.record.digestKind);
+    const wanted: Wanted = { blocks: [], masks: [], base: [], first: [] };
+    const heads: UndoEntryHead[] = [];
+    for (const [index, block] of blocks.entries()) {
+      if (logged.isWhole(block)) continue;
+      const digest = base.subarray(index * width, (index + 1) * width);
+      if (isZero(digest) && !logged.has(block)) {
+        this.#nameZeros(undo, block, heads);
+        continue;
+      }
+      const claim = logged.claim(block, maskOf(index));
+      if (claim === undefined) continue;
+      // Zero now, and not when the point was made: the parts that are still to be kept are zero.
+      if (isZero(claim.mask) || isZero(digest)) {
+        const flags = isZero(claim.mask) ? 0 : undoFlags.zero;
+        heads.push({ block, run: 1, flags, contentBytes: 0, contentChecksum: 0, digest: undefined, mask: claim.mask });
+        continue;
+      }
+      wanted.blocks.push(block);
+      wanted.masks.push(claim.mask);
+      wanted.base.push(digest);
+      wanted.first.push(claim.first);
+    }
+    if (heads.length > 0) this.#put(undo, heads);
+    return wanted;
+  }
+
+  #put(undo: UndoWriter, heads: readonly UndoEntryHead[]): void {
+    const written = undo.put(heads);
+    this.#zerosEnd = undo.sizeBytes;
+    // The log has failed then, and `durable` says so to everybody.
+    written.catch(() => undefined);
+  }
+
+  /** Says of `block` that it was zero, and of what is zero around it, so that few entries and few syncs are needed. */
+  #nameZeros(undo: UndoWriter, block: number, heads: UndoEntryHead[]): void {
+    const { geometry, pages } = this.#o.writer.table;
+    const per = blocksPerPage(geometry.digestKind);
+    const page = Math.floor(block / per);
+    if (!this.#isEmptyPage(undo, page)) {
+      undo.logged.claimWhole(block);
+      const last = heads.at(-1);
+      const joins = last !== undefined && last.flags === zeroFlags && last.block + last.run === block;
+      if (joins && Math.floor(last.block / per) === page) heads[heads.length - 1] = { ...last, run: last.run + 1 };
+      else heads.push(this.#zeroRun(block, 1));
+      return;
+    }
+    this.#aheadPages = page === this.#aheadEnd ? Math.min(this.#aheadPages * 2, pagesAheadMax) : 1;
+    const end = Math.min(page + this.#aheadPages, pageCount(geometry));
+    let at = page;
+    for (; at < end && (at === page || (pages.isZero(at) && this.#isEmptyPage(undo, at))); at++) {
+      const { first, count } = pageBlocks(geometry, at);
+      for (let each = first; each < first + count; each++) undo.logged.claimWhole(each);
+      heads.push(this.#zeroRun(first, count));
+    }
+    this.#aheadEnd = at;
+  }
+
+  /** Every block of the page is zero, and the log has none of them. */
+  #isEmptyPage(undo: UndoWriter, page: number): boolean {
+    const { table } = this.#o.writer;
+    if (!this.#o.isSettled(page) || !table.pages.isZero(page)) return false;
+    const { first, count } = pageBlocks(table.geometry, page);
+    for (let block = first; block < first + count; block++) if (undo.logged.has(block)) return false;
+    return true;
+  }
+
+  #zeroRun(block: number, run: number): UndoEntryHead {
+    const { blockBytes, digestKind } = this.#o.writer.record;
+    const digest = new Uint8Array(digestBytes(digestKind));
+    return { block, run, flags: zeroFlags, contentBytes: 0, contentChecksum: 0, digest, mask: fullMask(blockBytes) };
+  }
+
+  /** Reads, and appends to the log. Returns where the batch ends. */
+  async #save(undo: UndoWriter, wanted: Wanted, slot: Slot): Promise<number> {
+    const { disk, lanes, writer } = this.#o;
+    const { blockBytes, digestKind, sizeBytes } = writer.record;
+    const result = await lanes.run("save", {
+      slot: slot.index,
+      disk,
+      fd: writer.replicaFd,
+      sizeBytes,
+      blocks: wanted.blocks,
+      masks: Buffer.concat(wanted.masks),
+      base: Buffer.concat(wanted.base),
+      seed: undo.seed,
+      codec: "stored",
+      blockBytes,
+      digestKind,
+    });
+    const heads = this.#headsOf(wanted, result);
+    const contentBytes = result.contentBytes.reduce((sum, bytes) => sum + bytes, 0);
+    const batch = undo.batch(heads, contentBytes);
+    const { offset, head } = batch;
+    await lanes.run("append", { slot: slot.index, path: undo.path, fd: undo.fd, offset, head, contentBytes });
+    undo.wrote(batch);
+    return batch.end;
+  }
+
+  #headsOf(wanted: Wanted, result: SaveResult): readonly UndoEntryHead[] {
+    return wanted.blocks.map((block, index) => {
+      const damaged = result.damaged[index] === 1;
+      if (damaged) this.#report(block);
+      const first = wanted.first[index] === true;
+      return {
+        block,
+        run: 1,
+        flags:
+          (first ? undoFlags.digest : 0) +
+          (damaged ? undoFlags.damaged : 0) +
+          (result.packed[index] === 1 ? undoFlags.lz4 : 0),
+        contentBytes: result.contentBytes[index] ?? 0,
+        contentChecksum: result.checksums[index] ?? 0,
+        digest: first ? wanted.base[index] : undefined,
+        mask: wanted.masks[index] ?? new Uint8Array(),
+      };
+    });
+  }
+
+  #report(block: number): void {
+    const { disk, writer, log } = this.#o;
+    const offset = block * writer.record.blockBytes;
+    const point = writer.newest?.point ?? 0;
+    const message =
+      `disk ${disk}: the replica is damaged at offset ${offset}: point ${point}, and older ones that hold the same block, ` +
+      "cannot be read there; the sender sends the block anew";
+    log.error({ disk, point, offset, block, err: new ReplicationError("store-damaged", message) }, message);
+  }
+}
+
+const zeroFlags = undoFlags.zero + undoFlags.digest;
+
+function fullMask(blockBytes: number): Uint8Array {
+  const parts = partsPerBlock(blockBytes);
+  const mask = new Uint8Array(maskBytes(blockBytes));
+  for (let part = 0; part < parts; part++) mask[part >> 3] = (mask[part >> 3] ?? 0) | (1 << (part & 7));
+  return mask;
+}
+
+function part(wanted: Wanted, from: number, to: number): Wanted {
+  return {
+    blocks: wanted.blocks.slice(from, to),
+    masks: wanted.masks.slice(from, to),
+    base: wanted.base.slice(from, to),
+    first: wanted.first.slice(from, to),
+  };
+}
