@@ -68,6 +68,7 @@ export const errorActions = {
   "block-size-differs": "never",
   "digest-kind-differs": "never",
   "size-shrunk": "never",
+  "target-exists": "never",
   "target-too-small": "never",
   "target-unsuitable": "never",
   "no-space": "never",

@@ -159,7 +159,7 @@ export interface SaveResult {
   readonly checksums: Uint32Array;
 }
 
-/** Receiver: writes `head`, and behind it `contentBytes` of area A. */
+/** Receiver: writes `contentBytes` of area A behind the place of `head`, then `head`. */
 export interface AppendRequest {
   readonly slot: number;
   /** For messages. */

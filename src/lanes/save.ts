@@ -62,11 +62,12 @@ function gather(block: Uint8Array, mask: Uint8Array, target: Uint8Array): void {
 export function append(lane: Lane, request: AppendRequest): null {
   const { path, fd, offset, head, contentBytes } = request;
   writing(path, offset, () => {
-    lane.storage.write(fd, head, offset);
+    // The head last: who reads the log meanwhile takes a batch with a good head for a whole one.
     if (contentBytes > 0) {
       const content = lane.slot(request.slot).subarray(areaA, areaA + contentBytes);
       lane.storage.write(fd, content, offset + head.length);
     }
+    lane.storage.write(fd, head, offset);
   });
   if (contentBytes >= writebackBytesMin) lane.storage.startWriteback(fd, offset, head.length + contentBytes);
   return null;

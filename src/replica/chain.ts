@@ -30,9 +30,14 @@ export function ownLogs(points: readonly Point[]): readonly (readonly NamedLog[]
 /** The chain of `points[index]`; undefined: it is broken. `openLog`: whether the newest point's log exists. */
 export function chainOf(points: readonly Point[], index: number, openLog: boolean): readonly ChainLog[] | undefined {
   const chain: ChainLog[] = [];
+  const names = new Set<string>();
   for (const list of ownLogs(points).slice(index)) {
     if (list === undefined) return undefined;
-    chain.push(...list);
+    for (const log of list) {
+      // An interrupted removal leaves a log in two lists: the first place counts, as for every lookup.
+      if (!names.has(log.name)) chain.push(log);
+      names.add(log.name);
+    }
   }
   const newest = points.at(-1);
   if (openLog && newest !== undefined) chain.push({ name: undoName(newest.point), closed: undefined });

@@ -1,16 +1,16 @@
 /** The holder of `apply.lock`: a disk open for writing. Each method that makes something durable says its order. */
 import { invariant, ReplicationError } from "../base/errors.ts";
-import type { Logger } from "../base/logger.ts";
-import type { Random } from "../base/random.ts";
 import { blockCount } from "../base/units.ts";
-import type { FileLock, Storage, StorageFile } from "../storage/seam.ts";
+import type { FileLock, StorageFile } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
-import { type DiskLocks, writeHolder } from "./disk-lock.ts";
+import { writeHolder } from "./disk-lock.ts";
 import { type DiskRecord, geometryOf, writeRecord } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { Doubt } from "./doubt.ts";
 import { listPoints, type Point, writePoint } from "./point.ts";
+import type { StoreParts } from "./open-disk.ts";
+import { prunePoints } from "./prune.ts";
 import { removeRubbish } from "./recover.ts";
 import { checkFits, sizeError } from "./replica-file.ts";
 import { fingerprintOf, removeSession, writeSession } from "./session-record.ts";
@@ -81,10 +81,7 @@ export interface DiskWriter {
 
 /** What a writer works with; handed over by who opened it. */
 export interface WriterParts {
-  readonly storage: Storage;
-  readonly random: Random;
-  readonly log: Logger;
-  readonly locks: DiskLocks;
+  readonly store: StoreParts;
   readonly lock: FileLock;
   readonly paths: DiskPaths;
   readonly replica: StorageFile;
@@ -115,6 +112,7 @@ export class OpenDisk implements DiskWriter {
   #openLog: boolean;
   /** Set by `begin`: the log is open and the clean-stop record is gone, so replica and table may be written. */
   #begun = false;
+  #commitsToTidy = 0;
   #poisoned = false;
   #tail: Promise<unknown> = Promise.resolve();
   #released: Promise<void> | undefined;
@@ -177,7 +175,7 @@ export class OpenDisk implements DiskWriter {
       if (this.#doubt === undefined) return;
       await this.#parts.tableFiles.settle(this.table);
       if (!this.#openLog && !this.#isCommitted()) {
-        this.#parts.log.warn(
+        this.#parts.store.log.warn(
           { disk: this.#record.name },
           "the replica does not hold its newest point; the next delta repairs it",
         );
@@ -203,7 +201,7 @@ export class OpenDisk implements DiskWriter {
   async #begin(): Promise<UndoWriter> {
     if (!this.#begun) {
       await this.#openUndoLog();
-      await removeSession(this.#parts.storage, this.#parts.paths);
+      await removeSession(this.#parts.store.storage, this.#parts.paths);
       this.#begun = true;
     }
     return this.undo;
@@ -214,7 +212,8 @@ export class OpenDisk implements DiskWriter {
    * open log that means doubt, and the replica is cut to what disk.json says; no byte was written there.
    */
   async grow(sizeBytes: number): Promise<void> {
-    const { storage, paths } = this.#parts;
+    const { paths, store } = this.#parts;
+    const { storage } = store;
     const { name } = this.#record;
     await checkFits(storage, paths.directory, name, sizeBytes);
     return this.#run(async () => {
@@ -248,7 +247,8 @@ export class OpenDisk implements DiskWriter {
         closed = await undo.finish();
       };
       await settleAll([this.#sync(), finish()]);
-      const { storage, paths } = this.#parts;
+      const { paths, store } = this.#parts;
+      const { storage } = store;
       const point: Point = {
         point: (this.#newest?.point ?? 0) + 1,
         ...facts,
@@ -259,7 +259,7 @@ export class OpenDisk implements DiskWriter {
         // Before the first point there was nothing that anybody could want back.
         closed: this.#newest === undefined ? undefined : closed,
       };
-      await this.#parts.locks.withChainLock(paths.chainLock, () => writePoint(storage, paths, point));
+      await this.#parts.store.locks.withChainLock(paths.chainLock, () => writePoint(storage, paths, point));
       this.#newest = point;
       this.#openLog = false;
       this.#begun = false;
@@ -339,7 +339,8 @@ export class OpenDisk implements DiskWriter {
   }
 
   async #openUndoLog(): Promise<void> {
-    const { storage, paths, random } = this.#parts;
+    const { store, paths } = this.#parts;
+    const { storage, random } = store;
     const { blockBytes, digestKind, sizeBytes } = this.#record;
     this.#undo ??= await createUndoLog(storage, paths, {
       id: random.bytes(UNDO_ID_BYTES),
@@ -360,7 +361,8 @@ export class OpenDisk implements DiskWriter {
   }
 
   async #writeSession(resumeBlock: number): Promise<void> {
-    const { storage, paths, replica } = this.#parts;
+    const { paths, replica, store } = this.#parts;
+    const { storage } = store;
     await writeSession(storage, paths, {
       undo: this.#newest?.point ?? 0,
       root: hexOf(this.table.root()),
@@ -369,10 +371,19 @@ export class OpenDisk implements DiskWriter {
     });
   }
 
+  /**
+   * Retention, and files no point needs. Not at every commit where there are many points: reading all their records once a second would be the
+   * better part of a small delta.
+   */
   async #tidy(): Promise<void> {
-    const { storage, paths, locks } = this.#parts;
+    if (--this.#commitsToTidy > 0) return;
+    const { paths, store } = this.#parts;
+    const { storage, locks } = store;
     try {
+      const retention = await store.retention();
       await locks.withChainLock(paths.chainLock, async () => {
+        const verdicts = await prunePoints(store, paths, retention);
+        this.#commitsToTidy = Math.floor(verdicts.filter(({ keep }) => keep).length / 50);
         await removeRubbish(storage, paths, await listPoints(storage, paths));
       });
     } catch (error) {
@@ -381,7 +392,7 @@ export class OpenDisk implements DiskWriter {
   }
 
   async #close(): Promise<void> {
-    const { replica, tableFiles, storage, paths, lock, damage } = this.#parts;
+    const { replica, tableFiles, store, paths, lock, damage } = this.#parts;
     const steps: (() => Promise<void>)[] = [
       async () => {
         // Without this the log says which blocks are in doubt, whatever failed.
@@ -390,7 +401,7 @@ export class OpenDisk implements DiskWriter {
       async () => this.#undo?.close(),
       () => replica.close(),
       () => tableFiles.close(),
-      () => writeHolder(storage, paths.applyLock, undefined),
+      () => writeHolder(store.storage, paths.applyLock, undefined),
       () => lock.release(),
     ];
     for (const step of steps) {
@@ -405,6 +416,9 @@ export class OpenDisk implements DiskWriter {
   /** Nothing is lost by a failure here: the next open of the disk does it again or doubts the table. */
   #logLater(error: unknown, doing: string): void {
     const reason = error instanceof Error ? error.message : String(error);
-    this.#parts.log.warn({ disk: this.#record.name, reason }, `${doing}; the next open of the disk takes care of it`);
+    this.#parts.store.log.warn(
+      { disk: this.#record.name, reason },
+      `${doing}; the next open of the disk takes care of it`,
+    );
   }
 }

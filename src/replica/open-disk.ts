@@ -11,6 +11,7 @@ import { type DiskWriter, OpenDisk, type TableDamage } from "./disk-writer.ts";
 import { type Doubt, findDoubt } from "./doubt.ts";
 import { inFile } from "./file-error.ts";
 import { diskPaths, type DiskPaths } from "./layout.ts";
+import type { PruneOptions } from "./prune.ts";
 import { type RecoveredPoints, recoverPoints } from "./recover.ts";
 import { type OpenReplica, openReplica, sizeError } from "./replica-file.ts";
 import { fingerprintOf, readSession, removeSession, type SessionRecord, writeSession } from "./session-record.ts";
@@ -28,6 +29,8 @@ export interface StoreParts {
   readonly locks: DiskLocks;
   readonly host: string;
   readonly pid: number;
+  /** The policy in force. Throws `usage` for a stored one that makes no sense. */
+  readonly retention: () => Promise<PruneOptions>;
 }
 
 export type OpenResult =
@@ -54,12 +57,12 @@ export async function openDisk(
   }
 }
 
-function notFound(store: StoreParts, name: string): ReplicationError {
+export function notFound(store: StoreParts, name: string): ReplicationError {
   return new ReplicationError("disk-not-found", `the store ${store.path} has no disk ${name}`);
 }
 
 async function openLocked(store: StoreParts, name: string, paths: DiskPaths, lock: FileLock): Promise<DiskWriter> {
-  const { storage, random, log, locks } = store;
+  const { storage, log, locks } = store;
   const record = await readRecord(storage, paths);
   if (record === undefined) throw notFound(store, name);
   // Who made the disk, or committed to it, may have been stopped before the sync of a directory: what is built on must be there to stay.
@@ -78,10 +81,7 @@ async function openLocked(store: StoreParts, name: string, paths: DiskPaths, loc
     const judged = await judge({ storage, paths, record, points, replica, tableFiles, damage, undo });
     if (judged.doubt !== undefined) log.warn({ disk: name }, `the digest table is in doubt: ${judged.doubt.why}`);
     return new OpenDisk({
-      storage,
-      random,
-      log,
-      locks,
+      store,
       lock,
       paths,
       replica: replica.file,
@@ -123,6 +123,7 @@ async function judge(found: Found): Promise<Judged> {
   const onDamage = (): void => {
     damage.found = true;
   };
+  const sizeBytes = await fitFiles(found, session);
   const read = await tableFiles.read(geometry, onDamage);
   const doubt = findDoubt({
     tableTrouble: "trouble" in read ? read.trouble : undefined,
@@ -131,7 +132,7 @@ async function judge(found: Found): Promise<Judged> {
     newest: points.newest?.point ?? 0,
     openLog: openLogOf(found),
     session,
-    replica: fingerprintOf(replica.found),
+    replica: { ...fingerprintOf(replica.found), sizeBytes },
     sizeBytes: record.sizeBytes,
   });
   if (doubt?.blocks === "recent" && "table" in read) {
@@ -151,9 +152,31 @@ async function judge(found: Found): Promise<Judged> {
   return { table: read.table, doubt: undefined, resumeBlock: session.resumeBlock };
 }
 
+/**
+ * A crash while the disk grew leaves files that are longer than disk.json says, or shorter where their new lengths were not on disk yet. What was
+ * written behind the newest point's end is named in the log, so the files get their lengths and nothing else is in doubt. Files shorter than that
+ * point's are damage. Returns the replica's length.
+ */
+async function fitFiles(found: Found, session: SessionRecord | undefined): Promise<number> {
+  const { record, points, replica, tableFiles, paths } = found;
+  const { sizeBytes } = replica.found;
+  const { newest } = points;
+  if (openLogOf(found) !== "named" || session !== undefined || newest === undefined) return sizeBytes;
+  const before = { ...geometryOf(record), sizeBytes: Math.min(newest.sizeBytes, record.sizeBytes) };
+  if (sizeBytes < before.sizeBytes || !(await tableFiles.holds(before))) return sizeBytes;
+  try {
+    if (sizeBytes !== record.sizeBytes) await replica.file.truncate(record.sizeBytes);
+    await tableFiles.resize(geometryOf(record));
+  } catch (error) {
+    throw sizeError(error, paths.directory, record.name, record.sizeBytes);
+  }
+  return record.sizeBytes;
+}
+
 function openLogOf({ points, undo }: Found): "none" | "named" | "unknown" {
-  if (!points.openLog) return "none";
-  return undo === undefined || undo.trouble !== undefined ? "unknown" : "named";
+  // A log without a whole header: nothing is written before the header is durable.
+  if (!points.openLog || undo === undefined) return "none";
+  return undo.trouble === undefined ? "named" : "unknown";
 }
 
 /** Opening may have changed the replica's mode, and with it its ctime: the record follows, or the next open would doubt. */

@@ -8,7 +8,7 @@ import { saysZero, type TablePage } from "./point-table.ts";
 import { countParts } from "./undo/format.ts";
 
 /** What a block's digest is at the point, or in words why that cannot be told. */
-export type Verdict =
+export type BlockVerdict =
   | {
       readonly digest: Uint8Array;
       /** False: of a table page that cannot be proven. A zero is to be believed only when the block is read and is zero. */
@@ -45,7 +45,7 @@ export class BlockAssembler {
   }
 
   /** `view` is of a look made after `table` was read; `table`: undefined when every block was in the logs before that. */
-  verdict(view: PageView, table: TablePage | undefined, block: number): Verdict {
+  verdict(view: PageView, table: TablePage | undefined, block: number): BlockVerdict {
     const sources = view.sources(block);
     const trouble = view.trouble(sources);
     if (trouble !== undefined) return { trouble };
@@ -93,7 +93,7 @@ export class BlockAssembler {
     }
     if (!fetched && (sources === undefined || sources.anyMissing)) return "fetch";
     const lost = this.#place(view, sources, target);
-    // An entry that is being written may have no content yet: then nothing was overwritten on its account.
+    // What an entry protects need not be overwritten yet, or was overwritten with the same.
     if (lost !== undefined && !fetched) return "fetch";
     target.fill(0, Math.min(target.length, geometry.sizeBytes - block * geometry.blockBytes));
     const zero = digester.digest(target, this.#found, 0);

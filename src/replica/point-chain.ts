@@ -4,7 +4,7 @@
  */
 import { join } from "node:path";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
-import { blocksPerPage, type DigestKind, MIB } from "../base/units.ts";
+import { blocksPerPage, type DigestKind, KIB, MIB } from "../base/units.ts";
 import type { Storage, StorageFile } from "../storage/seam.ts";
 import { type ChainLog, chainOf, ownLogs } from "./chain.ts";
 import { fileError } from "./file-error.ts";
@@ -29,6 +29,11 @@ export interface ChainParts {
   readonly digestKind: DigestKind;
   readonly decompressLz4: (packed: Uint8Array, raw: Uint8Array) => void;
 }
+
+/** Index pages all logs of a chain keep, and the least and the most one of them does. */
+const indexCacheBytes = 24 * MIB;
+const indexCacheBytesMin = 256 * KIB;
+const indexCacheBytesMax = 2 * MIB;
 
 /** A log of a chain, open. */
 export interface HeldLog {
@@ -111,9 +116,7 @@ function chainLogs(
       `no record says how it was closed, and point ${sequence} cannot be read without it`,
     );
   }
-  // While a point is being removed its logs are in two lists.
-  const logs = chain.filter(({ name: log }, at) => chain.findIndex((other) => other.name === log) === at);
-  return { point, logs };
+  return { point, logs: chain };
 }
 
 export function pointNotFound(name: string, sequence: number | "newest", points: readonly Point[]): ReplicationError {
@@ -123,6 +126,11 @@ export function pointNotFound(name: string, sequence: number | "newest", points:
       ? "has no points yet"
       : `has no point ${sequence}; its points are from ${first.point} to ${last.point}`;
   return new ReplicationError("point-not-found", `disk ${name} ${there}`);
+}
+
+interface WantedLog extends ChainLog {
+  /** Index pages to keep; default {@link indexCacheBytesMin}. */
+  readonly cacheBytes?: number;
 }
 
 type OpenedLogs =
@@ -135,7 +143,10 @@ async function openLogs(parts: ChainParts, logs: readonly ChainLog[], held: read
   let open: HeldLog | undefined;
   let done = false;
   try {
-    for (const log of logs) {
+    const share = Math.floor(indexCacheBytes / Math.max(1, logs.length));
+    const cacheBytes = Math.min(indexCacheBytesMax, Math.max(indexCacheBytesMin, share));
+    for (const each of logs) {
+      const log = { ...each, cacheBytes };
       const before = held.find(({ name }) => name === log.name);
       const found = before === undefined ? await openLog(parts, log) : again(parts, log, before);
       if (found === "missing") return { missing: log.name };
@@ -152,7 +163,7 @@ async function openLogs(parts: ChainParts, logs: readonly ChainLog[], held: read
 }
 
 /** `empty`: an open log whose header is not whole yet, so it holds nothing. */
-async function openLog(parts: ChainParts, log: ChainLog): Promise<HeldLog | "missing" | "empty"> {
+async function openLog(parts: ChainParts, log: WantedLog): Promise<HeldLog | "missing" | "empty"> {
   const path = join(parts.paths.points, log.name);
   let file: StorageFile;
   try {
@@ -181,7 +192,7 @@ async function openLog(parts: ChainParts, log: ChainLog): Promise<HeldLog | "mis
 }
 
 /** A log that is open already, as the chain knows it now. The open one may have been closed: then it has a footer. */
-function again(parts: ChainParts, log: ChainLog, held: HeldLog): HeldLog {
+function again(parts: ChainParts, log: WantedLog, held: HeldLog): HeldLog {
   return held.closed?.footerChecksum === log.closed?.footerChecksum && held.closed?.sizeBytes === log.closed?.sizeBytes
     ? held
     : read(parts, log, held.file);
@@ -189,12 +200,19 @@ function again(parts: ChainParts, log: ChainLog, held: HeldLog): HeldLog {
 
 function read(
   { storage, blockBytes, digestKind, decompressLz4, paths }: ChainParts,
-  log: ChainLog,
+  log: WantedLog,
   file: StorageFile,
 ): HeldLog {
-  const { closed, name } = log;
+  const { closed, name, cacheBytes = indexCacheBytesMin } = log;
   const path = join(paths.points, name);
-  const reader = openUndoLogReader({ path, lanes: storage.lanes, fd: file.fd, decompressLz4, closed });
+  const reader = openUndoLogReader({
+    path,
+    lanes: storage.lanes,
+    fd: file.fd,
+    decompressLz4,
+    closed,
+    cacheBytes,
+  });
   const { header } = reader;
   if (header.blockBytes !== blockBytes || header.digestKind !== digestKind || undoName(header.sequence) !== name) {
     throw damaged(
@@ -205,7 +223,7 @@ function read(
   return { name, file, closed, reader };
 }
 
-const cacheBytes = 12 * MIB;
+const pageCacheBytes = 12 * MIB;
 
 /** What the logs have of one table page, at one moment. */
 export interface PageView {
@@ -238,7 +256,7 @@ export class PointChain {
   readonly #closed: readonly HeldLog[];
   /** For each closed log a range of blocks it has no entries of. */
   readonly #gaps: BlockRange[];
-  readonly #pages = new ByteLru<number, KeptPage>(cacheBytes);
+  readonly #pages = new ByteLru<number, KeptPage>(pageCacheBytes);
   #open: HeldLog | undefined;
   #openVersion = 0;
   #logs: readonly HeldLog[];

@@ -224,18 +224,7 @@ class OpenPoint implements PointReader {
       Number.isInteger(block) && block >= 0 && block < blockCount(this.#geometry),
       "a block lies within its disk",
     );
-    return this.#run(async () => {
-      const page = Math.floor(block / this.#perPage);
-      const tables = await this.#tables(page, page + 1);
-      const verdict = this.#blocks.verdict(this.#follower.chain.view(page), tables.get(page), block);
-      if ("trouble" in verdict) throw this.#blocks.damaged(block, verdict.trouble);
-      const digest = Uint8Array.from(verdict.digest);
-      if (verdict.sure) return digest;
-      // Whether it is right only the content can tell.
-      const bytes = new Uint8Array(this.#geometry.blockBytes);
-      await this.#fill(page, { first: block, end: block + 1 }, bytes);
-      return isZero(bytes) ? new Uint8Array(this.#width) : digest;
-    });
+    return this.#run(() => this.#digests(Math.floor(block / this.#perPage), { first: block, end: block + 1 }));
   }
 
   digests(page: number): Promise<Uint8Array> {
@@ -243,18 +232,28 @@ class OpenPoint implements PointReader {
       Number.isInteger(page) && page >= 0 && page < pageCount(this.#geometry),
       "a table page lies within its disk",
     );
-    return this.#run(async () => {
-      const { first, count } = pageBlocks(this.#geometry, page);
-      const tables = await this.#tables(page, page + 1);
-      const view = this.#follower.chain.view(page);
-      const digests = new Uint8Array(count * this.#width);
-      for (let block = first; block < first + count; block++) {
-        const verdict = this.#blocks.verdict(view, tables.get(page), block);
-        if ("trouble" in verdict) throw this.#blocks.damaged(block, verdict.trouble);
-        if (!verdict.maybeZero) digests.set(verdict.digest, (block - first) * this.#width);
-      }
-      return digests;
-    });
+    const { first, count } = pageBlocks(this.#geometry, page);
+    return this.#run(() => this.#digests(page, { first, end: first + count }));
+  }
+
+  async #digests(page: number, { first, end }: BlockRange): Promise<Uint8Array> {
+    const tables = await this.#tables(page, page + 1);
+    const view = this.#follower.chain.view(page);
+    const digests = new Uint8Array((end - first) * this.#width);
+    const unsure: number[] = [];
+    for (let block = first; block < end; block++) {
+      const verdict = this.#blocks.verdict(view, tables.get(page), block);
+      if ("trouble" in verdict) throw this.#blocks.damaged(block, verdict.trouble);
+      digests.set(verdict.digest, (block - first) * this.#width);
+      if (!verdict.sure) unsure.push(block);
+    }
+    // Whether these are right only the content can tell.
+    const bytes = new Uint8Array(unsure.length === 0 ? 0 : this.#geometry.blockBytes);
+    for (const block of unsure) {
+      await this.#fill(page, { first: block, end: block + 1 }, bytes);
+      if (isZero(bytes)) digests.fill(0, (block - first) * this.#width, (block + 1 - first) * this.#width);
+    }
+    return digests;
   }
 
   /** Waits for what is being read. */

@@ -14,11 +14,17 @@ import { createDisk } from "./create-disk.ts";
 import { DiskLocks, locksUnsupported } from "./disk-lock.ts";
 import { type DiskSummary, summarize } from "./disk-summary.ts";
 import { inFile } from "./file-error.ts";
-import { diskPaths, isDiskName, type StorePaths, storePaths } from "./layout.ts";
-import { openDisk, type OpenResult, type StoreParts } from "./open-disk.ts";
-import { type DiskPoints, listDiskPoints, openPoint, type PointReader } from "./point-reader.ts";
-import { newName, readState, syncDirectory, writeState } from "./state-file.ts";
-import { storeFormat } from "./store-record.ts";
+import { readRecord } from "./disk-record.ts";
+import { type DiskPaths, diskPaths, isDiskName, type StorePaths, storePaths } from "./layout.ts";
+import { notFound, openDisk, type OpenResult, type StoreParts } from "./open-disk.ts";
+import type { Hold } from "./point.ts";
+import { listDiskPoints, openPoint, type PointReader } from "./point-reader.ts";
+import { holdPoint, type PruneOptions, prunePoints } from "./prune.ts";
+import type { Verdict } from "./retention.ts";
+import { parsePolicy } from "./retention-policy.ts";
+import { newName, syncDirectory } from "./state-file.ts";
+import { type StoredPoints, withStoredBytes } from "./stored-bytes.ts";
+import { policyTextOf, readStoreRecord, writeStoreRecord } from "./store-record.ts";
 
 export type { Holder } from "./disk-lock.ts";
 export type { DiskRecord } from "./disk-record.ts";
@@ -26,9 +32,11 @@ export type { DiskSummary } from "./disk-summary.ts";
 export type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 export { checkDiskName } from "./layout.ts";
 export { inspectStoreFile, type StoreFileDescription } from "./inspect.ts";
+export type { Verdict } from "./retention.ts";
 export type { OpenResult } from "./open-disk.ts";
 export type { Hold, Point } from "./point.ts";
 export type { DiskPoints, PointReader } from "./point-reader.ts";
+export type { StoredPoints } from "./stored-bytes.ts";
 export { type EntryHead as UndoEntryHead, entryFlags as undoFlags } from "./undo/format.ts";
 export type { UndoWriter } from "./undo/writer.ts";
 
@@ -56,13 +64,27 @@ export interface Store {
    */
   openWriter(name: string, holder: { readonly identity: string; readonly instance: string }): Promise<OpenResult>;
   /** The points of a disk. Throws `disk-not-found`; `store-damaged`, `store-version-unsupported` when disk.json cannot be read. */
-  points(name: string): Promise<DiskPoints>;
+  points(name: string): Promise<StoredPoints>;
   /**
    * A point as an image, beside whatever writes the disk. It cannot be removed until the reader is closed. Throws `disk-not-found`, `point-not-found`,
    * `disk-busy`, `locks-unsupported`, `store-version-unsupported`; `store-damaged` when something between the point and the replica is missing or damaged:
    * newer points may be readable then.
    */
   openPoint(name: string, sequence: number | "newest"): Promise<PointReader>;
+  /** The retention policy in force, as text. Throws `usage` for a stored one that makes no sense. */
+  policy(): Promise<string>;
+  /**
+   * Applies a policy to a disk's points, beside whatever else works on it. `keep`: this once; default: the policy in force. A verdict for each point,
+   * ascending. Throws `disk-not-found`, `usage`, `disk-busy`, `write-failed`, `sync-failed`.
+   */
+  prune(
+    name: string,
+    options?: { readonly keep?: string | undefined; readonly dryRun?: boolean | undefined },
+  ): Promise<readonly Verdict[]>;
+  /** Keeps a point from being removed. Throws `disk-not-found`, `point-not-found`. */
+  hold(name: string, point: number, hold: Hold): Promise<void>;
+  /** Ends a hold of this owner, or whoever's it is (`anybody`). Throws `disk-not-found`, `point-not-found`, `not-allowed` when it is another's. */
+  release(name: string, point: number, owner: string): Promise<void>;
   /** Throws `no-space` when free space is below the reserve. */
   checkReserve(): Promise<void>;
   /** Writers stay open: who opened them releases them. */
@@ -83,6 +105,10 @@ export interface StoreOptions {
   readonly host: string;
   /** Process id for lock texts; default 0: not told. */
   readonly pid?: number;
+  /** Retention policy to store and follow from now on; default: the one that is stored. */
+  readonly keep?: string | undefined;
+  /** IANA name, for calendar periods of a policy; default UTC. */
+  readonly timeZone?: string | undefined;
   /** Works without kernel locks, at the user's word (`--single-process`). */
   readonly singleProcess?: boolean;
 }
@@ -93,11 +119,18 @@ export async function openStore(options: StoreOptions): Promise<Store> {
   const singleProcess = options.singleProcess ?? false;
   if (!storage.capabilities.locks && !singleProcess) throw locksUnsupported(path);
   const paths = storePaths(path);
-  const id = (await readId(storage, paths)) ?? (await makeStore(options, paths));
+  if (options.keep !== undefined) parsePolicy(options.keep);
+  const id = (await readStoreRecord(storage, paths))?.id ?? (await makeStore(options, paths));
+  if (options.keep !== undefined) await storePolicy(storage, paths, options.keep);
   // Who made the store may have been stopped before these syncs.
   if (options.create === true) for (const directory of [dirname(path), path]) await syncDirectory(storage, directory);
   const locks = new DiskLocks(storage, clock, singleProcess);
-  const parts: StoreParts = { path, storage, clock, random, log, locks, host, pid: options.pid ?? 0 };
+  const policy = async (): Promise<string> => policyTextOf(await readStoreRecord(storage, paths));
+  const retention = async (): Promise<PruneOptions> => ({
+    policy: parsePolicy(await policy()),
+    timeZone: options.timeZone ?? "UTC",
+  });
+  const parts: StoreParts = { path, storage, clock, random, log, locks, host, pid: options.pid ?? 0, retention };
   return {
     path,
     id,
@@ -105,15 +138,40 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     summary: (name) => summarize(parts, name),
     create: (name, facts) => createDisk(parts, name, facts),
     openWriter: (name, holder) => openDisk(parts, name, holder),
-    points: (name) => listDiskPoints(parts, name),
+    points: async (name) => withStoredBytes(storage, diskPaths(path, name), await listDiskPoints(parts, name)),
     openPoint: (name, sequence) => openPoint(parts, name, sequence),
+    policy,
+    async prune(name, { keep, dryRun = false } = {}) {
+      const how = { ...(await retention()), dryRun };
+      const policyOnce = keep === undefined ? how.policy : parsePolicy(keep);
+      const apply = (disk: DiskPaths): Promise<readonly Verdict[]> =>
+        prunePoints(parts, disk, { ...how, policy: policyOnce });
+      // What only looks works on a store that cannot be written, too.
+      return dryRun ? withDisk(parts, name, apply) : withChain(parts, name, apply);
+    },
+    hold: (name, point, hold) => withChain(parts, name, (disk) => holdPoint(parts, disk, point, { hold })),
+    release: (name, point, releaseOf) => withChain(parts, name, (disk) => holdPoint(parts, disk, point, { releaseOf })),
     checkReserve: () => checkReserve(storage, path, options.reserveBytes),
     close: () => Promise.resolve(),
   };
 }
 
-async function readId(storage: Storage, paths: StorePaths): Promise<string | undefined> {
-  return (await readState(storage, paths.record, storeFormat))?.text("id");
+async function storePolicy(storage: Storage, paths: StorePaths, keep: string): Promise<void> {
+  const record = await readStoreRecord(storage, paths);
+  if (record === undefined || record.keep === keep) return;
+  await writeStoreRecord(storage, paths, { ...record, keep });
+}
+
+/** Runs `use` on a disk that exists. */
+async function withDisk<T>(parts: StoreParts, name: string, use: (paths: DiskPaths) => Promise<T>): Promise<T> {
+  const paths = diskPaths(parts.path, name);
+  if ((await readRecord(parts.storage, paths)) === undefined) throw notFound(parts, name);
+  return use(paths);
+}
+
+/** The same with `chain.lock`: points may be changed. */
+function withChain<T>(parts: StoreParts, name: string, change: (paths: DiskPaths) => Promise<T>): Promise<T> {
+  return withDisk(parts, name, (paths) => parts.locks.withChainLock(paths.chainLock, () => change(paths)));
 }
 
 /** Order: directories → store.json. A crash in between leaves an empty directory, which the next create takes. */
@@ -130,9 +188,9 @@ async function makeStore(options: StoreOptions, paths: StorePaths): Promise<stri
     await storage.makeDirectory(path);
     await storage.makeDirectory(paths.disks);
   });
-  await writeState(storage, paths.record, storeFormat, { id: random.uuid() });
+  await writeStoreRecord(storage, paths, { id: random.uuid(), keep: undefined });
   // Read back, because another process may have made the store in the same moment: then its id counts.
-  const id = await readId(storage, paths);
+  const id = (await readStoreRecord(storage, paths))?.id;
   if (id === undefined) throw new ReplicationError("store-not-found", `${paths.record} vanished while it was made`);
   return id;
 }

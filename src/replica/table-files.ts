@@ -33,6 +33,14 @@ export class TableFiles {
     });
   }
 
+  /** Whether both files are long enough for this geometry. */
+  async holds(geometry: Geometry): Promise<boolean> {
+    const wanted = tableFileBytes(geometry);
+    const digests = await this.#digests.stat();
+    const pages = await this.#pages.stat();
+    return digests.sizeBytes >= wanted.digests && pages.sizeBytes >= wanted.pages;
+  }
+
   /** The table as it is on disk, or in words why there is none to be had. */
   async read(
     geometry: Geometry,

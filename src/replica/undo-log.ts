@@ -21,8 +21,9 @@ export interface RecoveredLog {
 }
 
 /**
- * The open log of point `sequence` after whatever ended the last session. Order: its end judged → what lies behind cut off → synced: only now do
- * its entries count as written, because after a kill they may have been in the page cache only. The directory was synced before.
+ * The open log of point `sequence` after whatever ended the last session. Order: synced → its page cache dropped, so that what is read is what is on
+ * disk: after a kill it may have been in the cache only, and after a failed sync it may never get there → its end judged → what lies
+ * behind cut off, synced. The directory was synced before.
  * Undefined: a crash left it without a whole header, so it holds nothing. Throws `store-damaged`, `store-version-unsupported`, `sync-failed`.
  */
 export async function recoverUndoLog(
@@ -34,6 +35,8 @@ export async function recoverUndoLog(
   const file = await inFile("write-failed", `opening ${path}`, () => storage.open(path, { write: true }));
   try {
     const { sizeBytes } = await inFile("store-damaged", `reading ${path}`, () => file.stat());
+    await inFile("sync-failed", `syncing ${path}`, () => file.datasync());
+    storage.lanes.dropCache(file.fd, 0, sizeBytes);
     // Batches are written only when the header is durable.
     if (sizeBytes <= UNDO_PAGE_BYTES && !(await hasHeader(file, storage))) {
       await file.close();
@@ -42,7 +45,8 @@ export async function recoverUndoLog(
     const scan = scanUndoLog({ path, lanes: storage.lanes, fd: file.fd });
     if (scan.header.sequence !== sequence) throw damaged(path, `it is the undo log of point ${scan.header.sequence}`);
     await inFile("write-failed", `cutting ${path}`, async () => {
-      if (sizeBytes > scan.goodEnd) await file.truncate(scan.goodEnd);
+      if (sizeBytes <= scan.goodEnd) return;
+      await file.truncate(scan.goodEnd);
       await inFile("sync-failed", `syncing ${path}`, () => file.datasync());
     });
     return { writer: resume(file, scan), trouble: troubleOf(path, scan) };

@@ -46,6 +46,8 @@ interface Wanted {
 
 export class OldContent {
   readonly #o: OldContentOptions;
+  /** The log all this is about: a commit ends it. */
+  #undo: UndoWriter | undefined;
   /** End of the last batch that says of blocks that they were zero. */
   #zerosEnd = 0;
   /** Where the pages named ahead end, and how many were named the last time. */
@@ -94,6 +96,11 @@ export class OldContent {
 
   async #guarded(work: (undo: UndoWriter) => Promise<void>): Promise<void> {
     const { undo } = this.#o.writer;
+    if (undo !== this.#undo) {
+      this.#undo = undo;
+      this.#zerosEnd = 0;
+      this.#aheadEnd = -1;
+    }
     try {
       await work(undo);
     } catch (error) {

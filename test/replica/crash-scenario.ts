@@ -17,6 +17,7 @@ import {
   blockBytes,
   commitFacts,
   createChance,
+  expectPoint,
   diskName,
   expectTableTrue,
   geometry,
@@ -52,6 +53,8 @@ const third: Blocks = new Map([
 ]);
 
 interface State {
+  /** Its number, once it is a point. */
+  readonly point?: number;
   readonly cycle: string;
   readonly disk: Geometry;
   readonly blocks: Blocks;
@@ -61,12 +64,16 @@ interface State {
 export interface History {
   readonly durable: State[];
   asked: State | undefined;
+  /** Points somebody asked to be removed. */
+  readonly going: Set<number>;
+  /** The table was taken away: until it is built anew no block can be checked, and none is served. */
+  tableLost: boolean;
   /** True while nothing was begun since the last commit or clean stop: then the table needs no rebuild. */
   quiet: boolean;
 }
 
 export function createHistory(): History {
-  return { durable: [], asked: undefined, quiet: true };
+  return { durable: [], asked: undefined, going: new Set(), tableLost: false, quiet: true };
 }
 
 async function withWriter(store: Store, use: (writer: DiskWriter) => Promise<void>): Promise<void> {
@@ -88,9 +95,10 @@ async function commit(history: History, store: Store, process: SimulatedProcess,
     history.asked = state;
     const point = await writer.commit(commitFacts(state.cycle));
     expect(point.root).toBe(rootOf(state.disk, state.blocks));
-    history.durable.push(state);
+    history.durable.push({ ...state, point: point.point });
     history.asked = undefined;
     history.quiet = true;
+    history.tableLost = false;
   });
 }
 
@@ -117,11 +125,35 @@ export async function live(process: SimulatedProcess, history: History): Promise
   await commit(history, store, process, { cycle: "c2", disk: geometry(sizeBytes), blocks: second });
   // The table is lost while nothing is under way: it is built anew.
   history.quiet = false;
+  history.tableLost = true;
   await process.unlink(`${storePath}/disks/${diskName}/pages`).catch((error: unknown) => {
     throw toReplicationError(error);
   });
   await commit(history, store, process, { cycle: "c3", disk: geometry(grownBytes), blocks: third });
+  await commit(history, store, process, { cycle: "c4", disk: geometry(grownBytes), blocks: second });
+  // One in the middle and the oldest.
+  for (const point of [1, 3]) history.going.add(point);
+  await store.hold(diskName, 2, { owner: "test", until: undefined });
+  await store.prune(diskName, { keep: "last=1" });
+  await store.release(diskName, 2, "test");
+  await commit(history, store, process, { cycle: "c5", disk: geometry(grownBytes), blocks: third });
   await store.close();
+}
+
+/** Every point that was told durable holds what it held, or was to be removed. */
+async function checkPoints(store: Store, history: History): Promise<void> {
+  const { points, unreadable } = await store.points(diskName);
+  expect(unreadable).toEqual([]);
+  const there = new Map(points.map((point) => [point.point, point]));
+  for (const state of history.durable) {
+    const point = there.get(state.point ?? 0);
+    if (point === undefined) {
+      expect(history.going).toContain(state.point);
+      continue;
+    }
+    expect(point).toMatchObject({ cycle: state.cycle, root: rootOf(state.disk, state.blocks) });
+    await expectPoint(store, point.point, state.disk, state.blocks);
+  }
 }
 
 /** After a crash: nothing durable is lost, the table is true or doubted, and the next delta goes through. */
@@ -137,9 +169,12 @@ export async function checkAfterCrash(process: SimulatedProcess, history: Histor
     expect(summary.trouble).toBeUndefined();
     expect(["idle", "interrupted"]).toContain(summary.state);
   }
+  if (!history.tableLost) await checkPoints(store, history);
   await checkDisk(process, store, history);
+  await checkPoints(store, history);
   await commit(history, store, process, { cycle: "c9", disk: geometry(grownBytes), blocks: third });
   await checkDisk(process, store, history);
+  await checkPoints(store, history);
   expect((await store.summary(diskName))?.state).toBe("idle");
 }
 
@@ -180,7 +215,7 @@ async function lookThenLosePower(disk: SimulatedDisk, history: History): Promise
   if ((await store.summary(diskName)) !== undefined) {
     await withWriter(store, async (writer) => {
       if (writer.newest !== undefined && writer.newest.cycle === history.asked?.cycle) {
-        history.durable.push(history.asked);
+        history.durable.push({ ...history.asked, point: writer.newest.point });
         history.asked = undefined;
       }
       if (writer.doubt === undefined) return;

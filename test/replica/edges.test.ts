@@ -2,8 +2,8 @@
  * Each sync bites: with one kind of sync left out, reported as done, some crash shows a loss. The crash points are searched, so the
  * list holds no numbers that change with every operation that is added.
  *
- * Not in the list, with the reason: the sync of an undo log's file (its content says nothing yet, its name does); the sync of `points`
- * between removing records and logs (the model keeps the order of names within a directory; other file systems may not).
+ * Not in the list, with the reason: the sync of `points` between removing records and logs (the model keeps the order of names within a
+ * directory; other file systems may not).
  */
 import { expect, test } from "vitest";
 import { createSimulatedDisk, type Operation } from "../../src/testing/simulated-storage.ts";
@@ -17,6 +17,7 @@ const edges: readonly (readonly [name: string, kind: Operation["kind"], path: Re
   ["disk.json before its rename", "sync", /disk\.json\.new$/],
   ["a disk's directory", "sync-directory", /\/vm1\.sda$/],
   ["the replica", "sync", /replica\.raw$/],
+  ["an undo log", "sync", /\.undo$/],
   ["the table's entries", "sync", /\/digests$/],
   ["the table's page digests", "sync", /\/pages$/],
   ["the directory of points", "sync-directory", /\/points$/],

@@ -9,6 +9,7 @@ import type { BlockReader } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import type { Lanes } from "../../src/lanes/lanes.ts";
 import type { PointReader } from "../../src/replica/store.ts";
+import type { Storage } from "../../src/storage/seam.ts";
 import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
 import { randomBytes } from "../random.ts";
 import { type KitOptions, PairKit, type SendOptions } from "../replication/pair-kit.ts";
@@ -236,7 +237,88 @@ export class Changing {
 
   /** Content that compresses. */
   text(offset: number, length: number): this {
-    this.content.fill(`line ${Math.floor(Changing.chance() * 1e9)} of a log file\n`, offset, offset + length);
+    this.content.fill(
+      `line ${Math.floor(Changing.chance() * 1e9)} of a log file\n`,
+      offset,
+      Math.min(offset + length, this.content.length),
+    );
     return this;
   }
+}
+
+/** Six points: written, overwritten in parts, zeroed, written over zeros, grown, mostly zeroed. */
+export async function makePoints(kit: PointKit, sizeBytes: number, unit: number): Promise<void> {
+  const disk = new Changing(sizeBytes);
+  const end = (): number => disk.content.length;
+  await kit.commit(
+    disk
+      .write(0, unit * 5)
+      .text(unit * 9, unit * 3)
+      .write(end() - 999, 999).content,
+  );
+  await kit.commit(
+    disk
+      .write(unit + 100, 5000)
+      .write(unit * 3, unit)
+      .text(unit * 10, 4096).content,
+  );
+  await kit.commit(
+    disk
+      .zero(unit * 2, unit * 2)
+      .zero(unit * 9 + 4096, 8192)
+      .write(end() - 10, 10).content,
+  );
+  await kit.commit(disk.write(unit * 2 + 4096, 100).write(unit * 14, unit * 2 + 77).content);
+  await kit.commit(
+    disk
+      .grow(unit * 7 + 1234)
+      .write(end() - unit * 7 - 1300, 200)
+      .write(end() - unit, unit).content,
+  );
+  await kit.commit(
+    disk
+      .zero(0, unit * 6)
+      .write(unit * 9, unit)
+      .write(end() - 50, 50).content,
+  );
+}
+
+export function logName(point: number): string {
+  return `points/${point.toString().padStart(10, "0")}.undo`;
+}
+
+export function flip(at: number): (bytes: Buffer) => Buffer {
+  return (bytes) => {
+    bytes[at] = (bytes[at] ?? 0) ^ (1 << (at & 7));
+    return bytes;
+  };
+}
+
+export async function changed(
+  kit: PointKit,
+  name: string,
+  change: (bytes: Buffer) => Buffer,
+  work: () => Promise<void>,
+): Promise<void> {
+  await whileChanged(kit.path(name), change, work);
+}
+
+/** All of a storage, to put some of its methods in place of others. */
+export function methodsOf(storage: Storage): Storage {
+  return {
+    capabilities: storage.capabilities,
+    lanes: storage.lanes,
+    open: (...args) => storage.open(...args),
+    rename: (...args) => storage.rename(...args),
+    link: (...args) => storage.link(...args),
+    unlink: (...args) => storage.unlink(...args),
+    makeDirectory: (...args) => storage.makeDirectory(...args),
+    removeDirectory: (...args) => storage.removeDirectory(...args),
+    list: (...args) => storage.list(...args),
+    syncDirectory: (...args) => storage.syncDirectory(...args),
+    stat: (...args) => storage.stat(...args),
+    setMode: (...args) => storage.setMode(...args),
+    space: (...args) => storage.space(...args),
+    lock: (...args) => storage.lock(...args),
+  };
 }

@@ -1,23 +1,24 @@
-import { readFileSync, statSync, unlinkSync } from "node:fs";
+import { statSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterEach, describe, expect, test } from "vitest";
 import { InvariantError, ReplicationError } from "../../src/base/errors.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import type { PointReader } from "../../src/replica/store.ts";
+import { undoBatchMagic } from "../../src/replica/undo/format.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import type { Storage, StorageFile } from "../../src/storage/seam.ts";
 import type { KitOptions, SendOptions } from "../replication/pair-kit.ts";
 import {
+  changed,
   Changing,
   expectContent,
   expectExtents,
   hookedLanes,
   imageOf,
+  makePoints,
   PointKit,
-  readDamaged,
   rootOf,
-  whileChanged,
 } from "./point-kit.ts";
 
 let kit: PointKit;
@@ -38,43 +39,6 @@ afterEach(async () => {
   expect(await kit.close(), "every slot is back").toBe(true);
 });
 
-/** Five points: written, overwritten in parts, zeroed, written over zeros, grown. */
-async function makePoints(sizeBytes: number, unit: number): Promise<void> {
-  const disk = new Changing(sizeBytes);
-  const end = (): number => disk.content.length;
-  await kit.commit(
-    disk
-      .write(0, unit * 5)
-      .text(unit * 9, unit * 3)
-      .write(end() - 999, 999).content,
-  );
-  await kit.commit(
-    disk
-      .write(unit + 100, 5000)
-      .write(unit * 3, unit)
-      .text(unit * 10, 4096).content,
-  );
-  await kit.commit(
-    disk
-      .zero(unit * 2, unit * 2)
-      .zero(unit * 9 + 4096, 8192)
-      .write(end() - 10, 10).content,
-  );
-  await kit.commit(disk.write(unit * 2 + 4096, 100).write(unit * 14, unit * 2 + 77).content);
-  await kit.commit(
-    disk
-      .grow(unit * 7 + 1234)
-      .write(end() - unit * 7 - 1300, 200)
-      .write(end() - unit, unit).content,
-  );
-  await kit.commit(
-    disk
-      .zero(0, unit * 6)
-      .write(unit * 9, unit)
-      .write(end() - 50, 50).content,
-  );
-}
-
 describe("each point is what was sent", () => {
   test.each([
     [16 * KIB, "xxh64", 0],
@@ -83,7 +47,9 @@ describe("each point is what was sent", () => {
     [1 * MIB, "sha256", 4096 + 7],
   ] as const)("blocks of %i, %s, %i bytes beyond the last whole block", async (blockBytes, digestKind, odd) => {
     await start({ blockBytes, digestKind });
-    await makePoints(blockBytes * 18 + odd, blockBytes);
+    // The places of changes do not follow the size of a block.
+    const unit = Math.min(blockBytes, 80 * KIB);
+    await makePoints(kit, unit * 18 + odd, unit);
     await kit.expectAll();
     await kit.expectPoint("newest", 6);
     const { points, unreadable, openLog } = await kit.pair.store.points("disk");
@@ -108,7 +74,7 @@ describe("each point is what was sent", () => {
 
   test("ranges of any offset and length", async () => {
     await start({ blockBytes: 16 * KIB });
-    await makePoints(16 * KIB * 18 + 700, 16 * KIB);
+    await makePoints(kit, 16 * KIB * 18 + 700, 16 * KIB);
     const reader = await open(3);
     const content = kit.content(3);
     const range = fc
@@ -136,7 +102,7 @@ describe("each point is what was sent", () => {
 
   test("digests are those of the blocks, zero for a zero block", async () => {
     await start({ blockBytes: 16 * KIB });
-    await makePoints(16 * KIB * 18 + 700, 16 * KIB);
+    await makePoints(kit, 16 * KIB * 18 + 700, 16 * KIB);
     const reader = await open(3);
     const digests = Buffer.from(await reader.digests(0));
     for (let block = 0; block * 16 * KIB < reader.sizeBytes; block++) {
@@ -194,12 +160,12 @@ test("many points, each of any changes", async () => {
         await reader.close();
       }
     }),
-    { numRuns: 2, seed: 11 },
+    { numRuns: 2, seed: 11, endOnFailure: true },
   );
 });
 
 describe("while a delta is under way", () => {
-  test.each([1, 2, 3, 5, 8])("stopped after %i pieces: the newest point is whole", async (pieces) => {
+  test.each([1, 3, 5])("stopped after %i pieces: the newest point is whole", async (pieces) => {
     let jobs = 0;
     let stop = Number.POSITIVE_INFINITY;
     const controller = new AbortController();
@@ -208,7 +174,7 @@ describe("while a delta is under way", () => {
       return Promise.resolve();
     };
     await start({ blockBytes: 16 * KIB }, { receiverLanes: hookedLanes(hook) });
-    const disk = new Changing(9 * MIB + 100).write(0, 9 * MIB);
+    const disk = new Changing(6 * MIB + 100).write(0, 6 * MIB);
     await kit.commit(disk.content);
     await kit.commit(disk.write(100_000, 9_000).zero(2 * MIB, MIB).content);
     jobs = 0;
@@ -230,16 +196,18 @@ describe("while a delta is under way", () => {
 
   test("a write that fails half way: the newest point is whole, and the table is in doubt", async () => {
     let fail = false;
+    const controller = new AbortController();
     const hook = (job: string, when: string): Promise<void> => {
-      const error = new ReplicationError("write-failed", "the medium failed");
-      return fail && job === "apply" && when === "after" ? Promise.reject(error) : Promise.resolve();
+      if (!fail || job !== "apply" || when !== "after") return Promise.resolve();
+      controller.abort();
+      return Promise.reject(new ReplicationError("write-failed", "the medium failed"));
     };
     await start({ blockBytes: 16 * KIB }, { receiverLanes: hookedLanes(hook) });
     const disk = new Changing(3 * MIB + 100).write(0, 2 * MIB);
     await kit.commit(disk.content);
     fail = true;
     const image = await imageOf(new Changing(3 * MIB + 100).write(0, 3 * MIB).content);
-    await expect(kit.pair.send(image, { attempts: 1 } as SendOptions)).rejects.toBeInstanceOf(Error);
+    await expect(kit.pair.sendUntil(controller.signal, image)).rejects.toBeInstanceOf(Error);
     await kit.pair.idle();
     await kit.expectPoint("newest", 1);
   });
@@ -280,23 +248,38 @@ describe("while a delta is under way", () => {
       if (delta === 3) disk.grow(100_000).write(2 * MIB, 90_000);
     }
     expect(failures).toEqual([]);
-    expect(reads).toBeGreaterThan(1_000);
+    expect(reads).toBeGreaterThan(500);
     for (const [reader, content] of versions) await expectContent(reader, content);
   });
 
   test("every block is read while its delta is between log and replica", async () => {
-    let reader: PointReader | undefined;
+    const opened: { reader?: PointReader; digests?: PointReader } = {};
     const wrong: string[] = [];
     const readAll = async (job: string, when: string): Promise<void> => {
+      const { reader } = opened;
       if (reader === undefined) return;
       const found = Buffer.alloc(reader.sizeBytes);
       await reader.read(found, 0);
       if (!found.equals(kit.content(1))) wrong.push(`${when} ${job}`);
+      await expectDigests();
     };
-    await start({ blockBytes: 64 * KIB }, { receiverLanes: hookedLanes(readAll) });
+    // One that only ever asks for these.
+    const expectDigests = async (): Promise<void> => {
+      const { digests } = opened;
+      if (digests === undefined) return;
+      await expectExtents(digests, kit.content(1));
+      if ((await rootOf(digests)) !== digests.point.root) wrong.push("the root");
+    };
+    await start(
+      { blockBytes: 64 * KIB },
+      { receiverLanes: hookedLanes(readAll), receiverStorage: steppedStorage(expectDigests) },
+    );
     const disk = new Changing(MIB + 12_345).write(0, MIB);
     await kit.commit(disk.content);
-    reader = await open(1);
+    opened.reader = await open(1);
+    opened.digests = await open(1);
+    const late = await open(1);
+    const later = await open(1);
     await kit.commit(
       disk
         .write(70_000, 10_000)
@@ -305,33 +288,41 @@ describe("while a delta is under way", () => {
     );
     await kit.commit(disk.write(128 * KIB, 100_000).content);
     expect(wrong).toEqual([]);
-    await expectContent(reader, kit.content(1));
+    await expectContent(opened.reader, kit.content(1));
+    // Opened before, and asked for the first time now.
+    expect(await rootOf(late)).toBe(late.point.root);
+    await expectExtents(later, kit.content(1));
   });
 
   test("an entry whose content is not written yet", async () => {
     const held = holdContents();
-    let reader: PointReader | undefined;
+    const opened: { reader?: PointReader } = {};
     let looks = 0;
     const failures: unknown[] = [];
     const lanes = hookedLanes(async (job, when) => {
+      const { reader } = opened;
       if (job !== "append" || reader === undefined) return;
-      held.on = when === "before";
+      held.on = true;
       if (when === "before") return;
-      const found = Buffer.alloc(reader.sizeBytes);
-      await reader.read(found, 0).catch((error: unknown) => void failures.push(error));
-      if (!found.equals(kit.content(1))) failures.push("wrong");
-      looks++;
+      // The second time the entry is known before anything is read.
+      for (let time = 0; time < 2; time++) {
+        const found = Buffer.alloc(reader.sizeBytes);
+        await reader.read(found, 0).catch((error: unknown) => void failures.push(error));
+        if (!found.equals(kit.content(1))) failures.push("wrong");
+        looks++;
+      }
       held.flush();
     });
     await start({ blockBytes: 16 * KIB }, { receiverLanes: lanes, receiverStorage: held.wrap });
     const disk = new Changing(MIB).write(0, MIB);
     await kit.commit(disk.content);
-    reader = await open(1);
+    opened.reader = await open(1);
     await kit.commit(disk.write(5_000, 10_000).write(300_000, 100_000).content);
+    held.on = false;
     expect(failures).toEqual([]);
     expect(looks).toBeGreaterThan(0);
     expect(held.count).toBeGreaterThan(0);
-    await expectContent(reader, kit.content(1));
+    await expectContent(opened.reader, kit.content(1));
   });
 });
 
@@ -370,15 +361,14 @@ function steppedStorage(step: () => Promise<void>): (storage: Storage) => Storag
   });
 }
 
-/** Storage whose lanes, while `on`, write heads and leave zeros where contents belong, until `flush`. */
-function holdContents(): { on: boolean; count: number; flush(): void; wrap(storage: Storage): Storage } {
+/** Storage whose lanes, while `on`, write zeros where the contents of batches belong, until `flush`. */
+function holdContents(): HeldContents {
   const later: (() => void)[] = [];
-  let writes = 0;
-  return {
+  const logs = new Set<number>();
+  const held: HeldContents = {
     on: false,
     count: 0,
     flush() {
-      writes = 0;
       for (const write of later.splice(0)) write();
     },
     wrap(storage) {
@@ -386,15 +376,20 @@ function holdContents(): { on: boolean; count: number; flush(): void; wrap(stora
       return {
         ...storage,
         capabilities: storage.capabilities,
+        async open(path, options) {
+          const file = await storage.open(path, options);
+          if (path.endsWith(".undo")) logs.add(file.fd);
+          else logs.delete(file.fd);
+          return file;
+        },
         lanes: {
           ...lanes,
-          write: (fd, source, offset) => {
-            // Heads first, contents second.
-            if (!this.on || writes++ === 0) {
+          write(fd, source, offset) {
+            if (!held.on || !logs.has(fd) || undoBatchMagic.compare(source, 0, 8) === 0) {
               lanes.write(fd, source, offset);
               return;
             }
-            this.count++;
+            held.count++;
             const content = Buffer.from(source);
             lanes.write(fd, Buffer.alloc(source.length), offset);
             later.push(() => lanes.write(fd, content, offset));
@@ -403,159 +398,16 @@ function holdContents(): { on: boolean; count: number; flush(): void; wrap(stora
       };
     },
   };
+  return held;
 }
 
-describe("damage is never served", () => {
-  test("a flipped bit in the replica", async () => {
-    await start({ blockBytes: 16 * KIB });
-    await makePoints(16 * KIB * 18 + 700, 16 * KIB);
-    // The newest point has it from the replica; it was written over in the last two deltas.
-    const at = 9 * 16 * KIB + 5;
-    await changed("replica.raw", flip(at), async () => {
-      const newest = await open(6);
-      expect(await readDamaged(newest, kit.content(6))).toEqual([9]);
-      await expect(newest.read(Buffer.alloc(10), at)).rejects.toMatchObject({
-        code: "store-damaged",
-        details: { disk: "disk", point: 6, block: 9, offset: 9 * 16 * KIB },
-      });
-      await expectExtents(newest, kit.content(6));
-      await kit.expectPoint(5);
-    });
-    await kit.expectAll();
-  });
-
-  test("flipped bits anywhere: an error, or what was sent", async () => {
-    await start({ blockBytes: 16 * KIB });
-    await makePoints(16 * KIB * 18 + 700, 16 * KIB);
-    const files = ["replica.raw", "digests", "pages", ...[1, 3, 5].map((point) => logName(point))];
-    let refused = 0;
-    for (const file of files) {
-      const size = statSync(kit.path(file)).size;
-      for (let turn = 0; turn < 10; turn++) {
-        const at = Math.floor(Changing.chance() * size);
-        const point = 1 + (turn % 6);
-        await changed(file, flip(at), async () => {
-          refused += await refusedOf(point);
-        });
-      }
-    }
-    expect(refused).toBeGreaterThan(0);
-    await kit.expectAll();
-  });
-
-  test("every page of a log lost", async () => {
-    await start({ blockBytes: 16 * KIB });
-    await makePoints(16 * KIB * 18 + 700, 16 * KIB);
-    const log = logName(2);
-    const pages = statSync(kit.path(log)).size / 4096;
-    const refused: number[] = [];
-    for (let page = 0; page < pages; page++) {
-      const lose = (bytes: Buffer): Buffer => bytes.fill(0, page * 4096, (page + 1) * 4096);
-      await changed(log, lose, async () => {
-        refused.push(await refusedOf(2));
-        // Points behind it need nothing of it.
-        await kit.expectPoint(3);
-      });
-    }
-    expect(refused.some((count) => count > 0 && count < Number.POSITIVE_INFINITY)).toBe(true);
-  });
-
-  test("an interrupted delta with a damaged batch", async () => {
-    let stop = false;
-    const controller = new AbortController();
-    const hook = (job: string, when: string): Promise<void> => {
-      if (stop && job === "apply" && when === "after") controller.abort();
-      return Promise.resolve();
-    };
-    await start({ blockBytes: 16 * KIB }, { receiverLanes: hookedLanes(hook) });
-    const disk = new Changing(4 * MIB).write(0, 4 * MIB);
-    await kit.commit(disk.content);
-    stop = true;
-    disk.write(0, 4 * MIB);
-    await expect(kit.pair.sendUntil(controller.signal, await imageOf(disk.content))).rejects.toBeInstanceOf(Error);
-    await kit.pair.idle();
-    await kit.expectPoint("newest", 1);
-    const size = statSync(kit.logPath(1)).size;
-    const counts: number[] = [];
-    for (let turn = 0; turn < 12; turn++) {
-      const at = Math.floor((turn / 12) * size) + 40 * (turn % 2);
-      await changed(logName(1), flip(at), async () => {
-        counts.push(await refusedOf(1));
-      });
-    }
-    expect(Math.max(...counts.filter(Number.isFinite))).toBeGreaterThan(0);
-  });
-
-  test("a table that lost a page, its checksums or everything", async () => {
-    await start({ blockBytes: 16 * KIB });
-    await makePoints(16 * KIB * 18 + 700, 16 * KIB);
-    const zero = (bytes: Buffer): Buffer => bytes.fill(0);
-    await changed("digests", zero, async () => {
-      // Zeros that are zeros, and what logs have, are still told.
-      const refused = await refusedOf(6);
-      expect(refused).toBeGreaterThan(0);
-      expect(refused).toBeLessThan(25);
-      await expectExtents(await open(6), kit.content(6));
-    });
-    await changed("pages", zero, () => kit.expectPoint(6).then(() => undefined));
-    const cut = (): Buffer => Buffer.alloc(0);
-    await changed("pages", cut, async () => {
-      const reader = await open(6);
-      await expect(reader.read(Buffer.alloc(100), 9 * 16 * KIB)).rejects.toMatchObject({ code: "store-damaged" });
-      // All of it is in the logs.
-      const old = await open(1);
-      const block = Buffer.alloc(16 * KIB);
-      await old.read(block, 9 * 16 * KIB);
-      expect(block.equals(kit.content(1).subarray(9 * 16 * KIB, 10 * 16 * KIB))).toBe(true);
-    });
-  });
-
-  test("pages of the table written before their checksums, as in a long delta", async () => {
-    let stop = false;
-    const controller = new AbortController();
-    const hook = (job: string, when: string): Promise<void> => {
-      if (stop && job === "apply" && when === "after") controller.abort();
-      return Promise.resolve();
-    };
-    await start({ blockBytes: 16 * KIB }, { receiverLanes: hookedLanes(hook) });
-    const disk = new Changing(6 * MIB).write(0, 3 * MIB);
-    await kit.commit(disk.content);
-    const before = readFileSync(kit.path("pages"));
-    stop = true;
-    disk.zero(0, 16 * KIB).write(16 * KIB, 2 * MIB);
-    await expect(kit.pair.sendUntil(controller.signal, await imageOf(disk.content))).rejects.toBeInstanceOf(Error);
-    await kit.pair.idle();
-    expect(readFileSync(kit.path("pages")).equals(before)).toBe(false);
-    await changed(
-      "pages",
-      () => before,
-      async () => {
-        await kit.expectPoint(1);
-        const reader = await open(1);
-        const kinds: string[] = [];
-        for await (const { kind } of reader.extents(0, reader.sizeBytes)) kinds.push(kind);
-        // The log proves the page, so its zeros count.
-        expect(kinds).toEqual(["data", "zero"]);
-      },
-    );
-  });
-
-  /** Blocks of a point that are refused; infinite: all of it. */
-  async function refusedOf(point: number): Promise<number> {
-    let reader: PointReader;
-    try {
-      reader = await kit.open(point);
-    } catch (error) {
-      expect(error).toMatchObject({ code: expect.stringMatching(/^store-(damaged|version-unsupported)$/) });
-      return Number.POSITIVE_INFINITY;
-    }
-    try {
-      return (await readDamaged(reader, kit.content(point))).length;
-    } finally {
-      await reader.close();
-    }
-  }
-});
+interface HeldContents {
+  on: boolean;
+  /** Contents held back so far. */
+  count: number;
+  flush: () => void;
+  wrap: (storage: Storage) => Storage;
+}
 
 describe("which points there are", () => {
   test("no disk, no point, no such point", async () => {
@@ -576,9 +428,10 @@ describe("which points there are", () => {
 
   test("a missing or damaged log or record: newer points can be read", async () => {
     await start({ blockBytes: 16 * KIB });
-    await makePoints(16 * KIB * 18, 16 * KIB);
+    await makePoints(kit, 16 * KIB * 18, 16 * KIB);
     const { store } = kit.pair;
     await changed(
+      kit,
       "points/0000000003.json",
       (bytes) => bytes.fill(0x20, 10, 20),
       async () => {
@@ -592,22 +445,42 @@ describe("which points there are", () => {
         expect((await store.points("disk")).unreadable).toMatchObject([{ point: 3 }]);
       },
     );
-    const open = store.openPoint("disk", 3);
-    await expect(open).resolves.toBeDefined();
-    readers.push(await open);
+    const before = await open(3);
     unlinkSync(kit.logPath(4));
     await expect(kit.open(3)).rejects.toMatchObject({
       code: "store-damaged",
       message: expect.stringContaining("0000000004.undo"),
     });
     await kit.expectPoint(5);
-    unlinkSync(join(kit.points, "0000000006.json"));
-    await kit.commit(Buffer.alloc(1)).catch(() => undefined);
+    // Who has it open already needs no name.
+    await expectContent(before, kit.content(3));
+  });
+
+  test("points removed around it change nothing", async () => {
+    await start({ blockBytes: 16 * KIB });
+    await makePoints(kit, 16 * KIB * 18 + 700, 16 * KIB);
+    const { store } = kit.pair;
+    const before = await open(3);
+    await store.hold("disk", 1, { owner: "test", until: undefined });
+    const left = async (): Promise<readonly number[]> => (await store.points("disk")).points.map(({ point }) => point);
+    await store.prune("disk", { keep: "last=1" });
+    expect(await left()).toEqual([1, 3, 6]);
+    for (const point of [1, 3, 6]) await kit.expectPoint(point);
+    await expectContent(before, kit.content(3));
+    await expect(kit.open(2)).rejects.toMatchObject({ code: "point-not-found" });
+    // Two commits between two looks, the first of them gone again.
+    const disk = new Changing(kit.content(6).length).write(0, 100_000);
+    await kit.commit(disk.content);
+    await kit.commit(disk.write(50_000, 100_000).content);
+    await store.prune("disk", { keep: "last=1" });
+    expect(await left()).toEqual([1, 3, 8]);
+    await expectContent(before, kit.content(3));
+    for (const point of [1, 3, 8]) await kit.expectPoint(point);
   });
 
   test("the newest record taken away while its log is there", async () => {
     await start({ blockBytes: 16 * KIB });
-    await makePoints(16 * KIB * 18, 16 * KIB);
+    await makePoints(kit, 16 * KIB * 18, 16 * KIB);
     unlinkSync(join(kit.points, "0000000005.json"));
     unlinkSync(join(kit.points, "0000000006.json"));
     await expect(kit.open("newest")).rejects.toMatchObject({
@@ -637,22 +510,7 @@ describe("which points there are", () => {
 
 test("the root over the digests of any point is the point's", async () => {
   await start({ blockBytes: 16 * KIB, digestKind: "sha256" });
-  await makePoints(16 * KIB * 18 + 700, 16 * KIB);
+  await makePoints(kit, 16 * KIB * 18 + 700, 16 * KIB);
   const reader = await open(1);
   expect(await rootOf(reader)).toBe(reader.point.root);
 });
-
-function logName(point: number): string {
-  return `points/${point.toString().padStart(10, "0")}.undo`;
-}
-
-function flip(at: number): (bytes: Buffer) => Buffer {
-  return (bytes) => {
-    bytes[at] = (bytes[at] ?? 0) ^ (1 << (at & 7));
-    return bytes;
-  };
-}
-
-async function changed(name: string, change: (bytes: Buffer) => Buffer, work: () => Promise<void>): Promise<void> {
-  await whileChanged(kit.path(name), change, work);
-}

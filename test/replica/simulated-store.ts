@@ -53,8 +53,13 @@ export function createChance(seed: number): () => number {
   };
 }
 
-export function openTestStore(storage: Storage, path = storePath): Promise<Store> {
+export function openTestStore(
+  storage: Storage,
+  path = storePath,
+  more: { readonly keep?: string } = {},
+): Promise<Store> {
   return openStore({
+    ...more,
     path,
     storage,
     clock: createTestClock(),
@@ -142,6 +147,22 @@ export async function putBlock(writer: DiskWriter, lanes: LaneStorage, block: nu
   }
 }
 
+/** Keeps parts of one block; `mask`: a bit a part. */
+export async function keepParts(
+  writer: DiskWriter,
+  lanes: LaneStorage,
+  block: number,
+  mask: number,
+  base: Uint8Array,
+): Promise<void> {
+  const slot = await pool.acquire();
+  try {
+    await keeperOf(writer, lanes).keep([block], Uint8Array.of(mask), base, slot);
+  } finally {
+    slot.release();
+  }
+}
+
 function writeBlock(writer: DiskWriter, lanes: LaneStorage, block: number, value: number): void {
   const disk = writer.table.geometry;
   const content = blockContent(value).subarray(0, blockLength(disk, block));
@@ -221,4 +242,28 @@ export function commitFacts(cycle: string): Omit<Parameters<DiskWriter["commit"]
 
 export function describePoint(point: Point | undefined): string {
   return point === undefined ? "none" : `${point.point} ${point.cycle}`;
+}
+
+/** A point reads as these blocks, byte for byte. */
+export async function expectPoint(store: Store, point: number, disk: Geometry, blocks: Blocks): Promise<void> {
+  const reader = await store.openPoint(diskName, point);
+  try {
+    expect(reader.sizeBytes).toBe(disk.sizeBytes);
+    const found = Buffer.alloc(blockBytes);
+    const seen = new Set<number>();
+    for await (const { kind, offset, length } of reader.extents(0, disk.sizeBytes)) {
+      if (kind !== "data") continue;
+      for (let block = Math.floor(offset / blockBytes); block * blockBytes < offset + length; block++) {
+        const size = blockLength(disk, block);
+        await reader.read(found.subarray(0, size), block * blockBytes);
+        const wanted = blockContent(blocks.get(block) ?? 0).subarray(0, size);
+        if (!wanted.equals(found.subarray(0, size))) throw new Error(`point ${point} is wrong in block ${block}`);
+        seen.add(block);
+      }
+    }
+    // What is no data reads as zeros.
+    for (const block of blocks.keys()) if (!seen.has(block)) throw new Error(`point ${point} lost block ${block}`);
+  } finally {
+    await reader.close();
+  }
 }

@@ -224,7 +224,7 @@ describe("a damaged page", () => {
     end.send({ type: "ask-blocks", request: 1, pages: [1] }, { type: "ask-blocks", request: 2, pages: [1] });
     await turns(50);
     const content = randomBytes(16 * KIB);
-    expect(opened, String(end.ended)).toBeDefined();
+    expect(opened, JSON.stringify(end.ended)).toBeDefined();
     const credit = opened?.message.credit ?? 0;
     expect(credit).toBeGreaterThan(0);
     // All frames of the credit at once, each in a slot; garbage, so that they end as repeats, not in the table.

@@ -33,7 +33,15 @@ import {
   seedAt,
   UNDO_PAGE_BYTES,
 } from "./format.ts";
-import { addStretch, readEntries, type Segment, SegmentReader, type Visit, visitList } from "./segment.ts";
+import {
+  addStretch,
+  readEntries,
+  type Segment,
+  type SegmentBounds,
+  SegmentReader,
+  type Visit,
+  visitList,
+} from "./segment.ts";
 
 /** Entries behind the last index run, in memory; an index run of 65,536 entries ends them long before. */
 const tailBytesDefault = 8 * MIB;
@@ -43,6 +51,8 @@ export interface UndoReaderOptions extends UndoFile {
   readonly decompressLz4: (packed: Uint8Array, raw: Uint8Array) => void;
   /** What the newer point's record says; undefined: the log is open. */
   readonly closed: ClosedLog | undefined;
+  /** Index pages kept; default 2 MiB. For who has many logs open. */
+  readonly cacheBytes?: number;
   /** For tests: bounds of the memory for entries that no index run holds. */
   readonly tailBytes?: number;
   readonly windowBytes?: number;
@@ -75,7 +85,7 @@ class LogReader implements UndoLogFile {
   readonly #segments: Segment[] = [];
   readonly #tail = new EntryLists();
   readonly #tailBytes: number;
-  readonly #windowBytes: number | undefined;
+  readonly #bounds: SegmentBounds;
   readonly #perPage: number;
   /** Where batches begin that no index run covers, and where those begin that are in `#tail`. */
   #indexedTo = UNDO_PAGE_BYTES;
@@ -90,7 +100,7 @@ class LogReader implements UndoLogFile {
   #searched: { readonly end: number; readonly to: number } | undefined;
 
   constructor(
-    { closed, decompressLz4, tailBytes = tailBytesDefault, windowBytes }: UndoReaderOptions,
+    { closed, decompressLz4, tailBytes = tailBytesDefault, windowBytes, cacheBytes }: UndoReaderOptions,
     file: KnownUndoFile,
   ) {
     this.path = file.path;
@@ -98,9 +108,9 @@ class LogReader implements UndoLogFile {
     this.closed = closed !== undefined;
     this.#file = file;
     this.#decompressLz4 = decompressLz4;
-    this.#segmentReader = new SegmentReader(file, this, windowBytes);
+    this.#bounds = { windowBytes, cacheBytes };
+    this.#segmentReader = new SegmentReader(file, this, this.#bounds);
     this.#tailBytes = tailBytes;
-    this.#windowBytes = windowBytes;
     this.#perPage = blocksPerPage(file.header.digestKind);
     this.#sizeBytes = closed?.sizeBytes ?? UNDO_PAGE_BYTES;
     if (closed === undefined) this.#advance(undefined);
@@ -154,9 +164,8 @@ class LogReader implements UndoLogFile {
     for (const segment of this.#segments) {
       if (best === block) break;
       candidate = best;
-      this.#segmentReader.visit(segment, low, best, visit, () => {
-        candidate = best;
-      });
+      // Nothing to take back: the first entry that counts ends the visit.
+      this.#segmentReader.visit(segment, low, best, visit, () => undefined);
       best = Math.min(best, candidate);
     }
     for (const list of this.#tail.lists) {
@@ -245,7 +254,7 @@ class LogReader implements UndoLogFile {
 
   #startAnew(): boolean {
     this.#segments.length = 0;
-    this.#segmentReader = new SegmentReader(this.#file, this, this.#windowBytes);
+    this.#segmentReader = new SegmentReader(this.#file, this, this.#bounds);
     this.damage.length = 0;
     this.#startTail(UNDO_PAGE_BYTES);
     this.#end = UNDO_PAGE_BYTES;

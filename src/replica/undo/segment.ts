@@ -37,7 +37,7 @@ interface Window {
   readonly list: EntryList;
 }
 
-const pageCacheBytes = 2 * MIB;
+const pageCacheBytesDefault = 2 * MIB;
 const fenceCacheBytes = 2 * MIB;
 const windowCacheBytes = 12 * MIB;
 /** Entries scanned at a time; a run of 65,536 entries takes less. */
@@ -45,21 +45,29 @@ const windowBytesDefault = 6 * MIB;
 /** Of one table page: every part of every block on its own would take less. */
 const tablePageBytesMax = 64 * MIB;
 
+export interface SegmentBounds {
+  /** Entries scanned at a time; for tests. */
+  readonly windowBytes?: number | undefined;
+  /** Index pages kept; default 2 MiB. */
+  readonly cacheBytes?: number | undefined;
+}
+
 export class SegmentReader {
   readonly #file: KnownUndoFile;
-  readonly #pages = new ByteLru<number, EntryList>(pageCacheBytes);
+  readonly #pages: ByteLru<number, EntryList>;
   readonly #fences = new ByteLru<Segment, Float64Array>(fenceCacheBytes);
   readonly #windows = new ByteLru<Segment, Window>(windowCacheBytes);
   readonly #windowBytes: number;
   readonly #damage: UndoStretch[];
   readonly #indexDamage: UndoStretch[];
 
-  /** What cannot be read is added to the two lists. `windowBytes`: for tests. */
+  /** What cannot be read is added to the two lists. */
   constructor(
     file: KnownUndoFile,
     found: { readonly damage: UndoStretch[]; readonly indexDamage: UndoStretch[] },
-    windowBytes: number = windowBytesDefault,
+    { windowBytes = windowBytesDefault, cacheBytes = pageCacheBytesDefault }: SegmentBounds = {},
   ) {
+    this.#pages = new ByteLru(cacheBytes);
     this.#file = file;
     this.#damage = found.damage;
     this.#indexDamage = found.indexDamage;

@@ -154,6 +154,7 @@ export class UndoWriter {
 
   /** Resolves when everything before `upTo` is durable. Batches before it that nobody writes keep it waiting: then {@link fail}. */
   durable(upTo: number): Promise<void> {
+    invariant(upTo <= this.#end, "what is waited for has a place in the log");
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     if (upTo <= this.#durable) return Promise.resolve();
     return new Promise((resolve, reject) => {

@@ -1,6 +1,12 @@
 import { describe, expect, test } from "vitest";
 import { InvariantError, ReplicationError } from "../../../src/base/errors.ts";
-import { batchKinds, decodeBatchHeader, encodeBatchHeader } from "../../../src/replica/undo/format.ts";
+import {
+  batchKinds,
+  bodyChecksum,
+  decodeBatchHeader,
+  encodeBatchHeader,
+  writeBatchHeader,
+} from "../../../src/replica/undo/format.ts";
 import type { ClosedLog } from "../../../src/replica/undo/entry.ts";
 import { randomBytes } from "../../random.ts";
 import { header, keyOf, LogBuilder, MemoryFile, openReader, pack, path, readAll, readEntries } from "./kit.ts";
@@ -197,6 +203,22 @@ describe("an open log that grows", () => {
     expect(reader.damage).toEqual([]);
   });
 
+  test("a batch that is finished between two looks is no damage", () => {
+    const log = new LogBuilder().entries(blocks(0, 1));
+    const second = log.end;
+    log.entries(blocks(1, 1), second).entries(blocks(2, 1));
+    const file = new MemoryFile(log.bytes);
+    let looks = 0;
+    const read = (fd: number, target: Uint8Array, offset: number): number => {
+      const count = file.lanes.read(fd, target, offset);
+      if (offset === second && looks++ === 0) target.fill(0);
+      return count;
+    };
+    const reader = openReader(Object.assign(new MemoryFile(log.bytes), { lanes: { ...file.lanes, read } }));
+    expect(keys(readEntries(reader))).toEqual(keys(log.known));
+    expect(reader.damage).toEqual([]);
+  });
+
   test("a hole at its end is not searched again and again", () => {
     const log = new LogBuilder().entries(blocks(0, 1));
     const file = new MemoryFile(Buffer.concat([log.bytes, Buffer.alloc(3_000_000)]));
@@ -340,6 +362,19 @@ describe("index runs and footers that are damaged", () => {
     expect(reader.indexDamage).toHaveLength(1);
   });
 
+  test("a page that is not the one its fence announces is not used", () => {
+    const log = new LogBuilder().entries(blocks(3, 4)).index();
+    const bytes = Uint8Array.from(log.bytes);
+    const batch = decodeBatchHeader(bytes.subarray(8192), header, 8192);
+    if (batch === undefined) throw new Error("no index run");
+    bytes[8192 + 64] = 2;
+    const body = bodyChecksum(header.id, bytes.subarray(8192 + 64, 8192 + 72));
+    writeBatchHeader(bytes, 8192, { ...batch, bodyChecksum: body });
+    const reader = openReader(new MemoryFile(bytes));
+    expect(keys(readEntries(reader))).toEqual(keys(log.known));
+    expect(reader.indexDamage).toEqual([{ offset: batch.contentStart, length: 4096 }]);
+  });
+
   test("a footer that is missing, harmed or another one: read by batches, on record", () => {
     const { log, closed } = build();
     const at = closed.footerOffset;
@@ -354,9 +389,11 @@ describe("index runs and footers that are damaged", () => {
       expect(reader).toMatchObject({ damage: [], closed: true, sizeBytes: closed.sizeBytes });
       expect(reader.indexDamage).toEqual([{ offset: at, length: closed.sizeBytes - at }]);
     }
-    const other = openReader(new MemoryFile(log.bytes), { closed: { ...closed, footerChecksum: 1 } });
-    expect(keys(readEntries(other))).toEqual(keys(log.known));
-    expect(other.indexDamage).toHaveLength(1);
+    for (const change of [{ footerChecksum: 1 }, { sizeBytes: closed.sizeBytes + 4096 }]) {
+      const other = openReader(new MemoryFile(log.bytes), { closed: { ...closed, ...change } });
+      expect(keys(readEntries(other))).toEqual(keys(log.known));
+      expect(other.indexDamage).toHaveLength(1);
+    }
   });
 
   test("a closed log that ends before its footer is refused, with file and offset", () => {

@@ -112,6 +112,20 @@ describe("damage is skipped, and nothing is cut", () => {
     expect(scan.indexedTo).toBe(4096);
   });
 
+  test("and what a torn batch says of others counts", () => {
+    const log = new LogBuilder().entries(one(1), 0);
+    const second = log.end;
+    log.entries(one(2), 0);
+    const third = log.end;
+    log.entries(one(3), 0);
+    const last = log.end;
+    log.entries(one(4));
+    // Heads of the second, header of the third; the last is cut, and only its header says that both were durable.
+    const bytes = harm(harm(log.bytes, second + 66), third + 3).subarray(0, last + 200);
+    const damage = [second, third].map((offset) => ({ offset, length: third - second }));
+    expect(scanUndoLog(logOf(bytes))).toMatchObject({ goodEnd: last, damage });
+  });
+
   test("and a torn end behind it is cut all the same", () => {
     const log = new LogBuilder().entries(one(1));
     const second = log.end;

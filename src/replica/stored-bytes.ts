@@ -1,0 +1,26 @@
+/** What the points of a disk take beside the replica: the bytes of their undo logs. */
+import type { Storage } from "../storage/seam.ts";
+import { ownLogs } from "./chain.ts";
+import type { DiskPaths } from "./layout.ts";
+import type { DiskPoints } from "./point-reader.ts";
+
+/** The points of a disk with what each takes. */
+export interface StoredPoints extends DiskPoints {
+  /** By point: length in bytes of its own undo logs, of the newest point the one that is open. What an older point needs of newer ones does not count. */
+  readonly storedBytes: ReadonlyMap<number, number>;
+}
+
+/** A log that a removal beside us takes away counts 0. */
+export async function withStoredBytes(storage: Storage, paths: DiskPaths, found: DiskPoints): Promise<StoredPoints> {
+  const storedBytes = new Map<number, number>();
+  const lists = ownLogs(found.points);
+  for (const [index, { point }] of found.points.entries()) {
+    const logs = lists[index];
+    const bytes =
+      logs === undefined
+        ? ((await storage.stat(paths.undo(point)))?.sizeBytes ?? 0)
+        : logs.reduce((sum, { closed }) => sum + closed.sizeBytes, 0);
+    storedBytes.set(point, bytes);
+  }
+  return { ...found, storedBytes };
+}

@@ -1,0 +1,262 @@
+/** Reads a point again, all of it, and says what is wrong with it and where good content is still to be had. */
+import { ReplicationError } from "../base/errors.ts";
+import { blockCount, type Geometry, MIB, pageBlocks, pageCount } from "../base/units.ts";
+import { createPageDigests, pageDigest } from "../table/page-digests.ts";
+import type { PointReader } from "./point-reader.ts";
+import { abortedBy } from "./restore-point.ts";
+import type { Store } from "./store.ts";
+
+const pieceBytes = MIB;
+/** Damaged ranges that are named; the others are counted. */
+export const rangesNamed = 20;
+
+/** Blocks side by side that cannot be served, in bytes of the disk. */
+export interface DamagedRange {
+  readonly offset: number;
+  readonly length: number;
+  /** Of its first block, in words. */
+  readonly reason: string;
+  /**
+   * The newest other point that has this point's content for the whole range, else the newest that has other, good content there; undefined: none
+   * has any.
+   */
+  readonly goodPoint: number | undefined;
+  /** `goodPoint` has this point's content. */
+  readonly sameContent: boolean;
+}
+
+export interface VerifyReport {
+  readonly disk: string;
+  readonly point: number;
+  /** Every block matches its digest, and the root of the digests the point's record. */
+  readonly good: boolean;
+  readonly rootMatches: boolean;
+  readonly sizeBytes: number;
+  /** Blocks that are zero by their digest are not read. */
+  readonly readBytes: number;
+  /** The first 20. */
+  readonly damaged: readonly DamagedRange[];
+  readonly damagedRanges: number;
+  readonly damagedBytes: number;
+}
+
+export interface VerifyOptions {
+  /** Waits until so many bytes may be read. */
+  readonly pace: (bytes: number) => Promise<void>;
+  readonly signal: AbortSignal | undefined;
+  /** Bytes of the disk passed so far, and its size. */
+  readonly onProgress: (doneBytes: number, sizeBytes: number) => void;
+}
+
+/** Throws what opening the point throws, `aborted`, and what is not damage. */
+export async function verifyStoredPoint(
+  store: Store,
+  disk: string,
+  sequence: number | "newest",
+  options: VerifyOptions,
+): Promise<VerifyReport> {
+  const point = await store.openPoint(disk, sequence);
+  try {
+    const pass = new Pass(point, options);
+    const rootMatches = await pass.run();
+    const found = pass.ranges;
+    const damaged = found.named.length === 0 ? [] : await lookElsewhere(store, point, found.named, options);
+    return {
+      disk,
+      point: point.point.point,
+      good: rootMatches && found.count === 0,
+      rootMatches,
+      sizeBytes: point.sizeBytes,
+      readBytes: pass.readBytes,
+      damaged,
+      damagedRanges: found.count,
+      damagedBytes: found.bytes,
+    };
+  } finally {
+    await point.close();
+  }
+}
+
+/** Damage of blocks, which does not keep others from being read. */
+function isDamage(error: unknown): error is ReplicationError {
+  return error instanceof ReplicationError && (error.code === "store-damaged" || error.code === "replica-unreadable");
+}
+
+function geometryAt(point: PointReader): Geometry {
+  const { blockBytes, digestKind } = point.disk;
+  return { sizeBytes: point.sizeBytes, blockBytes, digestKind };
+}
+
+interface Range {
+  readonly offset: number;
+  length: number;
+  readonly reason: string;
+}
+
+/** Ranges in ascending order, joined; only the first ones are kept. */
+class Ranges {
+  readonly named: Range[] = [];
+  count = 0;
+  bytes = 0;
+  #end = -1;
+
+  add(offset: number, length: number, reason: string): void {
+    this.bytes += length;
+    const last = this.named.at(-1);
+    if (offset !== this.#end) {
+      this.count++;
+      if (this.count <= rangesNamed) this.named.push({ offset, length, reason });
+    } else if (last !== undefined && this.count <= rangesNamed) last.length += length;
+    this.#end = offset + length;
+  }
+}
+
+class Pass {
+  readonly ranges = new Ranges();
+  readBytes = 0;
+  readonly #point: PointReader;
+  readonly #o: VerifyOptions;
+  readonly #geometry: Geometry;
+  readonly #buffer: Uint8Array;
+
+  constructor(point: PointReader, options: VerifyOptions) {
+    this.#point = point;
+    this.#o = options;
+    this.#geometry = geometryAt(point);
+    this.#buffer = new Uint8Array(Math.max(pieceBytes, this.#geometry.blockBytes));
+  }
+
+  /** True: the root of the digests is the one the record names. */
+  async run(): Promise<boolean> {
+    const pages = createPageDigests(this.#geometry);
+    let told = true;
+    for (let page = 0; page < pageCount(this.#geometry); page++) {
+      try {
+        pages.set(page, pageDigest(await this.#point.digests(page)));
+      } catch (error) {
+        if (!isDamage(error)) throw error;
+        // Which blocks it is about comes out when they are read.
+        told = false;
+      }
+      const { first, count } = pageBlocks(this.#geometry, page);
+      await this.#read(first, first + count);
+    }
+    return told && Buffer.from(pages.root()).toString("hex") === this.#point.point.root;
+  }
+
+  async #read(first: number, end: number): Promise<void> {
+    const { blockBytes, sizeBytes } = this.#geometry;
+    const start = first * blockBytes;
+    const stop = Math.min(end * blockBytes, sizeBytes);
+    for await (const { kind, offset, length } of this.#point.extents(start, stop - start)) {
+      for (let at = offset; kind === "data" && at < offset + length; at += pieceBytes) {
+        const count = Math.min(pieceBytes, offset + length - at);
+        await this.#readPiece(at, count);
+        this.#o.onProgress(at + count, sizeBytes);
+      }
+      this.#o.onProgress(offset + length, sizeBytes);
+    }
+  }
+
+  async #readPiece(offset: number, length: number): Promise<void> {
+    const { signal, pace } = this.#o;
+    if (signal?.aborted === true) throw abortedBy(signal);
+    await pace(length);
+    this.readBytes += length;
+    try {
+      await this.#point.read(this.#buffer.subarray(0, length), offset);
+      return;
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+    }
+    const { blockBytes } = this.#geometry;
+    for (let at = offset; at < offset + length; at += blockBytes) {
+      const count = Math.min(blockBytes, offset + length - at);
+      try {
+        await this.#point.read(this.#buffer.subarray(0, count), at);
+      } catch (error) {
+        if (!isDamage(error)) throw error;
+        const { why } = error.details;
+        this.ranges.add(at, count, typeof why === "string" ? why : error.message);
+      }
+    }
+  }
+}
+
+interface Elsewhere {
+  readonly goodPoint: number;
+  readonly sameContent: boolean;
+}
+
+/** One point after another, the newest first: a point that is open takes memory. */
+async function lookElsewhere(
+  store: Store,
+  point: PointReader,
+  ranges: readonly Range[],
+  options: VerifyOptions,
+): Promise<readonly DamagedRange[]> {
+  const found = new Map<Range, Elsewhere>();
+  const { points } = await store.points(point.disk.name);
+  for (const { point: sequence } of [...points].reverse()) {
+    const open = ranges.filter((range) => found.get(range)?.sameContent !== true);
+    if (open.length === 0) break;
+    if (sequence === point.point.point) continue;
+    const other = await openOther(store, point.disk.name, sequence);
+    if (other === undefined) continue;
+    try {
+      for (const range of open) {
+        const sameContent = await isSame(point, other, range);
+        if (found.has(range) && !sameContent) continue;
+        if (await isGood(other, range, options)) found.set(range, { goodPoint: sequence, sameContent });
+      }
+    } finally {
+      await other.close();
+    }
+  }
+  return ranges.map((range) => ({ ...range, goodPoint: undefined, sameContent: false, ...found.get(range) }));
+}
+
+async function openOther(store: Store, disk: string, sequence: number): Promise<PointReader | undefined> {
+  try {
+    return await store.openPoint(disk, sequence);
+  } catch (error) {
+    // It is removed beside us, or damaged as a whole: then it is of no help here.
+    if (isDamage(error) || (error instanceof ReplicationError && error.code === "point-not-found")) return undefined;
+    throw error;
+  }
+}
+
+async function isGood(other: PointReader, range: Range, { pace, signal }: VerifyOptions): Promise<boolean> {
+  if (range.offset + range.length > other.sizeBytes) return false;
+  const buffer = new Uint8Array(Math.min(pieceBytes, range.length));
+  try {
+    for (let at = 0; at < range.length; at += pieceBytes) {
+      if (signal?.aborted === true) throw abortedBy(signal);
+      const piece = buffer.subarray(0, Math.min(pieceBytes, range.length - at));
+      await pace(piece.length);
+      await other.read(piece, range.offset + at);
+    }
+    return true;
+  } catch (error) {
+    if (isDamage(error)) return false;
+    throw error;
+  }
+}
+
+/** By the digests, which cost next to nothing. */
+async function isSame(point: PointReader, other: PointReader, range: Range): Promise<boolean> {
+  const { blockBytes } = point.disk;
+  if (range.offset + range.length > other.sizeBytes) return false;
+  const end = Math.min(Math.ceil((range.offset + range.length) / blockBytes), blockCount(geometryAt(point)));
+  try {
+    for (let block = Math.floor(range.offset / blockBytes); block < end; block++) {
+      const [mine, theirs] = [await point.digest(block), await other.digest(block)];
+      if (Buffer.compare(mine, theirs) !== 0) return false;
+    }
+    return true;
+  } catch (error) {
+    // What the block was cannot be told.
+    if (isDamage(error)) return false;
+    throw error;
+  }
+}

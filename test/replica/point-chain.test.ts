@@ -1,0 +1,85 @@
+import { expect, test } from "vitest";
+import { diskPaths } from "../../src/replica/layout.ts";
+import { type Point, readPoint, writePoint } from "../../src/replica/point.ts";
+import { readPoints } from "../../src/replica/point-chain.ts";
+import type { Storage } from "../../src/storage/seam.ts";
+import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
+import { methodsOf } from "./point-kit.ts";
+
+const paths = diskPaths("/store", "vm1");
+const closed = (footerOffset: number): NonNullable<Point["closed"]> => ({
+  sizeBytes: footerOffset + 4096,
+  footerOffset,
+  footerChecksum: footerOffset,
+});
+
+function pointOf(point: number): Point {
+  return {
+    point,
+    time: point,
+    label: undefined,
+    consistency: "crash",
+    root: "00".repeat(32),
+    sizeBytes: 1,
+    generation: "g",
+    term: 1,
+    cycle: "c",
+    source: "s",
+    sourceName: "s",
+    closed: point === 1 ? undefined : closed(4096 * point),
+  };
+}
+
+async function start(points: number): Promise<Storage> {
+  const storage = createSimulatedDisk().start();
+  await storage.makeDirectory(paths.points);
+  for (let point = 1; point <= points; point++) await writePoint(storage, paths, pointOf(point));
+  return storage;
+}
+
+/** Calls `step` before the file is opened for the first time. */
+function beforeOpen(storage: Storage, path: string, step: () => Promise<void>): Storage {
+  let done = false;
+  return {
+    ...methodsOf(storage),
+    async open(opened, options) {
+      if (opened === path && !done) {
+        done = true;
+        await step();
+      }
+      return storage.open(opened, options);
+    },
+  };
+}
+
+test("a point removed while the records are read: its logs are not lost", async () => {
+  const storage = await start(4);
+  // The record before it was read by then, without the logs it gets now.
+  const removing = beforeOpen(storage, paths.point(2), async () => {
+    const logs = [1, 2].map((point) => ({ name: `000000000${point}.undo`, closed: closed(4096 * (point + 1)) }));
+    await writePoint(storage, paths, { ...pointOf(1), logs });
+    await storage.unlink(paths.point(2));
+  });
+  const { points, unreadable } = await readPoints(removing, paths);
+  expect(points.map(({ point }) => point)).toEqual([1, 3, 4]);
+  expect(points[0]?.logs?.map(({ name }) => name)).toEqual(["0000000001.undo", "0000000002.undo"]);
+  expect(unreadable).toEqual([]);
+});
+
+test("a log whose point has no record counts as one that cannot be read", async () => {
+  const storage = await start(2);
+  const file = await storage.open(paths.undo(3), { write: true, create: true });
+  await file.close();
+  const { points, unreadable } = await readPoints(storage, paths);
+  expect(points).toEqual([await readPoint(storage, paths, 1), await readPoint(storage, paths, 2)]);
+  expect(unreadable).toEqual([{ point: 3, message: expect.stringContaining("0000000003.json") }]);
+});
+
+test("records that come and go without end", async () => {
+  const storage = await start(2);
+  const restless: Storage = {
+    ...methodsOf(storage),
+    list: async (path) => [...((await storage.list(path)) ?? []), "0000000009.json"],
+  };
+  await expect(readPoints(restless, paths)).rejects.toMatchObject({ code: "disk-busy" });
+});

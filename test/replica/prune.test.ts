@@ -1,0 +1,193 @@
+/** Points are removed by names alone, and every point that stays reads as it did. */
+import { beforeEach, describe, expect, test } from "vitest";
+import type { DiskWriter, Store } from "../../src/replica/store.ts";
+import { createSimulatedDisk, type SimulatedDisk, type SimulatedProcess } from "../../src/testing/simulated-storage.ts";
+import {
+  apply,
+  blockBytes,
+  type Blocks,
+  commitFacts,
+  createChance,
+  diskName,
+  expectPoint,
+  geometry,
+  openTestStore,
+  openWriter,
+  putBlock,
+  storePath,
+} from "./simulated-store.ts";
+
+const disk = geometry(40 * blockBytes + 512);
+const points = `${storePath}/disks/${diskName}/points`;
+
+let machine: SimulatedDisk;
+let process: SimulatedProcess;
+let store: Store;
+let kept: Map<number, Blocks>;
+
+beforeEach(async () => {
+  machine = createSimulatedDisk();
+  process = machine.start();
+  await process.makeDirectory(storePath);
+  store = await openTestStore(process, storePath, { keep: "all" });
+  await store.create(diskName, { geometry: disk, owner: "sender", sectorBytes: 512 });
+  kept = new Map();
+});
+
+async function commitRandom(writer: DiskWriter, chance: () => number): Promise<void> {
+  const before = kept.get(writer.newest?.point ?? 0) ?? new Map<number, number>();
+  const blocks = new Map(before);
+  for (let change = 0; change < 6; change++) {
+    const block = Math.floor(chance() * 41);
+    const value = Math.floor(chance() * 200);
+    if (value < 40) blocks.delete(block);
+    else blocks.set(block, value);
+  }
+  await writer.begin();
+  await apply(writer, process.lanes, blocks);
+  const point = await writer.commit(commitFacts(`c${(writer.newest?.point ?? 0) + 1}`));
+  kept.set(point.point, blocks);
+}
+
+async function makePoints(count: number, seed: number): Promise<void> {
+  const chance = createChance(seed);
+  const writer = await openWriter(store);
+  for (let made = 0; made < count; made++) await commitRandom(writer, chance);
+  await writer.release();
+}
+
+async function listed(): Promise<readonly number[]> {
+  return (await store.points(diskName)).points.map(({ point }) => point);
+}
+
+async function expectAll(): Promise<void> {
+  for (const point of await listed()) await expectPoint(store, point, disk, kept.get(point) ?? new Map());
+}
+
+/** Removes every point but these: the others are held, for a policy that keeps the newest only. */
+async function keepOnly(wanted: readonly number[]): Promise<void> {
+  for (const point of wanted) await store.hold(diskName, point, { owner: "test", until: undefined });
+  await store.prune(diskName, { keep: "last=1" });
+  for (const point of wanted) await store.release(diskName, point, "test");
+}
+
+test("whatever is removed in whatever order, the rest reads as it did, and nothing else is left", async () => {
+  for (const seed of [1, 2, 3, 4, 5]) {
+    const chance = createChance(seed);
+    await makePoints(12, seed);
+    for (;;) {
+      const now = await listed();
+      // A newest point that is held would not count as the one to be kept.
+      const staying = now.slice(0, -1).filter(() => chance() < 0.7);
+      await keepOnly(staying);
+      await expectAll();
+      expect(await listed()).toEqual(now.filter((point) => staying.includes(point) || point === now.at(-1)));
+      // The next delta is kept as any other.
+      const writer = await openWriter(store);
+      await commitRandom(writer, chance);
+      await writer.release();
+      await expectAll();
+      if ((await listed()).length < 5) break;
+    }
+    await store.prune(diskName, { keep: "last=1" });
+    const newest = (await listed()).at(-1) ?? 0;
+    const left = ((await process.list(points)) ?? []).filter((name) => !name.endsWith(".lock"));
+    expect(left).toEqual([`${newest.toString().padStart(10, "0")}.json`]);
+  }
+});
+
+test("a delta under way stays readable over the removal of everything else", async () => {
+  await makePoints(5, 9);
+  const writer = await openWriter(store);
+  await writer.begin();
+  await putBlock(writer, process.lanes, 3, 222);
+  await store.prune(diskName, { keep: "last=1" });
+  expect(await listed()).toEqual([5]);
+  await expectAll();
+  await writer.release();
+});
+
+describe("what is never removed", () => {
+  test("a point that is being read, until it is closed", async () => {
+    await makePoints(4, 1);
+    const reader = await store.openPoint(diskName, 2);
+    const verdicts = await store.prune(diskName, { keep: "last=1" });
+    expect(verdicts.map(({ point, keep, rule }) => [point, keep, rule])).toMatchObject([
+      [1, false, expect.any(String)],
+      [2, true, "in use"],
+      [3, false, expect.any(String)],
+      [4, true, "newest"],
+    ]);
+    expect(await listed()).toEqual([2, 4]);
+    await expectAll();
+    await reader.close();
+    await store.prune(diskName, { keep: "last=1" });
+    expect(await listed()).toEqual([4]);
+  });
+
+  test("a held point, until it is released by its owner", async () => {
+    await makePoints(3, 2);
+    await store.hold(diskName, 1, { owner: "audit", until: undefined });
+    await store.prune(diskName, { keep: "last=1" });
+    expect(await listed()).toEqual([1, 3]);
+    await expect(store.release(diskName, 1, "somebody")).rejects.toMatchObject({ code: "not-allowed" });
+    await store.release(diskName, 1, "audit");
+    await store.prune(diskName, { keep: "last=1" });
+    expect(await listed()).toEqual([3]);
+  });
+
+  test("nothing at all by a dry run", async () => {
+    await makePoints(3, 3);
+    const verdicts = await store.prune(diskName, { keep: "last=1", dryRun: true });
+    expect(verdicts.filter(({ keep }) => keep).map(({ point }) => point)).toEqual([3]);
+    expect(await listed()).toEqual([1, 2, 3]);
+  });
+
+  test("points that cannot be reached, with their logs", async () => {
+    await makePoints(4, 4);
+    machine.poke(`${points}/0000000002.json`, Uint8Array.of(0), 60);
+    await store.prune(diskName, { keep: "last=1" });
+    const { points: left, unreadable } = await store.points(diskName);
+    expect(unreadable.map(({ point }) => point)).toEqual([2]);
+    expect(left.map(({ point }) => point)).toEqual([1, 4]);
+    for (const log of ["0000000001.undo", "0000000002.undo"]) expect(await process.list(points)).toContain(log);
+  });
+});
+
+describe("the policy of the store (C-68, C-70)", () => {
+  test("is followed by each commit, changed at any time, and costs no copy", async () => {
+    const before = await openTestStore(process, storePath, { keep: "last=3" });
+    expect(await before.policy()).toBe("last=3");
+    await makePoints(5, 5);
+    // Read from the store: the one that was opened before follows as well.
+    expect(await listed()).toEqual([3, 4, 5]);
+    await expectAll();
+    await openTestStore(process, storePath, { keep: "last=1" });
+    await makePoints(1, 6);
+    expect(await listed()).toEqual([6]);
+    await openTestStore(process, storePath, { keep: "last=24" });
+    await makePoints(3, 7);
+    expect(await listed()).toEqual([6, 7, 8, 9]);
+    await expectAll();
+  });
+
+  test("deltas that were never committed count for nothing", async () => {
+    await openTestStore(process, storePath, { keep: "last=2" });
+    await makePoints(2, 8);
+    for (let run = 0; run < 5; run++) {
+      const writer = await openWriter(store);
+      await writer.begin();
+      await putBlock(writer, process.lanes, 7, 200 + run);
+      await writer.suspend(0);
+      await writer.release();
+      expect(await listed()).toEqual([1, 2]);
+      await expectAll();
+    }
+  });
+
+  test("one that makes no sense is refused before anything is stored", async () => {
+    await expect(openTestStore(process, storePath, { keep: "grid=0x1h" })).rejects.toMatchObject({ code: "usage" });
+    expect(await store.policy()).toBe("all");
+    await expect(store.prune(diskName, { keep: "sometimes" })).rejects.toMatchObject({ code: "usage" });
+  });
+});

@@ -1,0 +1,421 @@
+/**
+ * A random life of one disk over simulated storage: deltas part by part, commits, deltas laid aside or dropped, growth, removal of points, readers
+ * all along, failing operations, kills, losses of power. One seed, one life. After every step readers see what they opened; after every crash every
+ * point that was told durable reads as it did.
+ */
+import { createHash } from "node:crypto";
+import { ReplicationError, toReplicationError } from "../../src/base/errors.ts";
+import { KIB } from "../../src/base/units.ts";
+import type { DiskWriter, Store } from "../../src/replica/store.ts";
+import {
+  createSimulatedDisk,
+  type Fault,
+  type Operation,
+  type SimulatedDisk,
+  type SimulatedProcess,
+} from "../../src/testing/simulated-storage.ts";
+import {
+  blockBytes,
+  commitFacts,
+  createChance,
+  diskName,
+  expectTableTrue,
+  geometry,
+  keepParts,
+  openTestStore,
+  openWriter,
+  rebuild,
+  storePath,
+} from "./simulated-store.ts";
+
+const partBytes = 4 * KIB;
+const perBlock = blockBytes / partBytes;
+const width = 16;
+
+/** Content of a disk: for each block that is not zero a number for each part, 0 for zeros. */
+type Content = ReadonlyMap<number, readonly number[]>;
+
+interface Committed {
+  readonly point: number;
+  readonly cycle: string;
+  readonly sizeBytes: number;
+  readonly content: Content;
+}
+
+interface OpenReader {
+  readonly of: Committed;
+  readonly reader: Awaited<ReturnType<Store["openPoint"]>>;
+}
+
+function bytesOf(parts: readonly number[]): Buffer {
+  return Buffer.concat(parts.map((value) => Buffer.alloc(partBytes, value === 0 ? 0 : `part ${value} `)));
+}
+
+function lengthOf(sizeBytes: number, block: number): number {
+  return Math.min(blockBytes, sizeBytes - block * blockBytes);
+}
+
+/** Padded with zeros, as the last block is digested. */
+function paddedOf(content: Content, sizeBytes: number, block: number): Buffer {
+  const parts = content.get(block);
+  const bytes = Buffer.alloc(blockBytes);
+  if (parts !== undefined) bytesOf(parts).copy(bytes, 0, 0, lengthOf(sizeBytes, block));
+  return bytes;
+}
+
+function digestOf(bytes: Buffer): Buffer {
+  if (bytes.every((byte) => byte === 0)) return Buffer.alloc(width);
+  return createHash("sha256").update(bytes).digest().subarray(0, width);
+}
+
+export interface LifeOptions {
+  readonly seed: number;
+  /** Default 40. */
+  readonly steps?: number;
+  /** Syncs for which true is returned are not done and reported as done. */
+  readonly skip?: (operation: Operation) => boolean;
+}
+
+/** What a life was made of, for a look at whether it was one. */
+export interface LifeFacts {
+  points: number;
+  crashes: number;
+  failures: number;
+  reads: number;
+  removed: number;
+}
+
+/** Lives one life. Throws what was found wrong. */
+export async function simulate(options: LifeOptions): Promise<LifeFacts> {
+  const life = new Life(options);
+  for (let step = 0; step < (options.steps ?? 40); step++) {
+    try {
+      await life.step();
+    } catch (error) {
+      throw new Error(`seed ${options.seed}, step ${step} (${life.doing})`, { cause: error });
+    }
+  }
+  return life.facts;
+}
+
+class Life {
+  readonly #chance: () => number;
+  readonly #machine: SimulatedDisk = createSimulatedDisk();
+  readonly #skip: ((operation: Operation) => boolean) | undefined;
+  readonly facts: LifeFacts = { points: 0, crashes: 0, failures: 0, reads: 0, removed: 0 };
+  doing = "start";
+  #process: SimulatedProcess;
+  #store: Store | undefined;
+  #writer: DiskWriter | undefined;
+  #readers: OpenReader[] = [];
+  readonly #durable = new Map<number, Committed>();
+  readonly #going = new Set<number>();
+  #asked: Omit<Committed, "point"> | undefined;
+  /** What the sender wants the disk to be. */
+  #target = new Map<number, readonly number[]>();
+  #sizeBytes = 20 * blockBytes + 512;
+  #cycle = 0;
+  /** Operation of this process at which it fails, and how. */
+  #fate: { readonly at: number; readonly fault: Fault } | undefined;
+
+  constructor({ seed, skip }: LifeOptions) {
+    this.#chance = createChance(seed);
+    this.#skip = skip;
+    this.#process = this.#start();
+  }
+
+  #below(count: number): number {
+    return Math.floor(this.#chance() * count);
+  }
+
+  #start(): SimulatedProcess {
+    return this.#machine.start({
+      fault: (operation) => {
+        const fate = this.#fate;
+        if (fate !== undefined && operation.index >= fate.at) {
+          // A sync that fails, or any other operation; once.
+          this.#fate = undefined;
+          return fate.fault;
+        }
+        return this.#skip?.(operation) === true ? { kind: "skip" } : undefined;
+      },
+    });
+  }
+
+  async step(): Promise<void> {
+    const dice = this.#chance();
+    if (dice < 0.12) this.#fate = this.#drawFate();
+    try {
+      await this.#act();
+      await this.#readSome();
+    } catch (error) {
+      if (!this.#process.dead && !isFailure(error)) throw error;
+      this.facts.failures++;
+      if (!this.#process.dead) await this.#giveUpWriter();
+    }
+    if (this.#process.dead || this.#chance() < 0.03) await this.#crash();
+  }
+
+  #drawFate(): { readonly at: number; readonly fault: Fault } {
+    const at = this.#process.operations + this.#below(30);
+    if (this.#chance() < 0.6) return { at, fault: { kind: "kill" } };
+    return { at, fault: { kind: "errno", errno: this.#chance() < 0.5 ? "EIO" : "ENOSPC" } };
+  }
+
+  async #act(): Promise<void> {
+    const store = await this.#openStore();
+    const dice = this.#chance();
+    if (dice < 0.5) await this.#delta(store);
+    else if (dice < 0.62) await this.#openReader(store);
+    else if (dice < 0.7) await this.#closeReader();
+    else if (dice < 0.84) await this.#prune(store);
+    else if (dice < 0.88) await this.#hold(store);
+    else if (dice < 0.92) this.#growTarget();
+    else await this.#giveUpWriter();
+  }
+
+  async #openStore(): Promise<Store> {
+    if (this.#store !== undefined) return this.#store;
+    this.doing = "opening the store";
+    await this.#process.makeDirectory(storePath).catch((error: unknown) => {
+      throw toReplicationError(error, "write-failed");
+    });
+    const store = await openTestStore(this.#process, storePath, { keep: "all" });
+    if ((await store.summary(diskName)) === undefined) {
+      if (this.#durable.size > 0) throw new Error("the disk is gone");
+      await store.create(diskName, { geometry: geometry(this.#sizeBytes), owner: "sender", sectorBytes: 512 });
+    }
+    this.#store = store;
+    return store;
+  }
+
+  async #openForDelta(store: Store): Promise<DiskWriter> {
+    if (this.#writer !== undefined) return this.#writer;
+    this.doing = "opening the disk";
+    const writer = await openWriter(store);
+    this.#writer = writer;
+    this.#settleAsked(writer.newest);
+    if (writer.doubt !== undefined) await rebuild(writer, this.#process.lanes);
+    if (this.#chance() < 0.3) expectTableTrue(writer, this.#process.lanes);
+    return writer;
+  }
+
+  /** A commit nobody heard of is found by its cycle. */
+  #settleAsked(newest: { readonly point: number; readonly cycle: string } | undefined): void {
+    const asked = this.#asked;
+    const last = Math.max(0, ...this.#durable.keys());
+    if (asked !== undefined && newest?.cycle === asked.cycle)
+      this.#durable.set(newest.point, { ...asked, point: newest.point });
+    else if ((newest?.point ?? 0) !== last)
+      throw new Error(`the newest point is ${newest?.point ?? 0} and not ${last}`);
+    this.#asked = undefined;
+  }
+
+  async #delta(store: Store): Promise<void> {
+    const writer = await this.#openForDelta(store);
+    this.#changeTarget();
+    this.doing = "applying";
+    await writer.begin();
+    if (writer.record.sizeBytes < this.#sizeBytes) await writer.grow(this.#sizeBytes);
+    const whole = this.#chance() < 0.7;
+    await this.#apply(writer, whole ? 1 : this.#chance());
+    if (!whole) {
+      if (this.#chance() < 0.6) {
+        this.doing = "laying aside";
+        await writer.suspend(0);
+        await this.#giveUpWriter();
+      }
+      return;
+    }
+    this.doing = "committing";
+    const state = { cycle: `c${++this.#cycle}`, sizeBytes: this.#sizeBytes, content: new Map(this.#target) };
+    this.#asked = state;
+    const { point } = await writer.commit(commitFacts(state.cycle));
+    this.#durable.set(point, { ...state, point });
+    this.#asked = undefined;
+    this.facts.points++;
+    if (this.#chance() < 0.5) await this.#giveUpWriter();
+  }
+
+  #changeTarget(): void {
+    const blocks = Math.ceil(this.#sizeBytes / blockBytes);
+    for (let change = this.#below(8); change >= 0; change--) {
+      const block = this.#below(blocks);
+      const parts = [...(this.#target.get(block) ?? [0, 0, 0, 0])];
+      const dice = this.#chance();
+      if (dice < 0.2) parts.fill(0);
+      else if (dice < 0.3) parts.fill(1 + this.#below(250));
+      else parts[this.#below(perBlock)] = this.#below(250);
+      if (parts.every((value) => value === 0)) this.#target.delete(block);
+      else this.#target.set(block, parts);
+    }
+  }
+
+  #growTarget(): void {
+    // What lay behind the old end was no content.
+    const last = Math.floor(this.#sizeBytes / blockBytes);
+    const parts = this.#target.get(last);
+    const kept = Math.floor((this.#sizeBytes - last * blockBytes) / partBytes);
+    if (parts !== undefined) {
+      const clean = parts.map((value, index) => (index < kept ? value : 0));
+      if (clean.every((value) => value === 0)) this.#target.delete(last);
+      else this.#target.set(last, clean);
+    }
+    this.#sizeBytes += 512 + this.#below(3) * blockBytes;
+  }
+
+  /** What a receiver does with what a sender sends: the parts that differ, old content first. */
+  async #apply(writer: DiskWriter, share: number): Promise<void> {
+    const blocks = Math.ceil(this.#sizeBytes / blockBytes);
+    for (let block = 0; block < blocks; block++) {
+      if (this.#chance() >= share) continue;
+      const wanted = paddedOf(this.#target, this.#sizeBytes, block);
+      const digest = digestOf(wanted);
+      const base = Buffer.from(writer.table.get(block));
+      if (digest.equals(base)) continue;
+      await this.#put(writer, block, wanted, digest, base);
+    }
+  }
+
+  async #put(writer: DiskWriter, block: number, wanted: Buffer, digest: Buffer, base: Buffer): Promise<void> {
+    const { lanes } = this.#process;
+    const length = lengthOf(writer.record.sizeBytes, block);
+    const old = Buffer.alloc(blockBytes);
+    try {
+      lanes.read(writer.replicaFd, old.subarray(0, length), block * blockBytes);
+      const zero = digest.every((byte) => byte === 0);
+      let mask = 0;
+      for (let part = 0; part < perBlock; part++) {
+        const at = part * partBytes;
+        if (zero || wanted.compare(old, at, at + partBytes, at, at + partBytes) !== 0) mask |= 1 << part;
+      }
+      await keepParts(writer, lanes, block, mask, base);
+      if (zero) {
+        lanes.punch(writer.replicaFd, block * blockBytes, length);
+        writer.table.clear(block, 1);
+        return;
+      }
+      for (let part = 0; part < perBlock; part++) {
+        const at = part * partBytes;
+        if ((mask & (1 << part)) === 0 || at >= length) continue;
+        lanes.write(writer.replicaFd, wanted.subarray(at, Math.min(at + partBytes, length)), block * blockBytes + at);
+      }
+      writer.table.set(block, 1, digest);
+    } catch (error) {
+      writer.poison();
+      throw toReplicationError(error, "write-failed");
+    }
+  }
+
+  async #openReader(store: Store): Promise<void> {
+    this.doing = "opening a point";
+    const alive = [...this.#durable.values()].filter(({ point }) => !this.#going.has(point));
+    const of = alive[this.#below(alive.length)];
+    if (of === undefined || this.#readers.length >= 3) return;
+    this.#readers.push({ of, reader: await store.openPoint(diskName, of.point) });
+  }
+
+  async #closeReader(): Promise<void> {
+    await this.#readers.splice(this.#below(this.#readers.length), 1)[0]?.reader.close();
+  }
+
+  async #readSome(): Promise<void> {
+    this.doing = "reading";
+    for (const { reader, of } of this.#readers) {
+      const offset = this.#below(of.sizeBytes);
+      const length = Math.min(of.sizeBytes - offset, 1 + this.#below(3 * blockBytes));
+      const found = Buffer.alloc(length);
+      await reader.read(found, offset);
+      this.facts.reads++;
+      const first = Math.floor(offset / blockBytes);
+      const blocks = Math.ceil((offset + length) / blockBytes) - first;
+      const whole = Buffer.concat(
+        Array.from({ length: blocks }, (_unused, index) => paddedOf(of.content, of.sizeBytes, first + index)),
+      );
+      const from = offset - first * blockBytes;
+      if (!whole.subarray(from, from + length).equals(found)) {
+        throw new Error(`a reader of point ${of.point} got something else at offset ${offset}`);
+      }
+    }
+  }
+
+  async #prune(store: Store): Promise<void> {
+    this.doing = "removing points";
+    const keep = `last=${1 + this.#below(6)}`;
+    const planned = await store.prune(diskName, { keep, dryRun: true });
+    for (const { point, keep: stays } of planned) if (!stays) this.#going.add(point);
+    const verdicts = await store.prune(diskName, { keep });
+    this.facts.removed += verdicts.filter(({ keep: stays }) => !stays).length;
+    for (const { point, keep: stays } of verdicts) if (stays) this.#going.delete(point);
+  }
+
+  async #hold(store: Store): Promise<void> {
+    this.doing = "holding";
+    const { points } = await store.points(diskName);
+    const point = points[this.#below(points.length)];
+    if (point === undefined) return;
+    if (point.hold === undefined) await store.hold(diskName, point.point, { owner: "sim", until: undefined });
+    else await store.release(diskName, point.point, "sim");
+  }
+
+  async #giveUpWriter(): Promise<void> {
+    this.doing = "releasing";
+    const writer = this.#writer;
+    this.#writer = undefined;
+    await writer?.release();
+  }
+
+  async #crash(): Promise<void> {
+    this.facts.crashes++;
+    this.#fate = undefined;
+    this.#process.kill();
+    this.#writer = undefined;
+    this.#store = undefined;
+    this.#readers = [];
+    if (this.#chance() < 0.5) this.#machine.losePower(this.#drawSurvival());
+    this.#process = this.#start();
+    this.doing = "looking after a crash";
+    await this.#checkPoints(await this.#openStore());
+  }
+
+  #drawSurvival(): () => boolean {
+    const dice = this.#chance();
+    if (dice < 0.25) return () => false;
+    return () => this.#chance() < 0.5;
+  }
+
+  /** Before anything is mended: who restores does not wait for the sender. */
+  async #checkPoints(store: Store): Promise<void> {
+    const { points, unreadable } = await store.points(diskName);
+    if (unreadable.length > 0) throw new Error(`records cannot be read: ${unreadable[0]?.message}`);
+    this.#settleAsked(points.at(-1));
+    const there = new Set(points.map(({ point }) => point));
+    for (const committed of this.#durable.values()) {
+      if (there.has(committed.point)) await this.#checkPoint(store, committed);
+      else if (!this.#going.has(committed.point)) throw new Error(`point ${committed.point} is gone`);
+    }
+  }
+
+  async #checkPoint(store: Store, { point, sizeBytes, content }: Committed): Promise<void> {
+    const reader = await store.openPoint(diskName, point);
+    try {
+      const found = Buffer.alloc(sizeBytes);
+      await reader.read(found, 0);
+      for (let block = 0; block * blockBytes < sizeBytes; block++) {
+        const length = lengthOf(sizeBytes, block);
+        const wanted = paddedOf(content, sizeBytes, block).subarray(0, length);
+        if (!wanted.equals(found.subarray(block * blockBytes, block * blockBytes + length))) {
+          throw new Error(`point ${point} is wrong in block ${block}`);
+        }
+      }
+    } finally {
+      await reader.close();
+    }
+  }
+}
+
+/** What an injected errno turns into. Damage never is. */
+function isFailure(error: unknown): boolean {
+  const { code } = toReplicationError(error);
+  return error instanceof ReplicationError && ["write-failed", "sync-failed", "no-space"].includes(code);
+}
