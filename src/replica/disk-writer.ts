@@ -10,9 +10,11 @@ import type { DiskPaths } from "./layout.ts";
 import type { Doubt } from "./doubt.ts";
 import { listPoints, type Point, writePoint } from "./point.ts";
 import type { StoreParts } from "./open-disk.ts";
+import type { PointReader } from "./point-reader.ts";
 import { prunePoints } from "./prune.ts";
 import { removeRubbish } from "./recover.ts";
 import { checkFits, sizeError } from "./replica-file.ts";
+import { putBack } from "./rollback.ts";
 import { fingerprintOf, removeSession, writeSession } from "./session-record.ts";
 import { emptyRoot, hexOf, settleAll, type TableFiles } from "./table-files.ts";
 import { createUndoLog } from "./undo-log.ts";
@@ -71,6 +73,11 @@ export interface DiskWriter {
    * write is in flight. Nothing is done when no delta was begun. `begin` comes first again before anything more is written.
    */
   suspend(resumeBlock: number): Promise<void>;
+  /**
+   * Gives up what was applied of a delta: the replica becomes the newest point again, and is laid aside so. `reader`: of that point. Returns the blocks that
+   * were put back. Throws `store-damaged` where old content cannot be told, `root-mismatch`.
+   */
+  rollBack(reader: PointReader, signal?: AbortSignal): Promise<number>;
   /** Block where a resumed scan may start; 0 when unknown. */
   readonly resumeBlock: number;
   /** After a failed write or sync: nothing written since the last good sync counts; the next open finds the table doubtful. */
@@ -284,6 +291,30 @@ export class OpenDisk implements DiskWriter {
       await this.#writeSession(resumeBlock);
       this.#begun = false;
       this.#resumeBlock = resumeBlock;
+    });
+  }
+
+  /**
+   * Order: log open, clean-stop record gone → a checkpoint that puts every block the log names in doubt, durable → replica and table written →
+   * both synced → checkpoint → clean-stop record. A crash in between: those blocks are digested anew, and the delta goes on or is rolled back
+   * again.
+   */
+  rollBack(reader: PointReader, signal?: AbortSignal): Promise<number> {
+    return this.#run(async () => {
+      invariant(this.#doubt === undefined, "a doubtful table is rebuilt before anything is written");
+      invariant(reader.point.point === this.#newest?.point, "a disk is rolled back to its newest point");
+      const undo = await this.#begin();
+      await undo.checkpoint(0);
+      const { store, replica } = this.#parts;
+      const { lanes } = store.storage;
+      const facts = { lanes, disk: this.#record.name, replicaFd: replica.fd, logged: undo.logged };
+      const blocks = await putBack({ ...facts, table: this.table, reader, signal });
+      await this.#sync();
+      await this.#checkpoint();
+      await this.#writeSession(0);
+      this.#begun = false;
+      this.#resumeBlock = 0;
+      return blocks;
     });
   }
 

@@ -115,8 +115,8 @@ export class BlockAssembler {
     return new ReplicationError(
       "store-damaged",
       `disk ${name}: point ${point} cannot be read at offset ${offset} (block ${block}): ${why}. ` +
-        "The rest of it can; look for this block in another point, or send the disk again",
-      { cause, details: { disk: name, point, block, offset } },
+        "The rest of it can; replicate verify says which other point has good content there",
+      { cause, details: { disk: name, point, block, offset, why } },
     );
   }
 

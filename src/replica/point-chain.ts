@@ -14,6 +14,7 @@ import { listPoints, type LoadedPoints, loadPoints, orphanLog, type Point, type 
 import { type BlockRange, type BlockSources, type PageSources, PageSourcesBuilder } from "./point-sources.ts";
 import type { NamedDigest } from "./point-table.ts";
 import { damaged } from "./state-file.ts";
+import { readLog } from "./undo/batches.ts";
 import type { ClosedLog, UndoEntry, UndoLogReader } from "./undo/entry.ts";
 import { UNDO_PAGE_BYTES } from "./undo/format.ts";
 import { ByteLru } from "./undo/lru.ts";
@@ -180,7 +181,7 @@ async function openLog(parts: ChainParts, log: WantedLog): Promise<HeldLog | "mi
         const torn = error instanceof ReplicationError && error.code === "store-damaged";
         if (!torn || log.closed !== undefined || looks === 3) throw error;
         // Batches are written behind a whole header only.
-        if ((await file.stat()).sizeBytes > UNDO_PAGE_BYTES) continue;
+        if (hasBatches(parts, file)) continue;
         await file.close();
         return "empty";
       }
@@ -189,6 +190,10 @@ async function openLog(parts: ChainParts, log: WantedLog): Promise<HeldLog | "mi
     await file.close();
     throw error;
   }
+}
+
+function hasBatches({ storage }: ChainParts, file: StorageFile): boolean {
+  return readLog({ path: file.path, lanes: storage.lanes, fd: file.fd }, new Uint8Array(1), UNDO_PAGE_BYTES) > 0;
 }
 
 /** A log that is open already, as the chain knows it now. The open one may have been closed: then it has a footer. */
@@ -288,16 +293,30 @@ export class PointChain {
     return this.#logs;
   }
 
-  /** Takes in what was appended to the open log. */
+  /** Takes in what was appended to the open log. Throws `store-damaged`. */
   refresh(): void {
-    if (this.#open?.reader.refresh() === true) this.#openVersion++;
+    const open = this.#open;
+    if (open === undefined) return;
+    if (open.reader.refresh()) this.#openVersion++;
+    if (open.reader.sizeBytes > UNDO_PAGE_BYTES) return;
+    // While there are no batches its writer may have failed to make the header durable, and made the log anew.
+    try {
+      this.#setOpen(read(this.#parts, { name: open.name, closed: undefined }, open.file));
+    } catch (error) {
+      const torn = error instanceof ReplicationError && error.code === "store-damaged";
+      // Batches are written behind a whole header only.
+      if (!torn || hasBatches(this.#parts, open.file)) throw error;
+    }
   }
 
   /** Opens the newest point's log, which was begun since; nothing is done while it has no whole header. Throws `store-damaged`. */
   async findOpenLog(): Promise<void> {
     const log = await openLog(this.#parts, { name: undoName(this.newest), closed: undefined });
     if (log === "missing") throw damaged(this.#parts.paths.undo(this.newest), "it was there a moment ago");
-    if (log === "empty") return;
+    if (log !== "empty") this.#setOpen(log);
+  }
+
+  #setOpen(log: HeldLog): void {
     this.#open = log;
     this.#logs = [...this.#closed, log];
     this.#openVersion++;

@@ -25,9 +25,9 @@ export async function dataBytesOf(point: PointReader): Promise<number> {
 }
 
 /**
- * Order: everything written → the root of what was written compared with the point's. Neither flushes nor closes the target. Returns the bytes of data
- * written. Throws `store-damaged` for a block that cannot be told or a root that differs, `replica-unreadable`, `aborted`, and what the
- * target throws; then the target holds a part of the point.
+ * Order: everything written → the root of what was written compared with the point's. Neither flushes nor closes the target. Returns the
+ * bytes of data written. Throws `store-damaged` for a block that cannot be told or a root that differs, `replica-unreadable`, `aborted`,
+ * and what the target throws; then the target holds a part of the point.
  */
 export async function copyPoint(point: PointReader, target: BlockWriter, options: CopyOptions): Promise<number> {
   const { disk, sizeBytes } = point;

@@ -27,8 +27,9 @@ export interface TargetOptions {
 }
 
 /**
- * A file is written as `PATH.part`. Errors: `target-exists` without `overwrite`, also for a block device; `target-unsuitable`, `target-too-small`, `no-space`,
- * `image-in-use` for a device that is mounted or held, `image-busy` while another process restores to the same path, `write-failed`.
+ * A file is written as `PATH.part`. Errors: `target-exists` without `overwrite`, also for a block device; `target-unsuitable`,
+ * `target-too-small`, `no-space`, `image-in-use` for a device that is mounted or held, `image-busy` while another process restores to the
+ * same path, `write-failed`.
  */
 export async function openRestoreTarget(path: string, options: TargetOptions): Promise<RestoreTarget> {
   const { storage, overwrite } = options;
@@ -99,8 +100,8 @@ async function openDevice(path: string, { storage, sizeBytes }: TargetOptions): 
 }
 
 /**
- * Order: lock of the part taken → made with its size → (written) → synced → renamed → directory synced. A crash before the rename leaves PATH as it was, and
- * a part.
+ * Order: lock of the part taken → made with its size → (written) → synced → renamed → directory synced. A crash before the rename leaves
+ * PATH as it was, and a part.
  */
 async function openPart(path: string, options: TargetOptions): Promise<RestoreTarget> {
   const { storage, sizeBytes } = options;

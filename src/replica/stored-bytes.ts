@@ -6,7 +6,10 @@ import type { DiskPoints } from "./point-reader.ts";
 
 /** The points of a disk with what each takes. */
 export interface StoredPoints extends DiskPoints {
-  /** By point: length in bytes of its own undo logs, of the newest point the one that is open. What an older point needs of newer ones does not count. */
+  /**
+   * By point: length in bytes of its own undo logs, of the newest point the one that is open. What an older point needs of newer ones does
+   * not count.
+   */
   readonly storedBytes: ReadonlyMap<number, number>;
 }
 

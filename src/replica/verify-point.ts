@@ -17,8 +17,8 @@ export interface DamagedRange {
   /** Of its first block, in words. */
   readonly reason: string;
   /**
-   * The newest other point that has this point's content for the whole range, else the newest that has other, good content there; undefined: none
-   * has any.
+   * The newest other point that has this point's content for the whole range, else the newest that has other, good content there;
+   * undefined: none has any.
    */
   readonly goodPoint: number | undefined;
   /** `goodPoint` has this point's content. */

@@ -83,6 +83,7 @@ export interface LifeFacts {
   failures: number;
   reads: number;
   removed: number;
+  rollbacks: number;
 }
 
 /** Lives one life. Throws what was found wrong. */
@@ -102,7 +103,7 @@ class Life {
   readonly #chance: () => number;
   readonly #machine: SimulatedDisk = createSimulatedDisk();
   readonly #skip: ((operation: Operation) => boolean) | undefined;
-  readonly facts: LifeFacts = { points: 0, crashes: 0, failures: 0, reads: 0, removed: 0 };
+  readonly facts: LifeFacts = { points: 0, crashes: 0, failures: 0, reads: 0, removed: 0, rollbacks: 0 };
   doing = "start";
   #process: SimulatedProcess;
   #store: Store | undefined;
@@ -170,7 +171,8 @@ class Life {
     else if (dice < 0.7) await this.#closeReader();
     else if (dice < 0.84) await this.#prune(store);
     else if (dice < 0.88) await this.#hold(store);
-    else if (dice < 0.92) this.#growTarget();
+    else if (dice < 0.91) this.#growTarget();
+    else if (dice < 0.95) await this.#rollBack(store);
     else await this.#giveUpWriter();
   }
 
@@ -347,6 +349,37 @@ class Life {
     const verdicts = await store.prune(diskName, { keep });
     this.facts.removed += verdicts.filter(({ keep: stays }) => !stays).length;
     for (const { point, keep: stays } of verdicts) if (stays) this.#going.delete(point);
+  }
+
+  async #rollBack(store: Store): Promise<void> {
+    const writer = await this.#openForDelta(store);
+    this.doing = "rolling back";
+    const { newest } = writer;
+    if (newest === undefined) return;
+    const reader = await store.openPoint(diskName, newest.point);
+    try {
+      await writer.rollBack(reader);
+    } finally {
+      await reader.close();
+    }
+    this.facts.rollbacks++;
+    this.#expectReplicaIs(writer, newest.point);
+  }
+
+  /** The replica's file itself is the point. */
+  #expectReplicaIs(writer: DiskWriter, point: number): void {
+    const of = this.#durable.get(point);
+    if (of === undefined) throw new Error(`point ${point} was never told`);
+    const found = Buffer.alloc(blockBytes);
+    for (let block = 0; block * blockBytes < writer.record.sizeBytes; block++) {
+      found.fill(0);
+      const length = lengthOf(writer.record.sizeBytes, block);
+      this.#process.lanes.read(writer.replicaFd, found.subarray(0, length), block * blockBytes);
+      const wanted =
+        block * blockBytes < of.sizeBytes ? paddedOf(of.content, of.sizeBytes, block) : Buffer.alloc(blockBytes);
+      if (!wanted.equals(found))
+        throw new Error(`rolled back to point ${point}, the replica is wrong in block ${block}`);
+    }
   }
 
   async #hold(store: Store): Promise<void> {

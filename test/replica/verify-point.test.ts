@@ -74,7 +74,7 @@ test("damage of the replica: ranges joined, and the newest point whose undo log 
       { offset: 10 * block, length: 2 * block, goodPoint: 2, sameContent: false },
       { offset: 50 * block, length: block, goodPoint: undefined, sameContent: false },
     ]);
-    expect(newest.damaged[0]?.reason).toMatch(/digest/);
+    expect(newest.damaged[0]?.reason).toBe("its content does not match its digest");
     // Of point 2 those blocks are in the undo log.
     expect(await verify(2)).toMatchObject({ good: false, damaged: [{ offset: 50 * block, length: block }] });
   });
