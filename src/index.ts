@@ -14,8 +14,11 @@ import type { Engine } from "./replication/engine.ts";
 import type { SenderOptions, Sender, SendSource } from "./replication/sender.ts";
 import { createSender as createBareSender } from "./replication/sender.ts";
 import { openImage } from "./image/open-image.ts";
-import type { Point } from "./replica/store.ts";
-import { openStore, type Store } from "./replica/store.ts";
+import { copyPoint, dataBytesOf } from "./replica/restore-point.ts";
+import { openRestoreTarget } from "./replica/restore-target.ts";
+import { openStore, type Point, type Store } from "./replica/store.ts";
+import { type VerifyReport, verifyStoredPoint } from "./replica/verify-point.ts";
+import { createRateLimit } from "./replication/rate.ts";
 import type { FileLock } from "./storage/seam.ts";
 import { type CredentialSource, connectTls, listenTls } from "./transport/tls.ts";
 import { version } from "./version.ts";
@@ -26,7 +29,7 @@ export type { BlockReader, Extent } from "./image/block-device.ts";
 export { createEngine, type Engine } from "./replication/engine.ts";
 export type { SendReport } from "./replication/report.ts";
 export type { Sender, SendProgress, SendSource } from "./replication/sender.ts";
-export { openStore, type DiskSummary, type Point, type Store } from "./replica/store.ts";
+export { openStore, type DiskSummary, type Point, type PointReader, type Store } from "./replica/store.ts";
 export { loadCredentials } from "./transport/credentials.ts";
 export { watchCredentials } from "./transport/credential-watch.ts";
 export { createAuthority, issueCertificate } from "./transport/pki.ts";
@@ -167,6 +170,10 @@ export interface CreateReceiverOptions {
   readonly reserveBytes?: number | undefined;
   /** What one identity may take. Defaults: 128 sessions at a time, 1024 disks, whose sizes add up to 1 PiB. `Infinity`: no limit. */
   readonly perIdentity?: Partial<IdentityLimits> | undefined;
+  /** Retention policy to store and follow from now on; default: the one that is stored. Written as docs/retention.md says. */
+  readonly keep?: string | undefined;
+  /** IANA name, for the calendar periods of a policy; default UTC. */
+  readonly timeZone?: string | undefined;
   readonly singleProcess?: boolean | undefined;
   /** Number of this process, for the texts of locks. */
   readonly pid?: number | undefined;
@@ -190,7 +197,7 @@ export interface Receiver {
   close(): Promise<void>;
 }
 
-/** Opens the store and listens. Errors of {@link openStore} and `listen-failed`. */
+/** Opens the store and listens. Errors of {@link openStore}, `usage` for a policy that makes no sense, and `listen-failed`. */
 export async function createReceiver(options: CreateReceiverOptions): Promise<Receiver> {
   const { engine } = options;
   const { clock, random, log, storage, lanes, pool, codecs } = engine;
@@ -202,6 +209,8 @@ export async function createReceiver(options: CreateReceiverOptions): Promise<Re
     log,
     create: true,
     host: engine.host,
+    keep: options.keep,
+    timeZone: options.timeZone,
     ...(options.reserveBytes === undefined ? {} : { reserveBytes: options.reserveBytes }),
     ...(options.pid === undefined ? {} : { pid: options.pid }),
     ...(options.singleProcess === undefined ? {} : { singleProcess: options.singleProcess }),
@@ -271,4 +280,87 @@ function authorizeBy(allow: CreateReceiverOptions["allow"]): Authorize {
 function matches(pattern: string, name: string): boolean {
   const parts = pattern.split("*").map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   return new RegExp(`^${parts.join(".*")}$`).test(name);
+}
+
+/** What restoring and verifying need of an engine: neither its memory nor its lanes, so `createEngine({ lanes: 0 })` will do. */
+type ReadingEngine = Pick<Engine, "storage" | "clock">;
+
+/**
+ * Writes a recovery point to a raw image file or a block device, beside whatever is being done to its disk. A file is written under
+ * another name (`TARGET.part`), synced and renamed; where the point is zero it is a hole. Of a device what lies behind the disk's size
+ * stays. Each block is compared with its digest, and at the end the root of all of them with the point's. Aborting, like any error,
+ * leaves no file; a device holds a part.
+ *
+ * Errors: `disk-not-found`, `point-not-found`; `store-damaged` and `replica-unreadable` for a point that cannot be told for sure; of the
+ * target `target-exists` without `overwrite`, `target-unsuitable`, `target-too-small`, `no-space`, `image-in-use`, `image-busy`,
+ * `write-failed`, `sync-failed`; `aborted`.
+ */
+export async function restorePoint(
+  store: Store,
+  options: {
+    readonly engine: ReadingEngine;
+    readonly disk: string;
+    readonly point: number | "newest";
+    /** Path of the file or device. */
+    readonly target: string;
+    /** Replace a file that exists; write over a block device. */
+    readonly overwrite?: boolean | undefined;
+    readonly signal?: AbortSignal | undefined;
+    /** Bytes of data written so far, and in all. */
+    readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
+  },
+): Promise<{ readonly point: Point; readonly writtenBytes: number }> {
+  const { engine, onProgress } = options;
+  const reader = await store.openPoint(options.disk, options.point);
+  try {
+    const dataBytes = await dataBytesOf(reader);
+    const target = await openRestoreTarget(options.target, {
+      storage: engine.storage,
+      sizeBytes: reader.sizeBytes,
+      dataBytes,
+      overwrite: options.overwrite ?? false,
+    });
+    try {
+      const writtenBytes = await copyPoint(reader, target.writer, {
+        clear: target.clear,
+        signal: options.signal,
+        onProgress: (doneBytes) => onProgress?.(doneBytes, dataBytes),
+      });
+      await target.finish();
+      return { point: reader.point, writtenBytes };
+    } finally {
+      await target.close();
+    }
+  } finally {
+    await reader.close();
+  }
+}
+
+/**
+ * Reads a recovery point again, beside whatever is being done to its disk: every block is compared with its digest, the root of the
+ * digests with the point's record. Damage is reported, with the newest other point that has good content for it; it is not thrown. A
+ * point whose undo logs or record are damaged cannot be opened: `store-damaged`. Errors besides: `disk-not-found`, `point-not-found`,
+ * `aborted`.
+ */
+export async function verifyPoint(
+  store: Store,
+  options: {
+    readonly engine: ReadingEngine;
+    readonly disk: string;
+    readonly point: number | "newest";
+    /** Bytes read a second, at most; default: no limit. */
+    readonly rate?: number | undefined;
+    readonly signal?: AbortSignal | undefined;
+    /** Bytes of the disk passed so far, and in all. */
+    readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
+  },
+): Promise<VerifyReport> {
+  const { signal, onProgress, engine } = options;
+  const limit = createRateLimit(engine.clock, options.rate);
+  const never = new AbortController().signal;
+  return verifyStoredPoint(store, options.disk, options.point, {
+    signal,
+    pace: (bytes) => limit.take(bytes, signal ?? never),
+    onProgress: (doneBytes, totalBytes) => onProgress?.(doneBytes, totalBytes),
+  });
 }

@@ -21,6 +21,8 @@ export function parseArguments(
     readonly lists?: readonly string[];
     /** Names of the positional arguments, for messages; as many as there must be. */
     readonly positionals: readonly string[];
+    /** How many more there may be; default 0. */
+    readonly optional?: number;
   },
 ): ParsedArguments {
   const options: NonNullable<ParseArgsConfig["options"]> = {};
@@ -35,13 +37,14 @@ export function parseArguments(
     throw new ReplicationError("usage", `${shape.verb}: ${message}`, { cause: error });
   }
   const { positionals, values } = parsed;
-  if (positionals.length !== shape.positionals.length) {
+  const most = shape.positionals.length + (shape.optional ?? 0);
+  if (positionals.length < shape.positionals.length || positionals.length > most) {
     const missing = shape.positionals.slice(positionals.length);
     throw new ReplicationError(
       "usage",
       missing.length > 0
         ? `${shape.verb}: ${missing.join(" and ")} missing`
-        : `${shape.verb}: ${JSON.stringify(positionals[shape.positionals.length])} is one argument too many`,
+        : `${shape.verb}: ${JSON.stringify(positionals[most])} is one argument too many`,
     );
   }
   return {
@@ -56,6 +59,11 @@ export function parseArguments(
     },
     flag: (name) => values[name] === true,
   };
+}
+
+/** The value of an option, parsed; undefined when it is not given. */
+export function optional<T>(value: string | undefined, parse: (text: string) => T): T | undefined {
+  return value === undefined ? undefined : parse(value);
 }
 
 /** The value of an option that must be given. */

@@ -1,19 +1,26 @@
+import { resolve } from "node:path";
 import { createEngine, ReplicationError } from "../index.ts";
 import { openImage } from "../image/open-image.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import { MIB } from "../base/units.ts";
+import type { Storage } from "../storage/seam.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
+import { openStoreAt } from "./open-store.ts";
+import { parseDiskPoint, withChosenPoint } from "./point-name.ts";
 import { formatSize, parseWord } from "./values.ts";
-import type { Verb } from "./verb.ts";
+import type { CliIo, Verb } from "./verb.ts";
 
 const help = `usage: replicate compare A B [--json] [--format raw]
 
-Compares two images byte by byte: equal, or which ranges differ (in pieces of 4 KiB). Holes are not read.
+Compares two images byte by byte: equal, or which ranges differ (in pieces of 4 KiB). Holes are not read. An image is a raw
+file, a block device, or STORE/DISK@POINT, a recovery point of a store.
+
 Exit codes: 0 equal, 3 they differ.
 
-Example:
-  replicate compare disk.raw /srv/replicas/disks/web/replica.raw
+Examples:
+  replicate compare disk.raw /srv/replicas/web@latest
+  replicate compare /srv/replicas/web@6 /srv/replicas/web@7
 `;
 
 /** Differing ranges that are printed one by one. */
@@ -22,7 +29,7 @@ const grain = 4_096;
 
 export const compareVerb: Verb = {
   name: "compare",
-  summary: "compare two images",
+  summary: "compare two images or recovery points",
   help,
   async run(args, io) {
     const given = parseArguments(args, {
@@ -36,32 +43,49 @@ export const compareVerb: Verb = {
     const engine = await createEngine({ lanes: 0, poolBytes: 8 * MIB });
     const wanted = given.text("format");
     const format = wanted === undefined ? undefined : parseWord(wanted, "--format", ["raw"]);
-    const a = await openImage(nameA, { storage: engine.storage, format, allowLive: true });
-    const b = await openImage(nameB, { storage: engine.storage, format, allowLive: true });
-    const found = await differences(a.reader, b.reader, io.signal);
-    await a.reader.close();
-    await b.reader.close();
-    const sizes = a.reader.sizeBytes === b.reader.sizeBytes;
+    const open = (name: string): Promise<BlockReader> => openSide(name, { storage: engine.storage, format, io, json });
+    const a = await open(nameA);
+    const b = await open(nameB);
+    const found = await differences(a, b, io.signal);
+    await a.close();
+    await b.close();
+    const sizes = a.sizeBytes === b.sizeBytes;
     const equal = sizes && found.bytes === 0;
     if (json) {
       const event = {
         event: "compared",
         equal,
-        sizeA: a.reader.sizeBytes,
-        sizeB: b.reader.sizeBytes,
+        sizeA: a.sizeBytes,
+        sizeB: b.sizeBytes,
         bytesDiffer: found.bytes,
         ranges: found.ranges,
       };
       io.out(`${JSON.stringify(event)}\n`);
-    } else if (equal) io.out(`equal: ${formatSize(a.reader.sizeBytes)}\n`);
+    } else if (equal) io.out(`equal: ${formatSize(a.sizeBytes)}\n`);
     else {
-      if (!sizes) io.out(`sizes differ: ${a.reader.sizeBytes} and ${b.reader.sizeBytes} bytes\n`);
+      if (!sizes) io.out(`sizes differ: ${a.sizeBytes} and ${b.sizeBytes} bytes\n`);
       for (const range of found.ranges) io.out(`differ at ${range.offset}, ${range.length} bytes\n`);
       if (found.bytes > 0) io.out(`${formatSize(found.bytes)} differ in ${found.count} ranges\n`);
     }
     return equal ? exitCodes.done : exitCodes.differs;
   },
 };
+
+/** A file of that name counts before a point. */
+async function openSide(
+  name: string,
+  how: { readonly storage: Storage; readonly format: "raw" | undefined; readonly io: CliIo; readonly json: boolean },
+): Promise<BlockReader> {
+  const { storage, format, io, json } = how;
+  const match = /^(.+)\/([^/@]+@[^/]+)$/.exec(name);
+  if (match === null || (await storage.stat(resolve(io.cwd, name))) !== undefined) {
+    return (await openImage(name, { storage, format, allowLive: true })).reader;
+  }
+  const [, directory = "", point = ""] = match;
+  const named = parseDiskPoint(point, "compare");
+  const { store } = await openStoreAt(directory, io, { json, singleProcess: false, level: "warn" });
+  return withChosenPoint(store, named.disk, named.point, (sequence) => store.openPoint(named.disk, sequence));
+}
 
 interface Differences {
   readonly ranges: { offset: number; length: number }[];

@@ -1,17 +1,18 @@
-import { hostname } from "node:os";
 import { systemClock } from "../base/clock.ts";
-import { systemRandom } from "../base/random.ts";
-import { createNodeStorage } from "../storage/node-storage.ts";
-import { type DiskSummary, openStore, ReplicationError } from "../index.ts";
-import { needed, parseArguments } from "./arguments.ts";
+import { type DiskSummary, ReplicationError, type Store } from "../index.ts";
+import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
-import { createLog } from "./log.ts";
+import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
+import { textTable } from "./text-table.ts";
 import { formatDuration, formatSize, formatTime } from "./values.ts";
 import type { Verb } from "./verb.ts";
 
 const help = `usage: replicate disks --store DIR [--json]
 
-Lists what is protected: size, newest point and its age, space taken, owner, state. Runs beside a live recv.
+Lists what is protected: size, space the replica takes, number of recovery points and bytes of their undo logs, newest point
+and its age, owner, state. Runs beside a live recv.
+
+${storeHelp}
 
 Example:
   replicate disks --store /srv/replicas
@@ -22,41 +23,43 @@ export const disksVerb: Verb = {
   summary: "list the disks of a store",
   help,
   async run(args, io) {
-    const given = parseArguments(args, { verb: "disks", flags: ["json"], options: ["store"], positionals: [] });
+    const given = parseArguments(args, { verb: "disks", flags: storeFlags, options: storeOptions, positionals: [] });
     const json = given.flag("json");
-    const store = await openStore({
-      path: needed(given.text("store"), "disks", "--store DIR"),
-      storage: createNodeStorage(),
-      clock: systemClock,
-      random: systemRandom,
-      log: createLog(io, { level: "warn", json }),
-      host: hostname(),
-    });
-    const rows: string[][] = [["DISK", "SIZE", "TAKEN", "POINT", "TIME", "AGE", "OWNER", "STATE"]];
+    const { store } = await openStoreOf(given, "disks", io);
+    const rows: string[][] = [["DISK", "SIZE", "TAKEN", "POINTS", "LOGS", "NEWEST", "TIME", "AGE", "OWNER", "STATE"]];
     let trouble = false;
     for (const name of await store.disks()) {
-      const summary = await summaryOf(() => store.summary(name));
+      const summary = await summaryOf(store, name);
       if (summary === undefined) continue;
       if (summary instanceof ReplicationError) {
         trouble = true;
         if (json) io.out(`${JSON.stringify({ disk: name, state: "damaged", trouble: summary.message })}\n`);
-        else rows.push([name, "?", "?", "?", "?", "?", "?", `damaged: ${summary.message}`]);
+        else rows.push([name, ...new Array<string>(8).fill("?"), `damaged: ${summary.message}`]);
         continue;
       }
       if (json) io.out(`${JSON.stringify(diskEvent(summary))}\n`);
       else rows.push(diskRow(summary, systemClock.now()));
     }
     await store.close();
-    if (!json) io.out(rows.length === 1 ? "no disks yet\n" : table(rows));
+    if (!json) io.out(rows.length === 1 ? "no disks yet\n" : textTable(rows));
     return trouble ? exitCodes.failed : exitCodes.done;
   },
 };
 
-async function summaryOf(
-  read: () => Promise<DiskSummary | undefined>,
-): Promise<DiskSummary | ReplicationError | undefined> {
+interface DiskFacts extends DiskSummary {
+  readonly points: number;
+  /** Of all undo logs, the open one included. */
+  readonly undoBytes: number;
+}
+
+async function summaryOf(store: Store, name: string): Promise<DiskFacts | ReplicationError | undefined> {
   try {
-    return await read();
+    const summary = await store.summary(name);
+    if (summary === undefined) return undefined;
+    const { points, unreadable, storedBytes } = await store.points(name);
+    let undoBytes = 0;
+    for (const bytes of storedBytes.values()) undoBytes += bytes;
+    return { ...summary, points: points.length + unreadable.length, undoBytes };
   } catch (error) {
     // One damaged disk must not hide the others.
     if (error instanceof ReplicationError) return error;
@@ -64,7 +67,7 @@ async function summaryOf(
   }
 }
 
-function diskEvent(summary: DiskSummary): object {
+function diskEvent(summary: DiskFacts): object {
   const { record, newest } = summary;
   return {
     disk: record.name,
@@ -75,7 +78,8 @@ function diskEvent(summary: DiskSummary): object {
     latest: newest?.point ?? null,
     latestTime: newest?.time ?? null,
     root: newest?.root ?? null,
-    points: newest === undefined ? 0 : 1,
+    points: summary.points,
+    undoBytes: summary.undoBytes,
     owner: record.owner,
     state: summary.state,
     holder: summary.holder ?? null,
@@ -83,28 +87,19 @@ function diskEvent(summary: DiskSummary): object {
   };
 }
 
-function diskRow(summary: DiskSummary, now: number): string[] {
+function diskRow(summary: DiskFacts, now: number): string[] {
   const { record, newest } = summary;
   const state = summary.trouble === undefined ? summary.state : `${summary.state}: ${summary.trouble}`;
   return [
     record.name,
     formatSize(record.sizeBytes),
     formatSize(summary.allocatedBytes),
+    String(summary.points),
+    formatSize(summary.undoBytes),
     newest === undefined ? "none" : String(newest.point),
     newest === undefined ? "-" : formatTime(newest.time),
     newest === undefined ? "-" : formatDuration(Math.max(0, (now - newest.time) / 1000)),
     record.owner,
     state,
   ];
-}
-
-function table(rows: readonly (readonly string[])[]): string {
-  const widths = (rows[0] ?? []).map((_cell, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
-  const lines = rows.map((row) =>
-    row
-      .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-      .join("  ")
-      .trimEnd(),
-  );
-  return `${lines.join("\n")}\n`;
 }

@@ -18,6 +18,7 @@ const special: Partial<Record<ErrorCode, number>> = {
   "block-size-differs": exitCodes.refused,
   "digest-kind-differs": exitCodes.refused,
   "size-shrunk": exitCodes.refused,
+  "target-exists": exitCodes.refused,
   aborted: exitCodes.interrupted,
 };
 

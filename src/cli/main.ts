@@ -6,13 +6,32 @@ import { toReplicationError } from "../base/errors.ts";
 import { compareVerb } from "./compare.ts";
 import { disksVerb } from "./disks.ts";
 import { exitCodeOf, exitCodes } from "./exit-codes.ts";
+import { holdVerb } from "./hold.ts";
 import { inspectVerb } from "./inspect.ts";
 import { pkiVerb } from "./pki.ts";
+import { pointsVerb } from "./points.ts";
+import { pruneVerb } from "./prune.ts";
 import { recvVerb } from "./recv.ts";
+import { releaseVerb } from "./release.ts";
+import { restoreVerb } from "./restore.ts";
 import { sendVerb } from "./send.ts";
 import type { CliIo, Verb } from "./verb.ts";
+import { verifyVerb } from "./verify.ts";
 
-const verbs: readonly Verb[] = [pkiVerb, recvVerb, sendVerb, disksVerb, compareVerb, inspectVerb];
+const verbs: readonly Verb[] = [
+  pkiVerb,
+  recvVerb,
+  sendVerb,
+  disksVerb,
+  pointsVerb,
+  restoreVerb,
+  verifyVerb,
+  pruneVerb,
+  holdVerb,
+  releaseVerb,
+  compareVerb,
+  inspectVerb,
+];
 
 function overview(): string {
   const width = Math.max(...verbs.map((verb) => verb.name.length));
@@ -90,7 +109,8 @@ async function main(): Promise<void> {
   } catch (thrown) {
     const error = toReplicationError(thrown);
     report(error, args, io);
-    process.exitCode = exitCodeOf(error.code);
+    const verb = verbs.find((known) => known.name === args[0]);
+    process.exitCode = verb?.exitCodes?.[error.code] ?? exitCodeOf(error.code);
   }
 }
 

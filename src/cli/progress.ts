@@ -1,4 +1,4 @@
-/** The progress line of a send, and its closing lines. */
+/** Progress lines, and the closing lines of a send. */
 import { systemClock } from "../base/clock.ts";
 import type { Sender, SendProgress, SendReport } from "../index.ts";
 import type { Funnel } from "../replication/report.ts";
@@ -8,25 +8,69 @@ import type { CliIo } from "./verb.ts";
 const redrawMillis = 200;
 const reportMillis = 2_000;
 
-/** Draws (terminal) or prints (JSON) progress until the returned function is called. */
+/** Draws (terminal) or prints (JSON) the progress of a send until the returned function is called. */
 export function showProgress(sender: Sender, io: CliIo, options: { readonly json: boolean }): () => void {
-  if (!options.json && !io.isTerminal) return () => {};
+  return showLine(io, {
+    ...options,
+    facts: (seconds) => facts(sender.progress(), seconds),
+    line: (seconds) => progressLine(sender.progress(), seconds),
+  });
+}
+
+/** Bytes done of bytes in all. */
+export interface Work {
+  /** What is being done, for the line. */
+  title: string;
+  facts: Readonly<Record<string, string | number>>;
+  doneBytes: number;
+  totalBytes: number;
+}
+
+/** The same for work that is counted in bytes. `work` is read each time; its counts start again with each piece of work. */
+export function showWork(work: Work, io: CliIo, options: { readonly json: boolean }): () => void {
+  return showLine(io, {
+    ...options,
+    facts: (seconds) => ({
+      ...work.facts,
+      bytesDone: work.doneBytes,
+      bytesTotal: work.totalBytes,
+      seconds: Number(seconds.toFixed(1)),
+    }),
+    line: (seconds) => workLine(work, seconds),
+  });
+}
+
+export function workLine({ title, doneBytes, totalBytes }: Work, seconds: number): string {
+  const share = totalBytes === 0 ? 0 : doneBytes / totalBytes;
+  const rate = formatSize(doneBytes / Math.max(seconds, 0.1));
+  const left = share > 0.01 ? formatDuration((seconds / share) * (1 - share)) : "?";
+  return `${title}: ${Math.floor(share * 100)} % of ${formatSize(totalBytes)}, ${rate}/s, ${left} left`;
+}
+
+function showLine(
+  io: CliIo,
+  options: {
+    readonly json: boolean;
+    readonly facts: (seconds: number) => object;
+    readonly line: (seconds: number) => string;
+  },
+): () => void {
+  const { json } = options;
+  if (!json && !io.isTerminal) return () => {};
   const startedAt = systemClock.monotonic();
+  const width = io.columns - 1;
   const show = (): void => {
     const seconds = (systemClock.monotonic() - startedAt) / 1000;
-    const progress = sender.progress();
-    if (options.json) io.out(`${JSON.stringify({ event: "progress", ...facts(progress, seconds) })}\n`);
-    else
-      io.err(
-        `\r${progressLine(progress, seconds)
-          .slice(0, io.columns - 1)
-          .padEnd(io.columns - 1)}`,
-      );
+    if (json) io.out(`${JSON.stringify({ event: "progress", ...options.facts(seconds) })}\n`);
+    else io.err(`\r${options.line(seconds).slice(0, width).padEnd(width)}`);
   };
-  const stop = systemClock.every(options.json ? reportMillis : redrawMillis, show);
+  const stop = systemClock.every(json ? reportMillis : redrawMillis, show);
+  let stopped = false;
   return () => {
+    if (stopped) return;
+    stopped = true;
     stop();
-    if (!options.json) io.err(`\r${" ".repeat(io.columns - 1)}\r`);
+    if (!json) io.err(`\r${" ".repeat(width)}\r`);
   };
 }
 

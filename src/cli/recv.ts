@@ -3,6 +3,7 @@ import { createEngine, createReceiver, ReplicationError } from "../index.ts";
 import { needed, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
+import { machineTimeZone } from "./open-store.ts";
 import { formatTime, parseAddress, parseCount, parseSize } from "./values.ts";
 import type { Verb } from "./verb.ts";
 import { youngCollector } from "./young-garbage.ts";
@@ -18,7 +19,9 @@ Receives disks and keeps a replica of each in the store.
                          times. Without it any certificate of an authority made by replicate pki may create disks, and a disk
                          belongs to the certificate that created it
   --reserve SIZE         free space to keep on the store's file system (default 1 GiB, at most 5 %)
-  --keep POLICY          without effect yet: this version keeps the newest point only
+  --keep POLICY          which recovery points stay; stored, and followed after each commit from now on. Written as
+                         last=N,hourly=N,daily=N,weekly=N,monthly=N,yearly=N or grid=1x1h(keep=all)|24x1h|14x1d|8x7d (the default),
+                         or all; last=0 keeps the newest only
   --lanes N              worker threads (default: one a core, at most 4)
   --single-process       work on a file system without locks, at your word that nothing else uses the store
   --json                 one JSON object a line on standard output
@@ -47,8 +50,8 @@ export const recvVerb: Verb = {
     const tls = needed(given.text("tls"), "recv", "--tls DIR/NAME");
     const json = given.flag("json");
     const log = createLog(io, { level: parseLevel(given.text("log-level"), "info"), json });
-    for (const name of ["keep", "when-full"]) {
-      if (given.text(name) !== undefined) log.warn({}, `--${name} has no effect yet: the newest point is kept`);
+    if (given.text("when-full") !== undefined) {
+      log.warn({}, "--when-full has no effect yet: a delta that does not fit is refused");
     }
     const reserve = given.text("reserve");
     const lanes = given.text("lanes");
@@ -66,6 +69,8 @@ export const recvVerb: Verb = {
         ...address,
         allow: parseAllow(given.texts("allow")),
         reserveBytes: reserve === undefined ? undefined : parseSize(reserve, "--reserve"),
+        keep: given.text("keep"),
+        timeZone: machineTimeZone(),
         singleProcess: given.flag("single-process"),
         reclaim: youngCollector(),
         pid: process.pid,
@@ -87,6 +92,7 @@ export const recvVerb: Verb = {
         },
       });
       const { port } = receiver;
+      log.info({ keep: await receiver.store.policy() }, "points are kept by this policy");
       io.out(
         json
           ? `${JSON.stringify({ event: "listening", address: receiver.address, port })}\n`

@@ -1,12 +1,12 @@
 import { systemClock } from "../base/clock.ts";
-import { isBlockSize, KIB } from "../base/units.ts";
+import { isBlockSize } from "../base/units.ts";
 import { checkDiskName } from "../replica/store.ts";
 import { createEngine, createSender, loadCredentials, openSource, ReplicationError } from "../index.ts";
 import { needed, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { doneEvent, funnelText, showProgress } from "./progress.ts";
-import { parseAddress, parseCount, parseSize, parseWord } from "./values.ts";
+import { parseAddress, parseCount, parseRate, parseSize, parseWord } from "./values.ts";
 import type { Verb } from "./verb.ts";
 
 const help = `usage: replicate send IMAGE HOST:PORT/DISK --tls DIR/NAME [options]
@@ -37,9 +37,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 4 refused (a person must decide), 1
 Example:
   replicate send /var/lib/libvirt/images/web.raw backup.example:7000/web --tls pki/web
 `;
-
-/** At less a single unit of 1 MiB would take more than a quarter of an hour. */
-const rateMin = KIB;
 
 export const sendVerb: Verb = {
   name: "send",
@@ -130,12 +127,6 @@ function parseBlock(text: string): number {
   const bytes = parseSize(text, "--block");
   if (isBlockSize(bytes)) return bytes;
   throw new ReplicationError("usage", `--block: ${JSON.stringify(text)} is not a power of two from 16KiB to 1MiB`);
-}
-
-function parseRate(text: string): number {
-  const bytes = parseSize(text, "--rate");
-  if (bytes >= rateMin) return bytes;
-  throw new ReplicationError("usage", `--rate: ${JSON.stringify(text)} is less than 1KiB a second`);
 }
 
 /** `HOST:PORT/DISK`. */

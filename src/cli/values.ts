@@ -24,7 +24,17 @@ export function parseSize(text: string, option: string): number {
   return bytes;
 }
 
-/** `30s`, `15m`, `1h`: milliseconds. */
+/** At less a single unit of 1 MiB would take more than a quarter of an hour. */
+const rateMin = 1024;
+
+/** `--rate`: bytes a second. */
+export function parseRate(text: string): number {
+  const bytes = parseSize(text, "--rate");
+  if (bytes >= rateMin) return bytes;
+  throw new ReplicationError("usage", `--rate: ${JSON.stringify(text)} is less than 1KiB a second`);
+}
+
+/** `30s`, `15m`, `1h`, `30d`: milliseconds. */
 export function parseTime(text: string, option: string): number {
   const match = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/.exec(text);
   const millis = match === null ? Number.NaN : Number(match[1]) * (timeUnits[match[2] ?? ""] ?? Number.NaN);

@@ -1,4 +1,5 @@
 /** What a verb of the command line is, and what it may use of the process. */
+import type { ErrorCode } from "../base/errors.ts";
 
 export interface CliIo {
   /** Standard output; the text comes with its line ends. */
@@ -20,6 +21,8 @@ export interface Verb {
   readonly summary: string;
   /** For `--help`: usage, options, an example. */
   readonly help: string;
+  /** Exit codes of errors where this verb has its own. */
+  readonly exitCodes?: Partial<Record<ErrorCode, number>>;
   /** Returns the exit code, or throws a ReplicationError, which the frame prints and turns into one. */
   run(args: readonly string[], io: CliIo): Promise<number>;
 }

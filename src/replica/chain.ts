@@ -47,8 +47,12 @@ export function chainOf(points: readonly Point[], index: number, openLog: boolea
 /** Names of logs that some point or the open delta needs. */
 export function neededLogs(points: readonly Point[]): ReadonlySet<string> {
   const needed = new Set<string>();
-  for (const list of ownLogs(points)) for (const { name } of list ?? []) needed.add(name);
-  // Of points whose log nobody closed the log is kept, whatever it is worth.
-  for (const { point } of points) needed.add(undoName(point));
+  for (const [index, list] of ownLogs(points).entries()) {
+    for (const { name } of list ?? []) needed.add(name);
+    // Of points whose log nobody closed the log is kept, whatever it is worth.
+    if (list === undefined) needed.add(undoName(points[index]?.point ?? 0));
+  }
+  const newest = points.at(-1);
+  if (newest !== undefined) needed.add(undoName(newest.point));
   return needed;
 }

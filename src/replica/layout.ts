@@ -70,21 +70,29 @@ export function diskPaths(store: string, name: string): DiskPaths {
 /** Digits of a sequence number in file names; names sort as numbers do. */
 const sequenceDigits = 10;
 
-/** Name of the log a point begins with. */
-export function undoName(sequence: number): string {
-  return `${sequenceText(sequence)}.undo`;
+/** Name of the log a point begins with; of one that a compaction made for it: with a number. */
+export function undoName(sequence: number, compacted?: number): string {
+  return `${sequenceText(sequence)}${compacted === undefined ? "" : `.${compacted}`}.undo`;
 }
 
 function sequenceText(sequence: number): string {
   return sequence.toString().padStart(sequenceDigits, "0");
 }
 
-/** Sequence and kind of a file of `points/`; undefined for other names. */
-export function parsePointFile(
-  name: string,
-): { readonly sequence: number; readonly kind: "json" | "undo" | "lock" } | undefined {
-  const match = /^([0-9]{10})\.(json|undo|lock)$/.exec(name);
+/** What a name in `points/` says. */
+export interface PointFileName {
+  readonly sequence: number;
+  readonly kind: "json" | "undo" | "lock";
+  /** Of an undo log: the number a compaction gave it. */
+  readonly compacted: number | undefined;
+}
+
+/** Undefined for other names. */
+export function parsePointFile(name: string): PointFileName | undefined {
+  const match = /^([0-9]{10})(?:\.([0-9]{1,9}))?\.(json|undo|lock)$/.exec(name);
   if (match === null) return undefined;
-  const kind = match[2] === "json" ? "json" : match[2] === "undo" ? "undo" : "lock";
-  return { sequence: Number(match[1]), kind };
+  const kind = match[3] === "json" ? "json" : match[3] === "undo" ? "undo" : "lock";
+  const compacted = match[2] === undefined ? undefined : Number(match[2]);
+  if (compacted !== undefined && (kind !== "undo" || match[2] !== String(compacted))) return undefined;
+  return { sequence: Number(match[1]), kind, compacted };
 }

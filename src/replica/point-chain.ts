@@ -9,7 +9,7 @@ import type { Storage, StorageFile } from "../storage/seam.ts";
 import { type ChainLog, chainOf, ownLogs } from "./chain.ts";
 import { fileError } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
-import { undoName } from "./layout.ts";
+import { parsePointFile, undoName } from "./layout.ts";
 import { listPoints, type LoadedPoints, loadPoints, orphanLog, type Point, type PointFiles } from "./point.ts";
 import { type BlockRange, type BlockSources, type PageSources, PageSourcesBuilder } from "./point-sources.ts";
 import type { NamedDigest } from "./point-table.ts";
@@ -219,7 +219,11 @@ function read(
     cacheBytes,
   });
   const { header } = reader;
-  if (header.blockBytes !== blockBytes || header.digestKind !== digestKind || undoName(header.sequence) !== name) {
+  if (
+    header.blockBytes !== blockBytes ||
+    header.digestKind !== digestKind ||
+    header.sequence !== parsePointFile(name)?.sequence
+  ) {
     throw damaged(
       path,
       `it is the log of point ${header.sequence} of a disk with blocks of ${header.blockBytes} bytes`,

@@ -85,7 +85,14 @@ function parseClosed(content: StateContent | undefined): ClosedLog | undefined {
     sizeBytes: content.integer("sizeBytes"),
     footerOffset: content.integer("footerOffset"),
     footerChecksum: content.integer("footerChecksum", 0, 0xffff_ffff),
+    damage: content
+      .optionalList("damage")
+      ?.map((stretch) => ({ offset: stretch.integer("offset"), length: stretch.integer("length") })),
   };
+}
+
+function closedContent({ sizeBytes, footerOffset, footerChecksum, damage }: ClosedLog): StateRecord {
+  return { sizeBytes, footerOffset, footerChecksum, damage: damage?.map((stretch) => ({ ...stretch })) };
 }
 
 function parseNamedLog(content: StateContent): NamedLog {
@@ -132,8 +139,8 @@ function pointContent(point: Point): StateRecord {
     source,
     sourceName,
     hold: hold === undefined ? undefined : { ...hold },
-    closed: closed === undefined ? undefined : { ...closed },
-    logs: logs?.map(({ name, closed: log }) => ({ name, ...log })),
+    closed: closed === undefined ? undefined : closedContent(closed),
+    logs: logs?.map(({ name, closed: log }) => ({ name, ...closedContent(log) })),
   };
 }
 
@@ -141,6 +148,8 @@ function pointContent(point: Point): StateRecord {
 export interface PointFiles {
   readonly records: readonly number[];
   readonly undoLogs: readonly number[];
+  /** Names of logs that compactions made. */
+  readonly compacted: readonly string[];
   readonly locks: readonly number[];
   /** Names of `*.new` files: left by a crash, or being written right now. */
   readonly unfinished: readonly string[];
@@ -154,11 +163,13 @@ export async function listPoints(storage: Storage, paths: DiskPaths): Promise<Po
   const names = (await storage.list(paths.points)) ?? [];
   const records: number[] = [];
   const undoLogs: number[] = [];
+  const compacted: string[] = [];
   const locks: number[] = [];
   for (const name of names) {
     const parsed = parsePointFile(name);
     if (parsed === undefined) continue;
-    if (parsed.kind === "json") records.push(parsed.sequence);
+    if (parsed.compacted !== undefined) compacted.push(name);
+    else if (parsed.kind === "json") records.push(parsed.sequence);
     else (parsed.kind === "undo" ? undoLogs : locks).push(parsed.sequence);
   }
   // Names have a fixed width today; the order must not hang on that.
@@ -168,6 +179,7 @@ export async function listPoints(storage: Storage, paths: DiskPaths): Promise<Po
   return {
     records,
     undoLogs,
+    compacted,
     locks,
     unfinished: names.filter((name) => name.endsWith(".new")),
     newest,

@@ -52,8 +52,19 @@ export async function removeRubbish(storage: Storage, paths: DiskPaths, files: P
       const open = sequence === files.newest;
       if (!open && !needed.has(undoName(sequence))) await storage.unlink(paths.undo(sequence));
     }
+    for (const name of files.compacted) {
+      if (!needed.has(name)) await removeUnlessLocked(storage, join(paths.points, name));
+    }
     for (const sequence of files.locks) if (!alive.has(sequence)) await storage.unlink(paths.pointLock(sequence));
   });
+}
+
+/** A log that a compaction is writing right now is locked by it. */
+async function removeUnlessLocked(storage: Storage, path: string): Promise<void> {
+  const lock = await storage.lock(path, "exclusive");
+  if (lock === undefined) return;
+  await storage.unlink(path);
+  await lock.release();
 }
 
 async function removeNewFiles(storage: Storage, paths: DiskPaths, files: PointFiles): Promise<void> {

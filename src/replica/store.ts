@@ -10,6 +10,7 @@ import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
 import type { Geometry } from "../base/units.ts";
 import type { Storage } from "../storage/seam.ts";
+import { type Compaction, compactDisk } from "./compact.ts";
 import { createDisk } from "./create-disk.ts";
 import { DiskLocks, locksUnsupported } from "./disk-lock.ts";
 import { type DiskSummary, summarize } from "./disk-summary.ts";
@@ -27,6 +28,7 @@ import { type StoredPoints, withStoredBytes } from "./stored-bytes.ts";
 import { policyTextOf, readStoreRecord, writeStoreRecord } from "./store-record.ts";
 
 export type { Holder } from "./disk-lock.ts";
+export type { Compaction } from "./compact.ts";
 export type { DiskRecord } from "./disk-record.ts";
 export type { DiskSummary } from "./disk-summary.ts";
 export type { CommitFacts, DiskWriter } from "./disk-writer.ts";
@@ -81,6 +83,11 @@ export interface Store {
     name: string,
     options?: { readonly keep?: string | undefined; readonly dryRun?: boolean | undefined },
   ): Promise<readonly Verdict[]>;
+  /**
+   * Joins undo logs of a disk where that gives a third of their content back, beside whatever else works on it. Throws `disk-not-found`, `no-space`,
+   * `write-failed`, `sync-failed`, `aborted`; then nothing is lost, and the next call goes on.
+   */
+  compact(name: string, signal?: AbortSignal): Promise<readonly Compaction[]>;
   /** Keeps a point from being removed. Throws `disk-not-found`, `point-not-found`. */
   hold(name: string, point: number, hold: Hold): Promise<void>;
   /** Ends a hold of this owner, or whoever's it is (`anybody`). Throws `disk-not-found`, `point-not-found`, `not-allowed` when it is another's. */
@@ -148,6 +155,11 @@ export async function openStore(options: StoreOptions): Promise<Store> {
         prunePoints(parts, disk, { ...how, policy: policyOnce });
       // What only looks works on a store that cannot be written, too.
       return dryRun ? withDisk(parts, name, apply) : withChain(parts, name, apply);
+    },
+    async compact(name, signal) {
+      const disk = diskPaths(path, name);
+      if ((await readRecord(storage, disk)) === undefined) throw notFound(parts, name);
+      return compactDisk(parts, disk, signal);
     },
     hold: (name, point, hold) => withChain(parts, name, (disk) => holdPoint(parts, disk, point, { hold })),
     release: (name, point, releaseOf) => withChain(parts, name, (disk) => holdPoint(parts, disk, point, { releaseOf })),

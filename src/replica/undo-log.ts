@@ -80,7 +80,7 @@ function resume(file: StorageFile, scan: UndoScan): UndoWriter {
       if (batch.offset >= indexedTo) pending.push(entry);
     }
   });
-  return new UndoWriter(file, header, logged, { end, pending, runs, ...totals });
+  return new UndoWriter(file, header, logged, { end, pending, runs, ...totals, damage: scan.damage });
 }
 
 function troubleOf(path: string, scan: UndoScan): string | undefined {
@@ -113,6 +113,7 @@ export async function createUndoLog(storage: Storage, paths: DiskPaths, header: 
         entries: 0,
         parts: 0,
         damagedEntries: 0,
+        damage: [],
       });
     } catch (error) {
       await file.close();

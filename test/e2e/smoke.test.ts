@@ -19,7 +19,10 @@ import {
   tempDir,
 } from "./kit.ts";
 
-const verbs = ["pki", "recv", "send", "disks", "compare", "inspect"];
+const verbs = [
+  ...["pki", "recv", "send", "disks", "points", "restore", "verify"],
+  ...["prune", "hold", "release", "compare", "inspect"],
+];
 const suite = suiteScope();
 let pki: Pki;
 

@@ -1,7 +1,9 @@
 import { expect, test } from "vitest";
+import { KIB } from "../../src/base/units.ts";
 import { diskPaths } from "../../src/replica/layout.ts";
 import { type Point, readPoint, writePoint } from "../../src/replica/point.ts";
-import { readPoints } from "../../src/replica/point-chain.ts";
+import { openChain, readPoints } from "../../src/replica/point-chain.ts";
+import { createUndoLog } from "../../src/replica/undo-log.ts";
 import type { Storage } from "../../src/storage/seam.ts";
 import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
 import { methodsOf } from "./point-kit.ts";
@@ -82,4 +84,33 @@ test("records that come and go without end", async () => {
     list: async (path) => [...((await storage.list(path)) ?? []), "0000000009.json"],
   };
   await expect(readPoints(restless, paths)).rejects.toMatchObject({ code: "disk-busy" });
+});
+
+test("an open log that is made anew before anything was in it", async () => {
+  const storage = await start(1);
+  const header = { sequence: 1, blockBytes: 16 * KIB, digestKind: "xxh64", sizeBytes: 1 } as const;
+  const decompressLz4 = (): never => {
+    throw new Error("nothing is compressed");
+  };
+  const { blockBytes, digestKind } = header;
+  const chain = await openChain({ storage, paths, name: "vm1", blockBytes, digestKind, decompressLz4 }, 1);
+  expect(chain.hasOpenLog).toBe(false);
+  // Its header did not become durable, so its writer began again.
+  const first = await createUndoLog(storage, paths, { ...header, id: new Uint8Array(8).fill(1) });
+  await chain.findOpenLog();
+  expect(chain.hasOpenLog).toBe(true);
+  const torn = await storage.open(paths.undo(1), { write: true });
+  await torn.truncate(0);
+  chain.refresh();
+  expect(chain.view(0).sources(0)).toBeUndefined();
+  const second = await createUndoLog(storage, paths, { ...header, id: new Uint8Array(8).fill(2) });
+  const entry = { block: 0, run: 1, flags: 3, contentBytes: 0, contentChecksum: 0, digest: new Uint8Array(8) };
+  await second.put([{ ...entry, mask: Uint8Array.of(15) }]);
+  chain.refresh();
+  expect(chain.view(0).sources(0)).toMatchObject({ anyMissing: false, digest: new Uint8Array(8) });
+  // Behind entries a header does not change.
+  await torn.write(Uint8Array.of(1), 20);
+  const again = openChain({ storage, paths, name: "vm1", blockBytes, digestKind, decompressLz4 }, 1);
+  await expect(again).rejects.toMatchObject({ code: "store-damaged" });
+  for (const file of [first, second, torn, ...chain.logs.map((log) => log.file)]) await file.close();
 });

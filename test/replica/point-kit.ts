@@ -9,7 +9,8 @@ import type { BlockReader } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import type { Lanes } from "../../src/lanes/lanes.ts";
 import type { PointReader } from "../../src/replica/store.ts";
-import type { Storage } from "../../src/storage/seam.ts";
+import { undoBatchMagic } from "../../src/replica/undo/format.ts";
+import type { Storage, StorageFile } from "../../src/storage/seam.ts";
 import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
 import { randomBytes } from "../random.ts";
 import { type KitOptions, PairKit, type SendOptions } from "../replication/pair-kit.ts";
@@ -321,4 +322,87 @@ export function methodsOf(storage: Storage): Storage {
     space: (...args) => storage.space(...args),
     lock: (...args) => storage.lock(...args),
   };
+}
+
+/** Calls `step` before each change of files by the control face. */
+export function steppedStorage(step: () => Promise<void>): (storage: Storage) => Storage {
+  const before =
+    <Args extends readonly unknown[], T>(call: (...args: Args) => Promise<T>): ((...args: Args) => Promise<T>) =>
+    async (...args) => {
+      await step();
+      const result = await call(...args);
+      await step();
+      return result;
+    };
+  return (storage) => ({
+    ...storage,
+    capabilities: storage.capabilities,
+    rename: before(storage.rename),
+    unlink: before(storage.unlink),
+    syncDirectory: before(storage.syncDirectory),
+    async open(path, options) {
+      const file = await storage.open(path, options);
+      if (options?.write !== true) return file;
+      const stepped: StorageFile = {
+        path: file.path,
+        fd: file.fd,
+        read: (...args) => file.read(...args),
+        write: before((...args: Parameters<StorageFile["write"]>) => file.write(...args)),
+        truncate: before((size: number) => file.truncate(size)),
+        nextData: (offset) => file.nextData(offset),
+        datasync: before(() => file.datasync()),
+        stat: () => file.stat(),
+        close: () => file.close(),
+      };
+      return stepped;
+    },
+  });
+}
+
+/** Storage whose lanes, while `on`, write zeros where the contents of batches belong, until `flush`. */
+export function holdContents(): HeldContents {
+  const later: (() => void)[] = [];
+  const logs = new Set<number>();
+  const held: HeldContents = {
+    on: false,
+    count: 0,
+    flush() {
+      for (const write of later.splice(0)) write();
+    },
+    wrap(storage) {
+      const { lanes } = storage;
+      return {
+        ...storage,
+        capabilities: storage.capabilities,
+        async open(path, options) {
+          const file = await storage.open(path, options);
+          if (path.endsWith(".undo")) logs.add(file.fd);
+          else logs.delete(file.fd);
+          return file;
+        },
+        lanes: {
+          ...lanes,
+          write(fd, source, offset) {
+            if (!held.on || !logs.has(fd) || undoBatchMagic.compare(source, 0, 8) === 0) {
+              lanes.write(fd, source, offset);
+              return;
+            }
+            held.count++;
+            const content = Buffer.from(source);
+            lanes.write(fd, Buffer.alloc(source.length), offset);
+            later.push(() => lanes.write(fd, content, offset));
+          },
+        },
+      };
+    },
+  };
+  return held;
+}
+
+export interface HeldContents {
+  on: boolean;
+  /** Contents held back so far. */
+  count: number;
+  flush: () => void;
+  wrap: (storage: Storage) => Storage;
 }

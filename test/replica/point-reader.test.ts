@@ -5,20 +5,20 @@ import { afterEach, describe, expect, test } from "vitest";
 import { InvariantError, ReplicationError } from "../../src/base/errors.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import type { PointReader } from "../../src/replica/store.ts";
-import { undoBatchMagic } from "../../src/replica/undo/format.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
-import type { Storage, StorageFile } from "../../src/storage/seam.ts";
 import type { KitOptions, SendOptions } from "../replication/pair-kit.ts";
 import {
   changed,
   Changing,
   expectContent,
   expectExtents,
+  holdContents,
   hookedLanes,
   imageOf,
   makePoints,
   PointKit,
   rootOf,
+  steppedStorage,
 } from "./point-kit.ts";
 
 let kit: PointKit;
@@ -325,89 +325,6 @@ describe("while a delta is under way", () => {
     await expectContent(opened.reader, kit.content(1));
   });
 });
-
-/** Calls `step` before each change of files by the control face. */
-function steppedStorage(step: () => Promise<void>): (storage: Storage) => Storage {
-  const before =
-    <Args extends readonly unknown[], T>(call: (...args: Args) => Promise<T>): ((...args: Args) => Promise<T>) =>
-    async (...args) => {
-      await step();
-      const result = await call(...args);
-      await step();
-      return result;
-    };
-  return (storage) => ({
-    ...storage,
-    capabilities: storage.capabilities,
-    rename: before(storage.rename),
-    unlink: before(storage.unlink),
-    syncDirectory: before(storage.syncDirectory),
-    async open(path, options) {
-      const file = await storage.open(path, options);
-      if (options?.write !== true) return file;
-      const stepped: StorageFile = {
-        path: file.path,
-        fd: file.fd,
-        read: (...args) => file.read(...args),
-        write: before((...args: Parameters<StorageFile["write"]>) => file.write(...args)),
-        truncate: before((size: number) => file.truncate(size)),
-        nextData: (offset) => file.nextData(offset),
-        datasync: before(() => file.datasync()),
-        stat: () => file.stat(),
-        close: () => file.close(),
-      };
-      return stepped;
-    },
-  });
-}
-
-/** Storage whose lanes, while `on`, write zeros where the contents of batches belong, until `flush`. */
-function holdContents(): HeldContents {
-  const later: (() => void)[] = [];
-  const logs = new Set<number>();
-  const held: HeldContents = {
-    on: false,
-    count: 0,
-    flush() {
-      for (const write of later.splice(0)) write();
-    },
-    wrap(storage) {
-      const { lanes } = storage;
-      return {
-        ...storage,
-        capabilities: storage.capabilities,
-        async open(path, options) {
-          const file = await storage.open(path, options);
-          if (path.endsWith(".undo")) logs.add(file.fd);
-          else logs.delete(file.fd);
-          return file;
-        },
-        lanes: {
-          ...lanes,
-          write(fd, source, offset) {
-            if (!held.on || !logs.has(fd) || undoBatchMagic.compare(source, 0, 8) === 0) {
-              lanes.write(fd, source, offset);
-              return;
-            }
-            held.count++;
-            const content = Buffer.from(source);
-            lanes.write(fd, Buffer.alloc(source.length), offset);
-            later.push(() => lanes.write(fd, content, offset));
-          },
-        },
-      };
-    },
-  };
-  return held;
-}
-
-interface HeldContents {
-  on: boolean;
-  /** Contents held back so far. */
-  count: number;
-  flush: () => void;
-  wrap: (storage: Storage) => Storage;
-}
 
 describe("which points there are", () => {
   test("no disk, no point, no such point", async () => {

@@ -5,6 +5,7 @@ import { createSimulatedDisk, type SimulatedDisk, type SimulatedProcess } from "
 import {
   apply,
   blockBytes,
+  blockContent,
   type Blocks,
   commitFacts,
   createChance,
@@ -60,6 +61,14 @@ async function listed(): Promise<readonly number[]> {
   return (await store.points(diskName)).points.map(({ point }) => point);
 }
 
+async function logBytes(): Promise<number> {
+  let bytes = 0;
+  for (const name of (await process.list(points)) ?? []) {
+    if (name.endsWith(".undo")) bytes += (await process.stat(`${points}/${name}`))?.sizeBytes ?? 0;
+  }
+  return bytes;
+}
+
 async function expectAll(): Promise<void> {
   for (const point of await listed()) await expectPoint(store, point, disk, kept.get(point) ?? new Map());
 }
@@ -105,6 +114,46 @@ test("a delta under way stays readable over the removal of everything else", asy
   expect(await listed()).toEqual([5]);
   await expectAll();
   await writer.release();
+});
+
+test("logs that are joined hold what their list held, in less room", async () => {
+  for (const seed of [11, 12, 13]) {
+    await makePoints(20, seed);
+    const now = await listed();
+    await keepOnly([now[0] ?? 0, now[12] ?? 0]);
+    const before = await logBytes();
+    const joined = await store.compact(diskName);
+    expect(joined.length).toBeGreaterThan(0);
+    await expectAll();
+    expect(await logBytes()).toBe(
+      before - joined.reduce((sum, { bytesBefore, bytesAfter }) => sum + bytesBefore - bytesAfter, 0),
+    );
+    expect(await logBytes()).toBeLessThan(before);
+    // There is nothing left to join.
+    expect(await store.compact(diskName)).toEqual([]);
+    // Joined ones are joined again, and removed as others.
+    await makePoints(10, seed + 100);
+    await keepOnly([now[0] ?? 0]);
+    await store.compact(diskName);
+    await expectAll();
+    await store.prune(diskName, { keep: "last=1" });
+    expect(await logBytes()).toBe(0);
+  }
+});
+
+test("a reader goes on over the joining of its logs", async () => {
+  await makePoints(12, 21);
+  const reader = await store.openPoint(diskName, 1);
+  await keepOnly([1]);
+  expect((await store.compact(diskName)).length).toBe(1);
+  const found = Buffer.alloc(blockBytes);
+  for (const [block, value] of kept.get(1) ?? []) {
+    const size = Math.min(blockBytes, disk.sizeBytes - block * blockBytes);
+    await reader.read(found.subarray(0, size), block * blockBytes);
+    expect(found.subarray(0, size).equals(blockContent(value).subarray(0, size))).toBe(true);
+  }
+  await reader.close();
+  await expectAll();
 });
 
 describe("what is never removed", () => {

@@ -84,6 +84,7 @@ export interface LifeFacts {
   reads: number;
   removed: number;
   rollbacks: number;
+  joined: number;
 }
 
 /** Lives one life. Throws what was found wrong. */
@@ -103,7 +104,7 @@ class Life {
   readonly #chance: () => number;
   readonly #machine: SimulatedDisk = createSimulatedDisk();
   readonly #skip: ((operation: Operation) => boolean) | undefined;
-  readonly facts: LifeFacts = { points: 0, crashes: 0, failures: 0, reads: 0, removed: 0, rollbacks: 0 };
+  readonly facts: LifeFacts = { points: 0, crashes: 0, failures: 0, reads: 0, removed: 0, rollbacks: 0, joined: 0 };
   doing = "start";
   #process: SimulatedProcess;
   #store: Store | undefined;
@@ -347,6 +348,10 @@ class Life {
     const planned = await store.prune(diskName, { keep, dryRun: true });
     for (const { point, keep: stays } of planned) if (!stays) this.#going.add(point);
     const verdicts = await store.prune(diskName, { keep });
+    if (this.#chance() < 0.5) {
+      this.doing = "joining logs";
+      this.facts.joined += (await store.compact(diskName)).length;
+    }
     this.facts.removed += verdicts.filter(({ keep: stays }) => !stays).length;
     for (const { point, keep: stays } of verdicts) if (stays) this.#going.delete(point);
   }

@@ -6,7 +6,7 @@ import type { LaneStorage } from "../../storage/seam.ts";
 import { KIB } from "../../base/units.ts";
 import { ReplicationError } from "../../base/errors.ts";
 import { fileError } from "../file-error.ts";
-import type { UndoHeader } from "./entry.ts";
+import type { UndoHeader, UndoStretch } from "./entry.ts";
 import { decodeFences } from "./index-run.ts";
 import {
   type BatchHeader,
@@ -22,6 +22,8 @@ import {
   undoBatchMagic,
 } from "./format.ts";
 
+export type { UndoStretch } from "./entry.ts";
+
 /** An open log. The descriptor belongs to the caller. */
 export interface UndoFile {
   readonly path: string;
@@ -32,12 +34,6 @@ export interface UndoFile {
 /** An open log whose header is known. */
 export interface KnownUndoFile extends UndoFile {
   readonly header: UndoHeader;
-}
-
-/** Bytes of a log, by offset. */
-export interface UndoStretch {
-  readonly offset: number;
-  readonly length: number;
 }
 
 /** What a walk over batch headers found. */

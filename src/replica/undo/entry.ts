@@ -45,6 +45,14 @@ export interface ClosedLog {
   readonly footerOffset: number;
   /** Its body checksum. */
   readonly footerChecksum: number;
+  /** Stretches that could not be read while the log was open: the footer knows nothing of what they held. */
+  readonly damage?: readonly UndoStretch[] | undefined;
+}
+
+/** Bytes of a log, by offset. */
+export interface UndoStretch {
+  readonly offset: number;
+  readonly length: number;
 }
 
 /** Reads one log. Synchronous, positional; one owner; memory bounded (a few MiB), whatever the log's size. */
@@ -56,7 +64,7 @@ export interface UndoLogReader {
   /** Bytes known so far. */
   readonly sizeBytes: number;
   /** Stretches that cannot be read, as found so far. What they held is not known: a lookup that misses proves nothing then. */
-  readonly damage: readonly { readonly offset: number; readonly length: number }[];
+  readonly damage: readonly UndoStretch[];
   /** Open log: takes in the batches that were written since. True when there were any. */
   refresh(): boolean;
   /** Entries that touch blocks `first` to `first + count - 1` (within one table page), by block, then in the order they were written. */

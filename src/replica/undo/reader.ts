@@ -115,6 +115,7 @@ class LogReader implements UndoLogFile {
     this.#sizeBytes = closed?.sizeBytes ?? UNDO_PAGE_BYTES;
     if (closed === undefined) this.#advance(undefined);
     else this.#openClosed(closed);
+    for (const stretch of closed?.damage ?? []) addStretch(this.damage, stretch);
   }
 
   get sizeBytes(): number {

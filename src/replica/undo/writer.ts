@@ -8,7 +8,7 @@
 import { invariant } from "../../base/errors.ts";
 import type { StorageFile } from "../../storage/seam.ts";
 import { inFile } from "../file-error.ts";
-import type { ClosedLog, UndoEntry, UndoHeader } from "./entry.ts";
+import type { ClosedLog, UndoEntry, UndoHeader, UndoStretch } from "./entry.ts";
 import {
   batchKinds,
   bodyChecksum,
@@ -48,6 +48,8 @@ export interface UndoContent {
   readonly entries: number;
   readonly parts: number;
   readonly damagedEntries: number;
+  /** Stretches that cannot be read. */
+  readonly damage: readonly UndoStretch[];
 }
 
 interface Waiter {
@@ -72,6 +74,7 @@ export class UndoWriter {
   #entries: number;
   #parts: number;
   #damagedEntries: number;
+  readonly #damage: readonly UndoStretch[];
   #waiters: Waiter[] = [];
   #syncing = false;
   #failure: unknown;
@@ -90,6 +93,7 @@ export class UndoWriter {
     this.#entries = content.entries;
     this.#parts = content.parts;
     this.#damagedEntries = content.damagedEntries;
+    this.#damage = content.damage;
   }
 
   get fd(): number {
@@ -195,7 +199,8 @@ export class UndoWriter {
     const end = this.#take(offset + bytes.length);
     await this.#write(bytes, offset);
     await this.durable(end);
-    return { sizeBytes: end, footerOffset: offset, footerChecksum: checksum };
+    const damage = this.#damage.length === 0 ? {} : { damage: this.#damage };
+    return { sizeBytes: end, footerOffset: offset, footerChecksum: checksum, ...damage };
   }
 
   close(): Promise<void> {

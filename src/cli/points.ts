@@ -1,0 +1,111 @@
+import { systemClock } from "../base/clock.ts";
+import type { StoredPoints, Verdict } from "../replica/store.ts";
+import type { Point } from "../index.ts";
+import { parseArguments } from "./arguments.ts";
+import { exitCodes } from "./exit-codes.ts";
+import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
+import { parseDisk } from "./point-name.ts";
+import { textTable } from "./text-table.ts";
+import { formatSize, formatTime } from "./values.ts";
+import type { Verb } from "./verb.ts";
+
+const help = `usage: replicate points --store DIR DISK [--json]
+
+Lists the recovery points of a disk, the newest last: number, time (of the sender's clock), consistency ("crash": as after
+pulling the plug, "application": an application agreed to it, "none": of an image that changed while it was read), label,
+bytes of its undo log, who holds it, and the rule of the retention policy that keeps it. Runs beside a live recv.
+
+${storeHelp}
+
+Example:
+  replicate points --store /srv/replicas web
+`;
+
+export const pointsVerb: Verb = {
+  name: "points",
+  summary: "list the recovery points of a disk",
+  help,
+  async run(args, io) {
+    const given = parseArguments(args, {
+      verb: "points",
+      flags: storeFlags,
+      options: storeOptions,
+      positionals: ["DISK"],
+    });
+    const disk = parseDisk(given.positionals[0] ?? "", "points");
+    const json = given.flag("json");
+    const { store } = await openStoreOf(given, "points", io);
+    const found = await store.points(disk);
+    const verdicts = new Map((await store.prune(disk, { dryRun: true })).map((verdict) => [verdict.point, verdict]));
+    await store.close();
+    const rows = found.points.map((point) => ({ point, verdict: verdicts.get(point.point) }));
+    const now = systemClock.now();
+    if (json) {
+      for (const { point, verdict } of rows) {
+        io.out(`${JSON.stringify(pointEvent(point, { found, verdict, now }))}\n`);
+      }
+      for (const { point, message } of found.unreadable) io.out(`${JSON.stringify({ point, trouble: message })}\n`);
+    } else {
+      io.out(rows.length === 0 ? "no points yet\n" : pointsText(rows, found, now));
+      for (const { point, message } of found.unreadable) {
+        io.out(`point ${point} cannot be read, nor any before it: ${message}\n`);
+      }
+      if (found.openLog && rows.length > 0) io.out("a delta is under way, or waits for its sender\n");
+    }
+    return found.unreadable.length > 0 ? exitCodes.failed : exitCodes.done;
+  },
+};
+
+interface Row {
+  readonly point: Point;
+  readonly verdict: Verdict | undefined;
+}
+
+/** A hold that has ended counts as none. */
+export function holdOf({ hold }: Point, now: number): Point["hold"] {
+  return hold === undefined || (hold.until !== undefined && hold.until <= now) ? undefined : hold;
+}
+
+function pointEvent(
+  point: Point,
+  {
+    found,
+    verdict,
+    now,
+  }: { readonly found: StoredPoints; readonly verdict: Verdict | undefined; readonly now: number },
+): object {
+  const hold = holdOf(point, now);
+  return {
+    point: point.point,
+    time: point.time,
+    label: point.label ?? null,
+    consistency: point.consistency,
+    root: point.root,
+    sizeBytes: point.sizeBytes,
+    storedBytes: found.storedBytes.get(point.point) ?? 0,
+    held: hold === undefined ? null : { owner: hold.owner, until: hold.until ?? null },
+    keptBy: verdict?.keep === true ? verdict.rule : null,
+  };
+}
+
+function pointsText(rows: readonly Row[], found: StoredPoints, now: number): string {
+  const table = [["POINT", "TIME", "CONSISTENCY", "LABEL", "SIZE", "STORED", "HELD", "KEPT BY"]];
+  for (const { point, verdict } of rows) {
+    const hold = holdOf(point, now);
+    table.push([
+      String(point.point),
+      formatTime(point.time),
+      point.consistency,
+      point.label ?? "-",
+      formatSize(point.sizeBytes),
+      formatSize(found.storedBytes.get(point.point) ?? 0),
+      hold === undefined ? "-" : heldText(hold),
+      verdict === undefined ? "-" : verdict.keep ? verdict.rule : `nothing: ${verdict.rule}`,
+    ]);
+  }
+  return textTable(table);
+}
+
+export function heldText(hold: NonNullable<Point["hold"]>): string {
+  return hold.until === undefined ? hold.owner : `${hold.owner} until ${formatTime(hold.until)}`;
+}

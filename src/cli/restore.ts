@@ -1,0 +1,102 @@
+import { resolve } from "node:path";
+import { systemClock } from "../base/clock.ts";
+import { ReplicationError, restorePoint } from "../index.ts";
+import { parseArguments } from "./arguments.ts";
+import { exitCodes } from "./exit-codes.ts";
+import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
+import { parseDiskPoint, pointHelp, withChosenPoint } from "./point-name.ts";
+import { showWork, type Work } from "./progress.ts";
+import { formatSize, formatTime, parseWord } from "./values.ts";
+import type { Verb } from "./verb.ts";
+
+const help = `usage: replicate restore --store DIR DISK[@POINT] OUT [--force] [options]
+
+Writes a recovery point to OUT, a new raw image file or a block device, beside a live recv. A file is written as OUT.part and
+gets its name when it is complete and synced; what is zero takes no space. Every block is compared with its digest, and the
+whole with the point's root: what has the name OUT is the point.
+
+${pointHelp}
+
+  --force                replace a file that exists; write over a block device
+  --format raw           what is written; other formats are made from it, with qemu-img convert
+${storeHelp}
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the point is damaged (replicate verify says where), 4 OUT exists, 130 interrupted.
+
+Example:
+  replicate restore --store /srv/replicas web@2026-11-25T05:00Z /var/lib/libvirt/images/web.raw
+`;
+
+export const restoreVerb: Verb = {
+  name: "restore",
+  summary: "write a recovery point to an image file or a block device",
+  help,
+  exitCodes: { "store-damaged": exitCodes.differs, "replica-unreadable": exitCodes.differs },
+  async run(args, io) {
+    const given = parseArguments(args, {
+      verb: "restore",
+      flags: ["force", ...storeFlags],
+      options: ["format", ...storeOptions],
+      positionals: ["DISK[@POINT]", "OUT"],
+    });
+    const [name = "", out = ""] = given.positionals;
+    const { disk, point } = parseDiskPoint(name, "restore");
+    checkFormat(given.text("format"), out);
+    const json = given.flag("json");
+    const { store, engine } = await openStoreOf(given, "restore", io);
+    const startedAt = systemClock.monotonic();
+    const work: Work = { title: `restoring ${name}`, facts: { disk }, doneBytes: 0, totalBytes: 0 };
+    const stop = showWork(work, io, { json });
+    try {
+      const restored = await withChosenPoint(store, disk, point, (sequence) =>
+        restorePoint(store, {
+          engine,
+          disk,
+          point: sequence,
+          target: resolve(io.cwd, out),
+          overwrite: given.flag("force"),
+          signal: io.signal,
+          onProgress(doneBytes, totalBytes) {
+            work.doneBytes = doneBytes;
+            work.totalBytes = totalBytes;
+          },
+        }),
+      );
+      stop();
+      const seconds = (systemClock.monotonic() - startedAt) / 1000;
+      const { point: found, writtenBytes } = restored;
+      if (json) {
+        const event = {
+          event: "done",
+          disk,
+          point: found.point,
+          root: found.root,
+          bytes: found.sizeBytes,
+          bytesWritten: writtenBytes,
+          seconds: Number(seconds.toFixed(3)),
+        };
+        io.out(`${JSON.stringify(event)}\n`);
+      } else {
+        const rate = formatSize(writtenBytes / Math.max(seconds, 0.001));
+        io.out(
+          `${disk}: point ${found.point} of ${formatTime(found.time)} is in ${out}: ${formatSize(found.sizeBytes)}, ` +
+            `${formatSize(writtenBytes)} of it data, in ${seconds.toFixed(1)} s, ${rate}/s\n`,
+        );
+        if (found.consistency === "none") io.err("the image changed while this point was made: it is inconsistent\n");
+      }
+      return exitCodes.done;
+    } finally {
+      stop();
+      await store.close();
+    }
+  },
+};
+
+function checkFormat(text: string | undefined, out: string): void {
+  const format = text === undefined ? "raw" : parseWord(text, "--format", ["raw", "vhdx"]);
+  if (format === "raw") return;
+  throw new ReplicationError(
+    "image-format-unsupported",
+    `--format ${format}: this version writes raw images; restore one and convert it: qemu-img convert -f raw -O ${format} ${out} ${out}.${format}`,
+  );
+}
