@@ -123,16 +123,19 @@ class ListCompaction {
     if ((await storage.stat(path)) !== undefined) return undefined;
     const lock = await locks.exclusive(path);
     if (lock === undefined) return undefined;
-    let named = false;
+    let useless = true;
     try {
       const closed = await this.#write(path, readers);
       await syncDirectory(storage, this.#paths.points);
-      named = await locks.withChainLock(this.#paths.chainLock, () => this.#adopt({ name, closed }));
+      // When this fails the record may name the log: who tidies up later can tell.
+      useless = false;
+      const named = await locks.withChainLock(this.#paths.chainLock, () => this.#adopt({ name, closed }));
+      useless = !named;
       if (!named) return undefined;
       const bytesBefore = this.#list.reduce((sum, log) => sum + log.closed.sizeBytes, 0);
       return { point: this.#point.point, bytesBefore, bytesAfter: closed.sizeBytes };
     } finally {
-      if (!named) await storage.unlink(path);
+      if (useless) await inFile("write-failed", `removing ${path}`, () => storage.unlink(path));
       await lock.release();
     }
   }
@@ -199,9 +202,11 @@ class ListCompaction {
     const point: Point = { ...now, logs: [joined, ...list.slice(this.#list.length)] };
     await writePoint(storage, this.#paths, point);
     const needed = neededLogs(points.map((each) => (each.point === point.point ? point : each)));
-    for (const { name } of this.#list) {
-      if (!needed.has(name)) await storage.unlink(join(this.#paths.points, name));
-    }
+    await inFile("write-failed", `removing joined logs in ${this.#paths.points}`, async () => {
+      for (const { name } of this.#list) {
+        if (!needed.has(name)) await storage.unlink(join(this.#paths.points, name));
+      }
+    });
     return true;
   }
 }

@@ -426,8 +426,8 @@ export class OpenDisk implements DiskWriter {
     const { replica, tableFiles, store, paths, lock, damage } = this.#parts;
     const steps: (() => Promise<void>)[] = [
       async () => {
-        // Without this the log says which blocks are in doubt, whatever failed.
-        if (damage.found) await tableFiles.distrust();
+        // Without damage the log says which blocks are in doubt, whatever failed; and a doubt that was not settled comes back by itself.
+        if (damage.found && this.#doubt === undefined) await tableFiles.distrust();
       },
       async () => this.#undo?.close(),
       () => replica.close(),

@@ -426,7 +426,14 @@ class Life {
   async #checkPoints(store: Store): Promise<void> {
     const { points, unreadable } = await store.points(diskName);
     if (unreadable.length > 0) throw new Error(`records cannot be read: ${unreadable[0]?.message}`);
-    this.#settleAsked(points.at(-1));
+    const newest = points.at(-1);
+    const last = Math.max(0, ...this.#durable.keys());
+    const asked = this.#asked;
+    // A commit nobody heard of may be there, and may yet be lost: only who opens the disk for writing makes sure of it.
+    if (asked !== undefined && newest?.cycle === asked.cycle) {
+      await this.#checkPoint(store, { ...asked, point: newest.point });
+    } else if ((newest?.point ?? 0) !== last)
+      throw new Error(`the newest point is ${newest?.point ?? 0} and not ${last}`);
     const there = new Set(points.map(({ point }) => point));
     for (const committed of this.#durable.values()) {
       if (there.has(committed.point)) await this.#checkPoint(store, committed);
