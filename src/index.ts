@@ -9,6 +9,7 @@ import { resolve } from "node:path";
 import { ReplicationError } from "./base/errors.ts";
 import type { IdentityLimits } from "./replication/identity-limits.ts";
 import type { Authorize } from "./replication/receiver.ts";
+import { rollBackDisk, type RollBackReport } from "./replication/roll-back.ts";
 import { createReceiver as createBareReceiver } from "./replication/receiver.ts";
 import type { Engine } from "./replication/engine.ts";
 import type { SenderOptions, Sender, SendSource } from "./replication/sender.ts";
@@ -19,6 +20,8 @@ import { openRestoreTarget } from "./replica/restore-target.ts";
 import { openStore, type Point, type Store } from "./replica/store.ts";
 import { type VerifyReport, verifyStoredPoint } from "./replica/verify-point.ts";
 import { createRateLimit } from "./replication/rate.ts";
+import { createSeedTarget } from "./replication/seed-export.ts";
+import { type ImportReport, importSeed as applySeed } from "./replication/seed-import.ts";
 import type { FileLock } from "./storage/seam.ts";
 import { type CredentialSource, connectTls, listenTls } from "./transport/tls.ts";
 import { version } from "./version.ts";
@@ -119,13 +122,23 @@ export interface CreateSenderOptions
     "connect" | "instance" | "software" | "lanes" | "pool" | "clock" | "random" | "log" | "codecs"
   > {
   readonly engine: Engine;
-  readonly receiver: {
-    readonly host: string;
-    readonly port: number;
-    readonly credentials: CredentialSource;
-    /** SHA-256 of the receiver's certificate: accept exactly it instead of any of the authority. */
-    readonly fingerprint?: string | undefined;
-  };
+  readonly receiver: NetworkReceiver | SeedFolder;
+}
+
+interface NetworkReceiver {
+  readonly host: string;
+  readonly port: number;
+  readonly credentials: CredentialSource;
+  /** SHA-256 of the receiver's certificate: accept exactly it instead of any of the authority. */
+  readonly fingerprint?: string | undefined;
+}
+
+/** In place of a receiver: an initial copy into files, for {@link importSeed} elsewhere. Makes no point; files are not encrypted. */
+interface SeedFolder {
+  /** Made when it is missing. One that is not empty is `target-exists`, except for what an export of the same disk that was interrupted left. */
+  readonly directory: string;
+  /** Remove a copy that is there, and work beside other files. */
+  readonly overwrite?: boolean | undefined;
 }
 
 /**
@@ -134,7 +147,7 @@ export interface CreateSenderOptions
  */
 export function createSender(options: CreateSenderOptions): Sender {
   const { engine, receiver, ...rest } = options;
-  return createBareSender({
+  const whole = {
     ...rest,
     lanes: engine.lanes,
     pool: engine.pool,
@@ -144,6 +157,10 @@ export function createSender(options: CreateSenderOptions): Sender {
     codecs: engine.codecs,
     software: `replicate/${version}`,
     instance: instanceOf(engine, options.source.name),
+  };
+  if ("directory" in receiver) return createSeedSender(engine, whole, receiver);
+  return createBareSender({
+    ...whole,
     connect: (signal) =>
       connectTls({
         host: receiver.host,
@@ -155,6 +172,67 @@ export function createSender(options: CreateSenderOptions): Sender {
         signal,
       }),
   });
+}
+
+function createSeedSender(engine: Engine, options: Omit<SenderOptions, "connect">, folder: SeedFolder): Sender {
+  const { storage, clock, log, codecs } = engine;
+  const target = createSeedTarget({
+    ...{ storage, clock, log, software: options.software },
+    directory: resolve(folder.directory),
+    overwrite: folder.overwrite,
+    // Who will read it is not known, and not everybody has zstd.
+    codecs: codecs.filter((codec) => codec !== "zstd" || options.codec === "zstd"),
+  });
+  // What went wrong with a folder once goes wrong again, and nothing of an attempt is of use to the next.
+  const sender = createBareSender({ ...options, connect: target.connect, connections: 1, attemptsMax: 1 });
+  return {
+    progress: () => sender.progress(),
+    async run(signal) {
+      try {
+        return await sender.run(signal);
+      } finally {
+        await target.settled();
+      }
+    },
+  };
+}
+
+/**
+ * Applies an initial copy that was sent into a folder. Interrupted, it goes on when it is called again; a copy the store has already is left alone
+ * (`created` false). Errors: `seed-not-found`, `seed-damaged`, `version-unsupported`, `feature-unsupported`, `target-exists` when the disk has other points,
+ * `disk-owned`, `disk-busy`, `no-space`, `size-shrunk`, `block-size-differs`, `digest-kind-differs`, `aborted`, and those of a write.
+ */
+export function importSeed(
+  store: Store,
+  options: {
+    readonly engine: Engine;
+    readonly directory: string;
+    /** Name of the certificate the disk will belong to. */
+    readonly owner: string;
+    readonly signal?: AbortSignal | undefined;
+    /** Bytes of the copy's files passed so far, and in all. */
+    readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
+  },
+): Promise<ImportReport> {
+  const { engine, directory, owner, signal, onProgress } = options;
+  const { storage, lanes, pool, clock, random, log, codecs } = engine;
+  return applySeed({
+    ...{ store, storage, lanes, pool, clock, random, log, codecs, software: `replicate/${version}` },
+    ...{ directory: resolve(directory), owner, signal, onProgress },
+  });
+}
+
+/**
+ * Gives up what an interrupted delta applied: the replica's file becomes the newest point again. Errors: `disk-busy`, `disk-not-found`,
+ * `point-not-found`, `store-damaged`, `root-mismatch`, `aborted`, and those of a write. Interrupted, it is called again.
+ */
+export function rollBack(
+  store: Store,
+  disk: string,
+  options: { readonly engine: Engine; readonly signal?: AbortSignal | undefined },
+): Promise<RollBackReport> {
+  const { lanes, pool, log, host } = options.engine;
+  return rollBackDisk(store, disk, { lanes, pool, log, signal: options.signal, identity: `rollback on ${host}` });
 }
 
 export interface CreateReceiverOptions {

@@ -80,6 +80,8 @@ export const errorActions = {
   "store-damaged": "never",
   "store-version-unsupported": "never",
   "locks-unsupported": "never",
+  "seed-not-found": "never",
+  "seed-damaged": "never",
   "comparison-differs": "never",
   // calls
   usage: "never",

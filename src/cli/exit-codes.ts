@@ -14,6 +14,7 @@ export const exitCodes = {
 const special: Partial<Record<ErrorCode, number>> = {
   usage: exitCodes.usage,
   "comparison-differs": exitCodes.differs,
+  "seed-damaged": exitCodes.differs,
   "another-image": exitCodes.refused,
   "block-size-differs": exitCodes.refused,
   "digest-kind-differs": exitCodes.refused,

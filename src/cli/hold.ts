@@ -4,7 +4,7 @@ import { optional, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
 import { parseDiskPoint, pointHelp, withChosenPoint } from "./point-name.ts";
-import { heldText, holdOf } from "./points.ts";
+import { heldText } from "./points.ts";
 import { parseTime } from "./values.ts";
 import type { CliIo, Verb } from "./verb.ts";
 
@@ -44,15 +44,6 @@ export const holdVerb: Verb = {
     const hold = { owner, until: millis === undefined ? undefined : Math.round(now + millis) };
     try {
       const sequence = await withChosenPoint(store, disk, point, async (chosen) => {
-        const { points } = await store.points(disk);
-        const before = points.find((other) => other.point === chosen);
-        const other = before === undefined ? undefined : holdOf(before, now);
-        if (other !== undefined && other.owner !== owner) {
-          throw new ReplicationError(
-            "not-allowed",
-            `point ${chosen} of disk ${disk} is held by ${heldText(other)}; name that owner to change it, or release it first`,
-          );
-        }
         await store.hold(disk, chosen, hold);
         return chosen;
       });

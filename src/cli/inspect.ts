@@ -4,6 +4,7 @@ import { MIB } from "../base/units.ts";
 import { detectFormat, detectHeadBytes, detectTailBytes, formatTitle, promisedFormat } from "../image/detect.ts";
 import { openImage } from "../image/open-image.ts";
 import { inspectStoreFile } from "../replica/store.ts";
+import { inspectSeedFile } from "../replication/seed-inspect.ts";
 import { createNodeStorage } from "../storage/node-storage.ts";
 import type { Storage } from "../storage/seam.ts";
 import { createFrameDecoder } from "../wire/frame.ts";
@@ -15,8 +16,8 @@ import type { CliIo, Verb } from "./verb.ts";
 
 const help = `usage: replicate inspect FILE [--json]
 
-Shows what a file is: a file of a store (store.json, disk.json, a point, session.json, an undo log, digests, pages, a lock), frames of the
-protocol as bytes or as hexadecimal text, or a disk image. What is wrong with it is said in words; then the exit code is 1.
+Shows what a file is: a file of a store (store.json, disk.json, a point, session.json, an undo log, digests, pages, a lock), a part or
+the manifest of a copy in files, frames of the protocol as bytes or as hexadecimal text, or a disk image. What is wrong with it is said in words; then the exit code is 1.
 
 Exit codes: 0 whole, 1 damaged or not there, 2 wrong usage.
 
@@ -67,6 +68,8 @@ async function look(storage: Storage, path: string): Promise<readonly Found[]> {
     const { kind, sizeBytes: fileBytes, facts, trouble } = described;
     return [{ kind, facts: { fileBytes, ...facts }, trouble }];
   }
+  const seed = await inspectSeedFile(storage, path);
+  if (seed !== undefined) return [{ ...seed, facts: { fileBytes: stat.sizeBytes, ...seed.facts } }];
   const small = stat.kind === "file" && stat.sizeBytes <= framesBytesMax;
   const frames = small ? await framesOf(storage, path, stat.sizeBytes) : undefined;
   return frames ?? [await imageOf(storage, path)];

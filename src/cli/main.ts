@@ -3,6 +3,7 @@
 import { ReplicationError } from "../index.ts";
 import { version } from "../version.ts";
 import { toReplicationError } from "../base/errors.ts";
+import { compactVerb } from "./compact.ts";
 import { compareVerb } from "./compare.ts";
 import { disksVerb } from "./disks.ts";
 import { exitCodeOf, exitCodes } from "./exit-codes.ts";
@@ -14,6 +15,7 @@ import { pruneVerb } from "./prune.ts";
 import { recvVerb } from "./recv.ts";
 import { releaseVerb } from "./release.ts";
 import { restoreVerb } from "./restore.ts";
+import { rollbackVerb } from "./rollback.ts";
 import { sendVerb } from "./send.ts";
 import type { CliIo, Verb } from "./verb.ts";
 import { verifyVerb } from "./verify.ts";
@@ -29,6 +31,8 @@ const verbs: readonly Verb[] = [
   pruneVerb,
   holdVerb,
   releaseVerb,
+  compactVerb,
+  rollbackVerb,
   compareVerb,
   inspectVerb,
 ];

@@ -4,11 +4,13 @@ import { needed, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { machineTimeZone } from "./open-store.ts";
+import { importFromFolder } from "./seed.ts";
 import { formatTime, parseAddress, parseCount, parseSize } from "./values.ts";
 import type { Verb } from "./verb.ts";
 import { youngCollector } from "./young-garbage.ts";
 
 const help = `usage: replicate recv --store DIR --listen HOST:PORT --tls DIR/NAME [options]
+       replicate recv --store DIR --from-dir DIR --owner NAME [options]
 
 Receives disks and keeps a replica of each in the store.
 
@@ -22,6 +24,9 @@ Receives disks and keeps a replica of each in the store.
   --keep POLICY          which recovery points stay; stored, and followed after each commit from now on. Written as
                          last=N,hourly=N,daily=N,weekly=N,monthly=N,yearly=N or grid=1x1h(keep=all)|24x1h|14x1d|8x7d (the default),
                          or all; last=0 keeps the newest only
+  --from-dir DIR         apply the copy that replicate send --to-dir made there, without a network, and end. Stopped in the middle,
+                         it goes on when it is run again
+  --owner NAME           with --from-dir: the certificate name the disk will belong to
   --lanes N              worker threads (default: one a core, at most 4)
   --single-process       work on a file system without locks, at your word that nothing else uses the store
   --json                 one JSON object a line on standard output
@@ -31,6 +36,7 @@ Stop it with Ctrl-C or SIGTERM: what was received is kept and resumed.
 
 Example:
   replicate recv --store /srv/replicas --listen 0.0.0.0:7000 --tls pki/recv
+  replicate recv --store /srv/replicas --from-dir /media/portable/web --owner web
 `;
 
 export const recvVerb: Verb = {
@@ -41,11 +47,12 @@ export const recvVerb: Verb = {
     const given = parseArguments(args, {
       verb: "recv",
       flags: ["json", "single-process"],
-      options: ["store", "listen", "tls", "reserve", "keep", "lanes", "log-level", "when-full"],
+      options: ["store", "listen", "tls", "reserve", "keep", "lanes", "log-level", "when-full", "from-dir", "owner"],
       lists: ["allow"],
       positionals: [],
     });
     const directory = needed(given.text("store"), "recv", "--store DIR");
+    if (given.text("from-dir") !== undefined) return await importFromFolder(given, io);
     const address = parseAddress(needed(given.text("listen"), "recv", "--listen HOST:PORT"), "--listen");
     const tls = needed(given.text("tls"), "recv", "--tls DIR/NAME");
     const json = given.flag("json");

@@ -15,7 +15,7 @@ import { syncDirectory } from "./state-file.ts";
 import type { ClosedLog, UndoLogReader } from "./undo/entry.ts";
 import { encodeUndoHeader, UNDO_ID_BYTES, UNDO_PAGE_BYTES } from "./undo/format.ts";
 import { LoggedParts } from "./undo/logged.ts";
-import { countMerge, mergeLogs } from "./undo/merge.ts";
+import { countMerge, type MergeCount, mergeLogs } from "./undo/merge.ts";
 import { openUndoLogReader } from "./undo/reader.ts";
 import { UndoWriter } from "./undo/writer.ts";
 
@@ -78,11 +78,22 @@ class ListCompaction {
     try {
       const readers = await this.#open();
       if (readers === undefined) return undefined;
-      const { kept, held } = countMerge(readers);
+      const { kept, held } = await this.#count(readers);
       if (held - kept < held * worthShare) return undefined;
       return await this.#join(readers);
     } finally {
       for (const file of this.#files) await file.close();
+    }
+  }
+
+  async #count(readers: readonly UndoLogReader[]): Promise<MergeCount> {
+    const counting = countMerge(readers);
+    for (;;) {
+      const step = counting.next();
+      if (step.done === true) return step.value;
+      this.#signal?.throwIfAborted();
+      // Others of this thread, a session for one, get their turn.
+      await this.#store.clock.sleep(0);
     }
   }
 

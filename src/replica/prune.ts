@@ -61,7 +61,7 @@ export async function prunePoints(
   }
 }
 
-/** Sets or ends a hold. `releaseOf`: its owner, or `anybody`. Throws `point-not-found`, and `not-allowed` when another owner's hold would go. */
+/** Sets or ends a hold. `releaseOf`: its owner, or `anybody`. Throws `point-not-found`, and `not-allowed` when another owner's hold that has not ended would be changed or go. */
 export async function holdPoint(
   store: StoreParts,
   paths: DiskPaths,
@@ -72,17 +72,24 @@ export async function holdPoint(
   const point = await readPoint(storage, paths, sequence);
   if (point === undefined) throw new ReplicationError("point-not-found", `${paths.directory} has no point ${sequence}`);
   if ("hold" in change) {
+    const { hold } = point;
+    const held = hold !== undefined && (hold.until === undefined || hold.until > store.clock.now());
+    if (held && hold.owner !== change.hold.owner) throw heldByOther(sequence, hold.owner, change.hold.owner);
     await writePoint(storage, paths, { ...point, hold: change.hold });
     return;
   }
   if (point.hold === undefined) return;
   if (change.releaseOf !== "anybody" && change.releaseOf !== point.hold.owner) {
-    throw new ReplicationError(
-      "not-allowed",
-      `point ${sequence} is held by ${point.hold.owner}, not by ${change.releaseOf}; name that owner to release it`,
-    );
+    throw heldByOther(sequence, point.hold.owner, change.releaseOf);
   }
   await writePoint(storage, paths, { ...point, hold: undefined });
+}
+
+function heldByOther(point: number, owner: string, wanted: string): ReplicationError {
+  return new ReplicationError(
+    "not-allowed",
+    `point ${point} is held by ${owner}, not by ${wanted}; name that owner to change or release it`,
+  );
 }
 
 /** Points on their way out, each locked against readers. */

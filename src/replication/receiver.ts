@@ -12,6 +12,7 @@ import type { Link, PeerIdentity } from "../transport/link.ts";
 import { fromErrorMessage, toErrorMessage } from "../wire/error-message.ts";
 import { answer as answerHello } from "../wire/handshake.ts";
 import type { Hello } from "../wire/messages.ts";
+import { Housekeeping } from "./housekeeping.ts";
 import { DiskQuota, type IdentityLimits, identityLimitsOf } from "./identity-limits.ts";
 import { ReceiverSession } from "./receiver-session.ts";
 
@@ -76,6 +77,7 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
   readonly #limits: IdentityLimits;
   readonly #sessions = new Map<string, ReceiverSession>();
   readonly #disks = new Map<string, ReceiverSession>();
+  readonly #housekeeping: Housekeeping;
   #closing = false;
 
   constructor(options: ReceiverOptions) {
@@ -91,6 +93,7 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
     this.onPoint = options.onPoint ?? ((): void => {});
     this.#limits = identityLimitsOf(options.perIdentity);
     this.quota = new DiskQuota(this.store, this.#limits);
+    this.#housekeeping = new Housekeeping(this.store, this.clock, this.log);
   }
 
   get sessions(): number {
@@ -176,6 +179,7 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
         if (holder !== session) continue;
         this.#disks.delete(disk);
         this.quota.forget(disk);
+        this.#housekeeping.after(disk);
       }
     });
     session.greeted(answer, 0);
@@ -244,5 +248,6 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
     const sessions = [...this.#sessions.values()];
     for (const session of sessions) session.fail(new ReplicationError("receiver-stopping", "the receiver is stopping"));
     await Promise.all(sessions.map((session) => session.over));
+    await this.#housekeeping.close();
   }
 }

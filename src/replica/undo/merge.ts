@@ -184,14 +184,23 @@ function hasPart(mask: Uint8Array, part: number): boolean {
   return ((mask[part >> 3] ?? 0) & (1 << (part & 7))) !== 0;
 }
 
-/** Parts with content that a merge keeps, and all that the logs hold: whether it is worth it. */
-export function countMerge(readers: readonly UndoLogReader[]): { readonly kept: number; readonly held: number } {
+/** Parts with content that a merge keeps, and all that the logs hold. */
+export interface MergeCount {
+  readonly kept: number;
+  readonly held: number;
+}
+
+/** Whether a merge is worth it, counted in steps: reading the indexes of many logs takes its time. */
+export function* countMerge(readers: readonly UndoLogReader[]): Generator<undefined, MergeCount> {
   let kept = 0;
   let held = 0;
+  let blocks = 0;
   for (const block of mergedBlocks(readers)) {
     for (const { entry, mask } of firstEntries(readers, block).pieces) if (!entry.zero) kept += count(mask);
-    for (const reader of readers)
+    for (const reader of readers) {
       for (const entry of reader.entries(block, 1)) if (!entry.zero) held += count(entry.mask);
+    }
+    if (++blocks % 512 === 0) yield undefined;
   }
   return { kept, held };
 }
