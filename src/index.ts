@@ -9,7 +9,7 @@ import { resolve } from "node:path";
 import { ReplicationError } from "./base/errors.ts";
 import type { IdentityLimits } from "./replication/identity-limits.ts";
 import type { Authorize } from "./replication/receiver.ts";
-import { rollBackDisk, type RollBackReport } from "./replication/roll-back.ts";
+import { repairDisk, type RepairReport, rollBackDisk, type RollBackReport } from "./replication/store-work.ts";
 import { createReceiver as createBareReceiver } from "./replication/receiver.ts";
 import type { Engine } from "./replication/engine.ts";
 import type { SenderOptions, Sender, SendSource } from "./replication/sender.ts";
@@ -233,6 +233,24 @@ export function rollBack(
 ): Promise<RollBackReport> {
   const { lanes, pool, log, host } = options.engine;
   return rollBackDisk(store, disk, { lanes, pool, log, signal: options.signal, identity: `rollback on ${host}` });
+}
+
+/**
+ * Reads the whole replica and marks what is not what the digest table says: the next send heals it, and points that need what is lost say so.
+ * Errors as {@link rollBack}.
+ */
+export function repair(
+  store: Store,
+  disk: string,
+  options: {
+    readonly engine: Engine;
+    readonly signal?: AbortSignal | undefined;
+    readonly onProgress?: ((bytes: number) => void) | undefined;
+  },
+): Promise<RepairReport> {
+  const { lanes, pool, log, host } = options.engine;
+  const { signal, onProgress } = options;
+  return repairDisk(store, disk, { lanes, pool, log, signal, onProgress, identity: `repair on ${host}` });
 }
 
 export interface CreateReceiverOptions {

@@ -15,6 +15,7 @@ import { pruneVerb } from "./prune.ts";
 import { recvVerb } from "./recv.ts";
 import { releaseVerb } from "./release.ts";
 import { restoreVerb } from "./restore.ts";
+import { repairVerb } from "./repair.ts";
 import { rollbackVerb } from "./rollback.ts";
 import { sendVerb } from "./send.ts";
 import type { CliIo, Verb } from "./verb.ts";
@@ -32,6 +33,7 @@ const verbs: readonly Verb[] = [
   holdVerb,
   releaseVerb,
   compactVerb,
+  repairVerb,
   rollbackVerb,
   compareVerb,
   inspectVerb,

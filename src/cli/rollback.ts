@@ -32,7 +32,7 @@ export const rollbackVerb: Verb = {
     if (disk === undefined) throw new ReplicationError("usage", "rollback: name the disk");
     parseDisk(disk, "rollback");
     const { store } = await openStoreOf(given, "rollback", io);
-    const engine = await createEngine({ lz4: io.env["REPLICATE_LZ4"] === "wasm" ? "wasm" : undefined });
+    const engine = await createEngine({ lanes: 0 });
     try {
       const { point, blocks } = await rollBack(store, disk, { engine, signal: io.signal });
       const event = { event: "done", disk, point, blocks };

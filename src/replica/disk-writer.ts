@@ -8,7 +8,7 @@ import { type DiskRecord, geometryOf, writeRecord } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { Doubt } from "./doubt.ts";
-import { listPoints, type Point, writePoint } from "./point.ts";
+import { listPoints, type Point, readPoint, writePoint } from "./point.ts";
 import type { StoreParts } from "./open-disk.ts";
 import type { PointReader } from "./point-reader.ts";
 import { prunePoints } from "./prune.ts";
@@ -47,7 +47,7 @@ export interface DiskWriter {
   readonly replicaPath: string;
   /**
    * Set while the table is in doubt and must not be used: the caller digests the data of the replica ({@link nextData}) of the blocks in doubt, sets
-   * it in the table and calls {@link settleDoubt}. `all`: the table is all zero. `recent`: blocks that {@link logged} calls
+   * it in the table and calls {@link settleDoubt}. `differing`: the table stays, and what does not match it is first kept as lost. `all`: the table is all zero. `recent`: blocks that {@link logged} calls
    * recent, and every block of their table pages that do not match their checksum.
    */
   readonly doubt: Doubt | undefined;
@@ -55,6 +55,8 @@ export interface DiskWriter {
   readonly logged: LoggedParts | undefined;
   /** The open undo log, from `begin` to `commit`. What it has not made durable must not be overwritten. */
   readonly undo: UndoWriter;
+  /** Doubts a disk that was in no doubt (`differing`). Replica synced, its page cache dropped. */
+  suspect(why: string): Promise<void>;
   /** Ends the doubt: the table was re-digested from the replica by the caller (with lanes) and is written and synced here. */
   settleDoubt(): Promise<void>;
   /** Extents of data of the replica file, ascending, for the rebuild: everything else is zero. */
@@ -181,6 +183,7 @@ export class OpenDisk implements DiskWriter {
     return this.#run(async () => {
       if (this.#doubt === undefined) return;
       await this.#parts.tableFiles.settle(this.table);
+      this.#begun = false;
       if (!this.#openLog && !this.#isCommitted()) {
         this.#parts.store.log.warn(
           { disk: this.#record.name },
@@ -191,7 +194,7 @@ export class OpenDisk implements DiskWriter {
       if (this.#openLog) {
         await this.#checkpoint();
         await this.#writeSession(0);
-      }
+      } else await this.#vouch();
       this.#parts.damage.found = false;
       this.#doubt = undefined;
     });
@@ -200,8 +203,32 @@ export class OpenDisk implements DiskWriter {
   /** Order: log of the newest point durable → clean-stop record gone, durably. A crash in between: the delta counts as begun. */
   begin(): Promise<void> {
     return this.#run(async () => {
-      invariant(this.#doubt === undefined, "a doubtful table is rebuilt before anything is written");
+      const sure = this.#doubt === undefined || this.#doubt.blocks === "differing";
+      invariant(sure, "a doubtful table is rebuilt before anything is written");
       await this.#begin();
+    });
+  }
+
+  suspect(why: string): Promise<void> {
+    return this.#run(async () => {
+      invariant(this.#doubt === undefined && !this.#begun, "a disk is suspected while nothing is done to it");
+      const { replica, store, paths } = this.#parts;
+      await inFile("sync-failed", `disk ${this.#record.name}: syncing ${paths.replica}`, () => replica.datasync());
+      store.storage.lanes.dropCache(replica.fd, 0, this.#record.sizeBytes);
+      this.#doubt = { why, blocks: "differing" };
+    });
+  }
+
+  /** The replica was read and is the newest point: its record gets the time that was doubted. */
+  async #vouch(): Promise<void> {
+    const { store, paths, replica } = this.#parts;
+    const { storage } = store;
+    const newest = this.#newest;
+    if (newest === undefined) return;
+    const replicaModified = (await replica.stat()).modifiedNanos.toString();
+    await store.locks.withChainLock(paths.chainLock, async () => {
+      const now = await readPoint(storage, paths, newest.point);
+      if (now !== undefined) await writePoint(storage, paths, { ...now, replicaModified });
     });
   }
 
@@ -263,6 +290,7 @@ export class OpenDisk implements DiskWriter {
         sizeBytes: this.#record.sizeBytes,
         generation: this.#record.generation,
         term: this.#record.term,
+        replicaModified: (await this.#parts.replica.stat()).modifiedNanos.toString(),
         // Before the first point there was nothing that anybody could want back.
         closed: this.#newest === undefined ? undefined : closed,
       };

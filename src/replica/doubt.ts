@@ -14,6 +14,9 @@ export interface DiskFindings {
   readonly openLog: "none" | "named" | "unknown";
   readonly session: SessionRecord | undefined;
   readonly replica: Fingerprint;
+  /** mtime of the replica in nanoseconds since 1970, and what it was when the newest point was committed (undefined: not known). */
+  readonly replicaModified: bigint;
+  readonly committedModified: bigint | undefined;
   /** The replica's size by `disk.json`. */
   readonly sizeBytes: number;
 }
@@ -21,8 +24,11 @@ export interface DiskFindings {
 /** Doubt in words. */
 export interface Doubt {
   readonly why: string;
-  /** `recent`: only of blocks the open log names since its last checkpoint; `all`: of every block. */
-  readonly blocks: "recent" | "all";
+  /**
+   * `recent`: only of blocks the open log names since its last checkpoint; `all`: of every block, and the table is worth nothing; `differing`: the table
+   * says what should be there, and the replica may differ.
+   */
+  readonly blocks: "recent" | "all" | "differing";
 }
 
 /** Undefined: the table says what the replica holds. Pure. */
@@ -38,6 +44,10 @@ export function findDoubt(found: DiskFindings): Doubt | undefined {
         ? "the table is not that of an empty disk, and nothing was begun"
         : `the table is not that of point ${found.newest}, and nothing was begun since`,
     );
+  }
+  // Only a later time counts: a loss of power may take it back, and a copy may keep it.
+  if (found.committedModified !== undefined && found.replicaModified > found.committedModified) {
+    return { why: `somebody wrote to the replica after point ${found.newest}`, blocks: "differing" };
   }
   return undefined;
 }

@@ -133,9 +133,11 @@ async function judge(found: Found): Promise<Judged> {
     openLog: openLogOf(found),
     session,
     replica: { ...fingerprintOf(replica.found), sizeBytes },
+    replicaModified: replica.found.modifiedNanos,
+    committedModified: nanosOf(points.newest?.replicaModified),
     sizeBytes: record.sizeBytes,
   });
-  if (doubt?.blocks === "recent" && "table" in read) {
+  if (doubt !== undefined && doubt.blocks !== "all" && "table" in read) {
     await prepareReading(found);
     return { table: read.table, doubt, resumeBlock: 0 };
   }
@@ -150,6 +152,10 @@ async function judge(found: Found): Promise<Judged> {
   }
   await keepSession(found, session);
   return { table: read.table, doubt: undefined, resumeBlock: session.resumeBlock };
+}
+
+function nanosOf(text: string | undefined): bigint | undefined {
+  return text !== undefined && /^\d{1,20}$/.test(text) ? BigInt(text) : undefined;
 }
 
 /**

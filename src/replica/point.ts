@@ -44,6 +44,8 @@ export interface Point {
   /** Source identity that made it, and its name for people. */
   readonly source: string;
   readonly sourceName: string;
+  /** mtime of the replica at the commit, nanoseconds since 1970 as decimal text: a later one means that somebody else wrote to it. */
+  readonly replicaModified?: string | undefined;
   readonly hold?: Hold | undefined;
   /** The log of the point before, which this commit closed; undefined: that was the empty disk before the first point. */
   readonly closed?: ClosedLog | undefined;
@@ -69,6 +71,7 @@ function parsePoint(content: StateContent): Point {
     cycle: content.text("cycle"),
     source: content.text("source"),
     sourceName: content.text("sourceName"),
+    replicaModified: content.optionalText("replicaModified"),
     hold: parseHold(content.optionalObject("hold")),
     closed: parseClosed(content.optionalObject("closed")),
     logs: content.optionalList("logs")?.map((log) => parseNamedLog(log)),
@@ -125,7 +128,7 @@ export async function writePoint(storage: Storage, paths: DiskPaths, point: Poin
 
 function pointContent(point: Point): StateRecord {
   const { time, label, consistency, root, sizeBytes, generation, term, cycle, source, sourceName } = point;
-  const { hold, closed, logs } = point;
+  const { replicaModified, hold, closed, logs } = point;
   return {
     point: point.point,
     time,
@@ -138,6 +141,7 @@ function pointContent(point: Point): StateRecord {
     cycle,
     source,
     sourceName,
+    replicaModified,
     hold: hold === undefined ? undefined : { ...hold },
     closed: closed === undefined ? undefined : closedContent(closed),
     logs: logs?.map(({ name, closed: log }) => ({ name, ...closedContent(log) })),

@@ -51,6 +51,7 @@ export async function rebuildTable(options: RebuildOptions, firstPage: number, e
           const from = block;
           tasks.push(
             digestPiece(options, slot, from, end - from)
+              .then((digests) => table.set(from, digests.length / digestBytes(geometry.digestKind), digests))
               .catch((error: unknown) => {
                 failed ??= { error };
               })
@@ -115,8 +116,14 @@ function overlaps(a: readonly BlockRange[], b: readonly BlockRange[]): readonly 
   return found;
 }
 
-async function digestPiece(options: RebuildOptions, slot: Slot, first: number, count: number): Promise<void> {
-  const { geometry, lanes, table } = options;
+/** Digests of blocks as the replica has them. */
+export async function digestPiece(
+  options: Omit<RebuildOptions, "inDoubt">,
+  slot: Slot,
+  first: number,
+  count: number,
+): Promise<Uint8Array> {
+  const { geometry, lanes } = options;
   const offset = first * geometry.blockBytes;
   const length = Math.min(count * geometry.blockBytes, geometry.sizeBytes - offset);
   const result = await lanes.run("scan", {
@@ -130,11 +137,11 @@ async function digestPiece(options: RebuildOptions, slot: Slot, first: number, c
     blockBytes: geometry.blockBytes,
     digestKind: geometry.digestKind,
   });
-  table.set(first, result.digests.length / digestBytes(geometry.digestKind), result.digests);
+  return result.digests;
 }
 
 /** The replica's extents as a reader; only `extents` is ever called. */
-function replicaReader(options: RebuildOptions): BlockReader {
+export function replicaReader(options: Pick<RebuildOptions, "geometry" | "nextData">): BlockReader {
   const { geometry, nextData } = options;
   return {
     sizeBytes: Math.min(geometry.sizeBytes, blockCount(geometry) * geometry.blockBytes),

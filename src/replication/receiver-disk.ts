@@ -11,6 +11,7 @@ import type { PageDigests } from "../table/digest-table.ts";
 import type { Data } from "../wire/messages.ts";
 import { OldContent } from "./old-content.ts";
 import { rebuildTable } from "./rebuild.ts";
+import { reconcile } from "./reconcile.ts";
 
 export interface SessionDiskOptions {
   readonly name: string;
@@ -83,12 +84,44 @@ export class SessionDisk {
     const { writer, log, name, slots } = this.#o;
     const { doubt, logged } = writer;
     if (doubt === undefined) return;
+    if (doubt.blocks === "differing") {
+      log.warn({ disk: name, why: doubt.why }, "comparing the replica with its table");
+      await this.#reconcile();
+      await writer.settleDoubt();
+      return;
+    }
     const recent = doubt.blocks === "recent" ? logged : undefined;
     const what = recent === undefined ? "all of it" : `${recent.recentCount} blocks the interrupted delta names`;
     log.warn({ disk: name, why: doubt.why }, `the digest table is in doubt; reading the replica, ${what}`);
     const inDoubt = recent === undefined ? undefined : (block: number) => recent.isRecent(block);
     await this.#redigest(0, pageCount(this.geometry), slots, inDoubt);
     await writer.settleDoubt();
+  }
+
+  /** Compares all of the replica with the table; what differs is sent anew by the next delta. Returns the ranges. */
+  async repair(): Promise<readonly { readonly first: number; readonly end: number }[]> {
+    const { writer } = this.#o;
+    if (writer.doubt?.blocks !== "differing") {
+      await this.rebuild();
+      await writer.suspect("it is to be repaired");
+    }
+    const differing = await this.#reconcile();
+    await writer.settleDoubt();
+    return differing;
+  }
+
+  async #reconcile(): Promise<readonly { readonly first: number; readonly end: number }[]> {
+    const { writer, lanes, name, slots, signal, onProgress, log } = this.#o;
+    const differing = await reconcile({
+      ...{ disk: name, geometry: this.geometry, replicaFd: writer.replicaFd, table: writer.table },
+      nextData: (offset) => writer.nextData(offset),
+      ...{ lanes, slots, signal, onProgress, writer, old: this.#old },
+      page: (page) => this.page(page),
+    });
+    const blocks = differing.reduce((sum, { first, end }) => sum + end - first, 0);
+    if (blocks > 0)
+      log.error({ disk: name, blocks }, "the replica is not what its table says; the next delta sends these blocks");
+    return differing;
   }
 
   #redigest(

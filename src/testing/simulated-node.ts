@@ -24,6 +24,8 @@ export class SimulatedFile {
   readonly inode: number;
   mode: number;
   changedNanos: bigint;
+  /** Of the last change of the content. */
+  modifiedNanos: bigint;
   locks: HeldLock[] = [];
   #seen = new SimulatedContent();
   #durable = new SimulatedContent();
@@ -34,6 +36,7 @@ export class SimulatedFile {
     this.inode = inode;
     this.mode = mode;
     this.changedNanos = now;
+    this.modifiedNanos = now;
     this.#durableNanos = now;
   }
 
@@ -85,7 +88,10 @@ export class SimulatedFile {
     }
     this.#pending = [];
     // The inode goes its own way: bytes may be new and the time of change old.
-    if (!survives("time")) this.changedNanos = this.#durableNanos;
+    if (!survives("time")) {
+      this.changedNanos = this.#durableNanos;
+      this.modifiedNanos = this.modifiedNanos < this.changedNanos ? this.modifiedNanos : this.changedNanos;
+    }
     this.#durableNanos = this.changedNanos;
     this.#seen = this.#durable.clone();
     this.locks = [];
@@ -101,6 +107,7 @@ export class SimulatedFile {
     this.#pending.push(change);
     make(this.#seen, change);
     this.changedNanos = now;
+    this.modifiedNanos = now;
   }
 }
 

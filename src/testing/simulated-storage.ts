@@ -451,7 +451,7 @@ function statOf(node: SimulatedNode): FileStat {
     device: "0:1",
     inode: node.inode.toString(),
     changedNanos,
-    modifiedNanos: changedNanos,
+    modifiedNanos: isFile ? node.modifiedNanos : 0n,
     mode: isFile ? node.mode : 0o700,
     links: 1,
     sectorBytes: 512,

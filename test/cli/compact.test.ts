@@ -1,9 +1,20 @@
 /** The verbs compact and rollback on a store that a receiver made. */
-import { mkdtempSync, readFileSync, rmSync, statSync, readdirSync } from "node:fs";
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { compactVerb } from "../../src/cli/compact.ts";
+import { repairVerb } from "../../src/cli/repair.ts";
 import { rollbackVerb } from "../../src/cli/rollback.ts";
 import type { CliIo, Verb } from "../../src/cli/verb.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
@@ -61,6 +72,58 @@ test("compact gives back what removed points left, and says how much", async () 
   expect(lines).toMatchObject([{ event: "joined", disk: "disk", point: 1 }]);
   expect(logBytes()).toBeLessThan(1.1 * MIB);
   expect((await run(compactVerb, [])).lines).toEqual([]);
+});
+
+test("repair finds what rotted; the next send heals it; the older point says what it lost", async () => {
+  const image = createMemoryImage(8 * MIB);
+  await image.write(randomBytes(8 * MIB), 0);
+  await kit.send(image, { blockBytes: 64 * KIB });
+  await image.write(randomBytes(64 * KIB), MIB);
+  await kit.send(image);
+  expect(await run(repairVerb, ["disk"])).toMatchObject({ code: 0, lines: [{ damaged: [] }] });
+  const replica = join(kit.folder, "store/disks/disk/replica.raw");
+  const fd = openSync(replica, "r+");
+  for (const at of [3 * MIB + 70_000, 5 * MIB, 5 * MIB + 64 * KIB]) writeSync(fd, Buffer.from("rot"), 0, 3, at);
+  closeSync(fd);
+  const damaged = [
+    { offset: 3 * MIB + 64 * KIB, length: 64 * KIB },
+    { offset: 5 * MIB, length: 128 * KIB },
+  ];
+  expect(await run(repairVerb, ["disk"])).toMatchObject({ code: 3, lines: [{ event: "done", damaged }] });
+  const report = await kit.send(image);
+  expect(report.funnel.changedBlockBytes).toBe(192 * KIB);
+  const content = Buffer.alloc(8 * MIB);
+  await image.read(content, 0);
+  expect(content.equals(readFileSync(replica))).toBe(true);
+  expect(await run(repairVerb, ["disk"])).toMatchObject({ code: 0 });
+  // What the rot took was not to be had any more.
+  const reader = await kit.store.openPoint("disk", 1);
+  await expect(reader.read(Buffer.alloc(10), 5 * MIB)).rejects.toMatchObject({ code: "store-damaged" });
+  await reader.read(Buffer.alloc(64 * KIB), MIB);
+  await reader.close();
+});
+
+test("a replica that somebody wrote to is compared before the next delta, and healed by it", async () => {
+  const image = createMemoryImage(8 * MIB);
+  await image.write(randomBytes(8 * MIB), 0);
+  await kit.send(image, { blockBytes: 64 * KIB });
+  const replica = join(kit.folder, "store/disks/disk/replica.raw");
+  const fd = openSync(replica, "r+");
+  writeSync(fd, Buffer.from("mounted"), 0, 7, 2 * MIB);
+  closeSync(fd);
+  // As if it had been written to a moment later: file systems keep coarse times.
+  const later = new Date(Date.now() + 10_000);
+  utimesSync(replica, later, later);
+  const report = await kit.send(image);
+  expect(report).toMatchObject({ point: 2, funnel: { changedBlockBytes: 64 * KIB } });
+  const content = Buffer.alloc(8 * MIB);
+  await image.read(content, 0);
+  expect(content.equals(readFileSync(replica))).toBe(true);
+  // Only looked at, it is compared once and believed again.
+  const again = new Date(Date.now() + 20_000);
+  utimesSync(replica, again, again);
+  expect((await kit.send(image, { skipEmpty: true })).created).toBe(false);
+  expect((await kit.store.summary("disk"))?.state).toBe("idle");
 });
 
 test("rollback makes the replica's file the newest point", async () => {

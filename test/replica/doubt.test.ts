@@ -11,6 +11,8 @@ const idle: DiskFindings = {
   openLog: "none",
   session: undefined,
   replica,
+  replicaModified: 500n,
+  committedModified: 500n,
   sizeBytes: 100,
 };
 const laidAside: DiskFindings = { ...idle, tableRoot: "aa", openLog: "named", session };
@@ -47,6 +49,12 @@ for (const [name, findings, expected] of cases) {
     else expect(doubt?.why).toMatch(expected);
   });
 }
+
+test("a replica somebody wrote to since is compared; a time that went back, or is not known, says nothing", () => {
+  expect(findDoubt({ ...idle, replicaModified: 501n })).toMatchObject({ blocks: "differing" });
+  expect(findDoubt({ ...idle, replicaModified: 499n })).toBeUndefined();
+  expect(findDoubt({ ...idle, replicaModified: 501n, committedModified: undefined })).toBeUndefined();
+});
 
 test("after an unclean end only blocks the log names are in doubt, as far as it can be read", () => {
   const unclean = { ...laidAside, session: undefined };

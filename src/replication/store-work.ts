@@ -1,0 +1,96 @@
+/** Work on a disk of a store without a sender: giving up an interrupted delta, and finding what has rotted. */
+import type { BufferPool } from "../base/buffer-pool.ts";
+import { ReplicationError } from "../base/errors.ts";
+import type { Logger } from "../base/logger.ts";
+import type { Lanes } from "../lanes/lanes.ts";
+import type { DiskWriter, Store } from "../replica/store.ts";
+import { SessionDisk } from "./receiver-disk.ts";
+
+export interface StoreWorkOptions {
+  readonly lanes: Lanes;
+  readonly pool: BufferPool;
+  readonly log: Logger;
+  readonly signal?: AbortSignal | undefined;
+  /** Who is told to others while the disk is held. */
+  readonly identity: string;
+  /** Bytes of the disk that were read again. */
+  readonly onProgress?: ((bytes: number) => void) | undefined;
+}
+
+export interface RollBackReport {
+  readonly point: number;
+  /** Blocks that were put back; 0: the replica was the point already. */
+  readonly blocks: number;
+}
+
+/**
+ * A table in doubt is made true first. Throws `disk-busy` naming who holds the disk, `disk-not-found`, `point-not-found` when there is no point yet,
+ * `store-damaged` where old content cannot be told, `root-mismatch`, `aborted`, and those of a write. Interrupted, it is begun again.
+ */
+export async function rollBackDisk(store: Store, name: string, options: StoreWorkOptions): Promise<RollBackReport> {
+  return withWriter(store, name, options, async (writer, disk) => {
+    await disk.rebuild();
+    const { newest } = writer;
+    if (newest === undefined) throw new ReplicationError("point-not-found", `disk ${name} has no points yet`);
+    if (writer.logged === undefined) return { point: newest.point, blocks: 0 };
+    const reader = await store.openPoint(name, newest.point);
+    try {
+      return { point: newest.point, blocks: await writer.rollBack(reader, options.signal) };
+    } finally {
+      await reader.close();
+    }
+  });
+}
+
+export interface RepairReport {
+  /** Ranges of the replica that are not what the table said. The next delta sends them; points that need their old content say so. */
+  readonly damaged: readonly { readonly offset: number; readonly length: number }[];
+}
+
+/**
+ * Reads the whole replica and marks what has rotted, so that the next delta from the source heals it. Throws as {@link rollBackDisk}. Interrupted, what
+ * was found so far stays marked.
+ */
+export async function repairDisk(store: Store, name: string, options: StoreWorkOptions): Promise<RepairReport> {
+  return withWriter(store, name, options, async (writer, disk) => {
+    const { blockBytes, sizeBytes } = writer.record;
+    const damaged = (await disk.repair()).map(({ first, end }) => {
+      const offset = first * blockBytes;
+      return { offset, length: Math.min(end * blockBytes, sizeBytes) - offset };
+    });
+    return { damaged };
+  });
+}
+
+async function withWriter<T>(
+  store: Store,
+  name: string,
+  options: StoreWorkOptions,
+  work: (writer: DiskWriter, disk: SessionDisk) => Promise<T>,
+): Promise<T> {
+  const { identity, lanes, pool, log, signal = new AbortController().signal } = options;
+  const opened = await store.openWriter(name, { identity, instance: "store verb" });
+  if (opened.kind === "busy") {
+    const { holder } = opened;
+    const who =
+      holder === undefined ? "another process" : `${holder.identity} (process ${holder.pid} on ${holder.host})`;
+    throw new ReplicationError("disk-busy", `disk ${name} is being written by ${who}; stop it, then start again`);
+  }
+  const { writer } = opened;
+  try {
+    const slots = [await pool.acquire(signal)];
+    for (let more = pool.tryAcquire(); more !== undefined && slots.length < 4; more = pool.tryAcquire())
+      slots.push(more);
+    try {
+      const disk = new SessionDisk({
+        ...{ name, writer, lanes, log, slots, pool, signal },
+        onProgress: options.onProgress ?? ((): void => {}),
+      });
+      return await work(writer, disk);
+    } finally {
+      for (const slot of slots) slot.release();
+    }
+  } finally {
+    await writer.release();
+  }
+}
