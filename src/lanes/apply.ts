@@ -24,7 +24,8 @@ const writebackBytesMin = 256 * KIB;
 
 /**
  * Applies a data frame. Order for each block: old content (where parts go over content) → patch → digest of the whole new block → write.
- * A block whose digest does not come out is not written.
+ * A block whose digest does not come out is not written. The old content is not digested here: what was kept of it was checked
+ * then, and wrong old parts make a wrong whole.
  */
 export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
   const { blockBytes, blocks, masks } = request;
@@ -52,7 +53,7 @@ export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
     if (!full) {
       whole = lane.scratch.subarray(0, blockBytes);
       if (isZero(old)) whole.fill(0);
-      else if (!readOld(lane, request, block, old, whole)) {
+      else if (!readBlock(lane, request, block, whole)) {
         states[index] = applyState.damaged;
         continue;
       }
@@ -89,7 +90,25 @@ function writeParts(writer: RunWriter, offset: number, mask: Uint8Array, content
   }
 }
 
-/** Reads the old block, padded with zeros; false when it does not match its digest. */
+/** Reads a block, padded with zeros; false when it cannot be read: the sender sends it whole, and writing it anew may heal it. */
+function readBlock(
+  lane: Lane,
+  request: { readonly blockBytes: number; readonly fd: number; readonly sizeBytes: number },
+  block: number,
+  target: Uint8Array,
+): boolean {
+  const offset = block * request.blockBytes;
+  const length = Math.min(request.blockBytes, request.sizeBytes - offset);
+  try {
+    target.fill(0, lane.storage.read(request.fd, target.subarray(0, length), offset));
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw error;
+    return false;
+  }
+}
+
+/** Reads the old block, padded with zeros; false when it cannot be read or does not match its digest. */
 export function readOld(
   lane: Lane,
   request: BlockShape & { readonly fd: number; readonly sizeBytes: number; readonly disk: string },
@@ -97,17 +116,7 @@ export function readOld(
   digest: Uint8Array,
   target: Uint8Array,
 ): boolean {
-  const offset = block * request.blockBytes;
-  const length = Math.min(request.blockBytes, request.sizeBytes - offset);
-  let count: number;
-  try {
-    count = lane.storage.read(request.fd, target.subarray(0, length), offset);
-  } catch (error) {
-    // A block that cannot be read counts as damaged: the sender sends it whole, and writing it anew may heal it.
-    if (errnoOf(error) === undefined) throw error;
-    return false;
-  }
-  target.fill(0, count);
+  if (!readBlock(lane, request, block, target)) return false;
   const found = new Uint8Array(digest.length);
   lane.digester(request.digestKind).digest(target, found, 0);
   return Buffer.compare(found, digest) === 0;

@@ -102,7 +102,7 @@ export const applyState = {
   written: 0,
   /** Parts over the old content did not give the digest: send it whole. */
   mismatch: 1,
-  /** The old content does not match the table: send it whole. */
+  /** The old content cannot be read: send it whole. */
   damaged: 2,
 } as const;
 
