@@ -1,0 +1,10 @@
+/** Another process reads every point while deltas come and points go. 1,000 deltas: readers.long.ts. */
+import { expect, test } from "vitest";
+import { readBesideDeltas } from "./readers.ts";
+
+test("every point reads as it was sent, in another process, while 40 deltas come and points are removed", async (t) => {
+  const counts = await readBesideDeltas(t, 40);
+  expect(counts.passes).toBeGreaterThanOrEqual(8);
+  expect(counts.points).toBeGreaterThan(20);
+  expect(counts.held).toBeGreaterThan(0);
+});

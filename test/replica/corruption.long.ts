@@ -1,0 +1,34 @@
+/** As corruption.test.ts: every bit of every record and head, one bit of every seventh byte of what is content or padding. */
+import { expect, test } from "vitest";
+import { type Flip, flipsOf, makeSmallStore, placesOf, tryFlips, tryGoingOn } from "./corruption.ts";
+
+/** `sparse`: how many bytes apart where bytes are many and alike. */
+function* flips(path: string, bytes: Uint8Array, sparse: number): Generator<Flip> {
+  const placeOf = path.endsWith(".undo") ? placesOf(bytes) : undefined;
+  const isBulk = (at: number): boolean => {
+    if (placeOf === undefined) return bytes.length > 1024 && (path.endsWith(".raw") || at >= 128);
+    const { kind } = placeOf(at);
+    // Index pages are mostly unused.
+    return kind === "content" || kind === "padding" || (kind === "index" && bytes[at] === 0);
+  };
+  yield* flipsOf(path, bytes, (at) => (isBulk(at) ? (at % sparse === 0 ? "one" : "none") : "all"));
+}
+
+for (const open of [false, true]) {
+  const when = open ? "with a delta laid aside" : "with nothing under way";
+  test(`each bit flipped, ${when}`, async () => {
+    const small = await makeSmallStore(open);
+    let tried = 0;
+    for (const [path, bytes] of small.files) tried += await tryFlips(small, flips(path, bytes, 7));
+    expect(tried).toBeGreaterThan(30_000);
+  });
+
+  test(`a session over a flipped bit, ${when}`, async () => {
+    const { files } = await makeSmallStore(open);
+    for (const [path, bytes] of files) {
+      const one = flipsOf(path, bytes, (at) => (at % (bytes.length > 1024 ? 97 : 5) === 0 ? "one" : "none"));
+      const { committed = 0, refused = 0 } = await tryGoingOn(open, one);
+      expect(committed + refused).toBeGreaterThan(5);
+    }
+  });
+}

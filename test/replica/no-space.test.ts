@@ -1,0 +1,289 @@
+/** The file system is full, at any write and at any byte: the newest point stays and can be read, and with room again everything goes on. */
+import { describe, expect, test } from "vitest";
+import { silentLogger } from "../../src/base/logger.ts";
+import { ReplicationError } from "../../src/base/errors.ts";
+import { openStore, type Store } from "../../src/replica/store.ts";
+import type { LaneStorage, Storage, StorageFile } from "../../src/storage/seam.ts";
+import {
+  createSimulatedDisk,
+  type Fault,
+  type Operation,
+  type SimulatedDisk,
+} from "../../src/testing/simulated-storage.ts";
+import { randomBytes } from "../random.ts";
+import { applyBytes, readPoint } from "./part-writes.ts";
+import { methodsOf } from "./point-kit.ts";
+import {
+  blockBytes,
+  commitFacts,
+  createChance,
+  createTestClock,
+  createTestRandom,
+  diskName,
+  geometry,
+  openTestStore,
+  openWriter,
+  rebuild,
+  storePath,
+} from "./simulated-store.ts";
+
+const sizeBytes = 5 * blockBytes + 512;
+const grownBytes = 7 * blockBytes + 512;
+
+/** Content of points 1 to 4; the third delta grows the disk. */
+const contents = makeContents();
+
+function makeContents(): readonly Buffer[] {
+  const first = Buffer.alloc(sizeBytes);
+  first.set(randomBytes(2 * blockBytes));
+  first.fill("text\n", 3 * blockBytes);
+  const second = Buffer.from(first);
+  second.set(randomBytes(5000), 6000);
+  const third = Buffer.concat([second, Buffer.alloc(grownBytes - sizeBytes)]);
+  third.set(randomBytes(5000), 100);
+  third.fill(0, blockBytes, 2 * blockBytes);
+  third.set(randomBytes(1000), 2 * blockBytes);
+  third.fill("grown\n", sizeBytes);
+  const fourth = Buffer.from(third);
+  fourth.set(randomBytes(700), 3 * blockBytes);
+  return [first, second, third, fourth];
+}
+
+function contentOf(point: number): Buffer {
+  return contents[point - 1] ?? Buffer.alloc(0);
+}
+
+/** A sender's cycle: the delta to `point`, from whatever an earlier try left. */
+async function makePoint(storage: Storage, store: Store, point: number): Promise<void> {
+  const writer = await openWriter(store);
+  try {
+    // Made by an earlier try.
+    const newest = writer.newest?.point ?? 0;
+    if (newest >= point) return;
+    expect(newest).toBe(point - 1);
+    if (writer.doubt !== undefined) await rebuild(writer, storage.lanes);
+    const content = contentOf(point);
+    await writer.begin();
+    await writer.grow(content.length);
+    await applyBytes(writer, storage.lanes, content);
+    await writer.commit(commitFacts(`c${point}`));
+  } finally {
+    await writer.release();
+  }
+}
+
+/** Two points, before anything is short. */
+async function makeDisk(machine: SimulatedDisk): Promise<void> {
+  const process = machine.start();
+  await process.makeDirectory(storePath);
+  const store = await openTestStore(process, storePath, { keep: "all" });
+  await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512 });
+  for (const point of [1, 2]) await makePoint(process, store, point);
+  process.kill();
+}
+
+/** A delta that grows the disk, its commit, another one, and the removal of a point between two that stay. */
+async function live(storage: Storage, store: Store): Promise<void> {
+  for (const point of [3, 4]) await makePoint(storage, store, point);
+  for (const point of [1, 2]) await store.hold(diskName, point, { owner: "test", until: undefined });
+  await store.prune(diskName, { keep: "last=1" });
+  for (const point of [1, 2]) await store.release(diskName, point, "test");
+}
+
+/** Points 1, 2 and the newest read as they did, for who comes new. Returns the newest. */
+async function expectPoints(storage: Storage): Promise<number> {
+  const store = await openStore({
+    ...{ path: storePath, storage, clock: createTestClock(), random: createTestRandom(3) },
+    ...{ log: silentLogger, host: "receiver1" },
+  });
+  const { points, unreadable } = await store.points(diskName);
+  expect(unreadable).toEqual([]);
+  const found = points.map(({ point }) => point);
+  expect(found.slice(0, 2)).toEqual([1, 2]);
+  for (const point of found) {
+    const bytes = await readPoint(store, point);
+    if (!bytes.equals(contentOf(point))) throw new Error(`point ${point} is wrong`);
+  }
+  expect((await readPoint(store, "newest")).equals(contentOf(found.at(-1) ?? 0))).toBe(true);
+  return found.at(-1) ?? 0;
+}
+
+interface Crisis {
+  readonly machine: SimulatedDisk;
+  readonly storage: Storage;
+  readonly makeRoom: () => void;
+}
+
+/** Lives until it is full, looks, makes room and lives on; `killed`: after a loss of power with this seed. True: room ran out. */
+async function outlive({ machine, storage, makeRoom }: Crisis, killed: number | undefined): Promise<boolean> {
+  let failure: unknown;
+  let store: Store | undefined;
+  try {
+    store = await openTestStore(storage);
+    await live(storage, store);
+  } catch (error) {
+    failure = error;
+  }
+  if (failure !== undefined) {
+    expect(failure).toBeInstanceOf(ReplicationError);
+    expect(failure).toMatchObject({ code: "no-space" });
+    expect(await expectPoints(storage)).toBeGreaterThanOrEqual(2);
+    makeRoom();
+    if (killed !== undefined) {
+      // Of what the replica was given some is there, whether or not the log that protects it is.
+      const chance = createChance(killed);
+      machine.losePower(() => chance() < 0.5);
+      const process = machine.start();
+      await expectPoints(process);
+      await live(process, await openTestStore(process));
+    } else {
+      await live(storage, store ?? (await openTestStore(storage)));
+    }
+  }
+  machine.losePower(() => false);
+  const process = machine.start();
+  expect(await expectPoints(process)).toBe(4);
+  const left = (await (await openTestStore(process)).points(diskName)).points.map(({ point }) => point);
+  expect(left).toEqual([1, 2, 4]);
+  return failure !== undefined;
+}
+
+/** An empty file takes no room. `inPlace`: nor does what is overwritten, of which a delta here has little else. */
+function takesRoom({ kind, path }: Operation, inPlace = false): boolean {
+  if (inPlace && path.endsWith("replica.raw")) return false;
+  if (kind === "create") return !path.endsWith(".lock");
+  return ["write", "sync", "punch", "rename", "link", "make-directory"].includes(kind);
+}
+
+describe("full from an operation on, until room is made", () => {
+  for (const killed of [false, true]) {
+    test(killed ? "and power is lost" : "in one process", async () => {
+      let tried = 0;
+      let full = 0;
+      for (let at = 0, ended = false; !ended; at += killed ? 2 : 1) {
+        const machine = createSimulatedDisk();
+        await makeDisk(machine);
+        let room = true;
+        ended = true;
+        const fault = (operation: Operation): Fault | undefined => {
+          if (operation.index === at) {
+            room = false;
+            ended = false;
+          }
+          return !room && takesRoom(operation, killed) ? { kind: "errno", errno: "ENOSPC" } : undefined;
+        };
+        const makeRoom = (): void => {
+          room = true;
+        };
+        const crisis = { machine, storage: machine.start({ fault }), makeRoom };
+        full += Number(
+          await outlive(crisis, killed ? at : undefined).catch((error: unknown) => {
+            throw new Error(`full from operation ${at} on`, { cause: error });
+          }),
+        );
+        tried++;
+      }
+      // Where room ends behind the last thing that needs any, nobody notices.
+      expect(tried).toBeGreaterThan(killed ? 50 : 100);
+      expect(full).toBeGreaterThan(tried / 2);
+    });
+  }
+});
+
+/** Room for so many bytes: every write takes what it writes, as where nothing is overwritten in place. */
+class Room {
+  left: number;
+  #paths = new Map<number, string>();
+
+  constructor(bytes: number) {
+    this.left = bytes;
+  }
+
+  over(storage: Storage): Storage {
+    const { lanes } = storage;
+    const limited: LaneStorage = {
+      ...lanes,
+      write: (fd, source, offset) => {
+        const count = this.#take(source.length);
+        if (count > 0) lanes.write(fd, source.subarray(0, count), offset);
+        this.#check(count, source.length, this.#paths.get(fd));
+      },
+    };
+    return {
+      ...methodsOf(storage),
+      lanes: limited,
+      open: async (path, options) => this.#file(await storage.open(path, options)),
+    };
+  }
+
+  #file(file: StorageFile): StorageFile {
+    this.#paths.set(file.fd, file.path);
+    return {
+      path: file.path,
+      fd: file.fd,
+      read: (...args) => file.read(...args),
+      write: async (source, offset) => {
+        const count = this.#take(source.length);
+        if (count > 0) await file.write(source.subarray(0, count), offset);
+        this.#check(count, source.length, file.path);
+      },
+      truncate: (...args) => file.truncate(...args),
+      nextData: (...args) => file.nextData(...args),
+      datasync: () => file.datasync(),
+      stat: () => file.stat(),
+      close: () => file.close(),
+    };
+  }
+
+  #take(bytes: number): number {
+    const count = Math.min(bytes, this.left);
+    this.left -= count;
+    return count;
+  }
+
+  /** What there was room for has been written. */
+  #check(count: number, wanted: number, path: string | undefined): void {
+    if (count < wanted) throw Object.assign(new Error(`ENOSPC: ${path ?? "?"}`), { code: "ENOSPC" });
+  }
+}
+
+test("full at any byte of two deltas, their commits and a removal", async () => {
+  const whole = new Room(2 ** 40);
+  const machine = createSimulatedDisk();
+  await makeDisk(machine);
+  await outlive({ machine, storage: whole.over(machine.start()), makeRoom: () => undefined }, undefined);
+  const needed = 2 ** 40 - whole.left;
+  expect(needed).toBeGreaterThan(3 * blockBytes);
+  // Not a multiple of anything: it falls into heads, contents, records and padding alike.
+  const step = 1_511;
+  for (let bytes = 0; bytes < needed; bytes += step) {
+    const small = createSimulatedDisk();
+    await makeDisk(small);
+    const room = new Room(bytes);
+    const makeRoom = (): void => {
+      room.left = 2 ** 40;
+    };
+    const crisis = { machine: small, storage: room.over(small.start()), makeRoom };
+    const full = await outlive(crisis, bytes % 2 === 1 ? bytes : undefined).catch((error: unknown) => {
+      throw new Error(`room for ${bytes} bytes`, { cause: error });
+    });
+    expect(full || room.left > 0 || needed - bytes < blockBytes).toBe(true);
+  }
+});
+
+test("removing the oldest points needs no room, and makes some", async () => {
+  const machine = createSimulatedDisk();
+  await makeDisk(machine);
+  const before = machine.start();
+  const store = await openTestStore(before);
+  for (const point of [3, 4]) await makePoint(before, store, point);
+  before.kill();
+  const fault = (operation: Operation): Fault | undefined =>
+    takesRoom(operation) ? { kind: "errno", errno: "ENOSPC" } : undefined;
+  const full = await openTestStore(machine.start({ fault }));
+  const verdicts = await full.prune(diskName, { keep: "last=2" });
+  expect(verdicts.filter(({ keep }) => keep).map(({ point }) => point)).toEqual([3, 4]);
+  for (const point of [3, 4]) expect((await readPoint(full, point)).equals(contentOf(point))).toBe(true);
+  const logs = machine.files().filter((path) => path.endsWith(".undo"));
+  expect(logs).toEqual([`${storePath}/disks/${diskName}/points/0000000003.undo`]);
+});
