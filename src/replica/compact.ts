@@ -51,6 +51,11 @@ export async function compactDisk(
   return done;
 }
 
+/** What a damaged log held is not known: a merge would make a whole log of it. Most damage is found only when the entries are read. */
+function areWhole(readers: readonly UndoLogReader[]): boolean {
+  return readers.every(({ damage }) => damage.length === 0);
+}
+
 class ListCompaction {
   readonly #store: StoreParts;
   readonly #paths: DiskPaths;
@@ -79,7 +84,7 @@ class ListCompaction {
       const readers = await this.#open();
       if (readers === undefined) return undefined;
       const { kept, held } = await this.#count(readers);
-      if (held - kept < held * worthShare) return undefined;
+      if (held - kept < held * worthShare || !areWhole(readers)) return undefined;
       return await this.#join(readers);
     } finally {
       for (const file of this.#files) await file.close();
@@ -116,11 +121,9 @@ class ListCompaction {
           lz4.decompress(packed, raw);
         },
       });
-      // What a damaged log held is not known: a merge would make a whole log of it.
-      if (reader.damage.length > 0) return undefined;
       readers.push(reader);
     }
-    return readers;
+    return areWhole(readers) ? readers : undefined;
   }
 
   /**
@@ -137,6 +140,7 @@ class ListCompaction {
     let useless = true;
     try {
       const closed = await this.#write(path, readers);
+      if (!areWhole(readers)) return undefined;
       await syncDirectory(storage, this.#paths.points);
       // When this fails the record may name the log: who tidies up later can tell.
       useless = false;

@@ -1,6 +1,6 @@
 /** As corruption.test.ts: every bit of every record and head, one bit of every seventh byte of what is content or padding. */
 import { expect, test } from "vitest";
-import { type Flip, flipsOf, makeSmallStore, placesOf, tryFlips, tryGoingOn } from "./corruption.ts";
+import { type Flip, flipsOf, makeSmallStore, placesOf, tryFlips, tryGoingOn, tryJoining } from "./corruption.ts";
 
 /** `sparse`: how many bytes apart where bytes are many and alike. */
 function* flips(path: string, bytes: Uint8Array, sparse: number): Generator<Flip> {
@@ -32,3 +32,9 @@ for (const open of [false, true]) {
     }
   });
 }
+
+test("a flipped bit in logs that are joined", async () => {
+  const counts = await tryJoining((path, bytes) => Array.from(flips(path, bytes, 61), (one) => [one]));
+  expect(counts.joined).toBeGreaterThan(1_000);
+  expect(counts.left).toBeGreaterThan(1_000);
+});

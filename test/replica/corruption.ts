@@ -46,7 +46,8 @@ function makeContents(): readonly Buffer[] {
   third.fill(0, 2 * blockBytes, 3 * blockBytes);
   third.fill("another end\n", 6 * blockBytes);
   const fourth = Buffer.from(third);
-  fourth.set(randomBytes(2 * partBytes), 2 * partBytes);
+  fourth.set(randomBytes(blockBytes));
+  fourth.fill("all play and no work\n", blockBytes, 2 * blockBytes);
   fourth.set(randomBytes(partBytes), 2 * blockBytes + partBytes);
   fourth.fill("more\n", 4 * blockBytes + partBytes, 4 * blockBytes + 2 * partBytes);
   return [first, second, third, fourth];
@@ -247,6 +248,18 @@ export function placesOf(log: Uint8Array): (at: number) => UndoPlace {
     }
   }
   return (at) => spans.find(({ start, end }) => at >= start && at < end)?.place ?? { kind: "padding" };
+}
+
+/** A bit of the index, and one of a head that the index stands for: then what the head says is lost. */
+export function* indexAndHead(path: string, bytes: Uint8Array): Generator<readonly Flip[]> {
+  const placeOf = placesOf(bytes);
+  const offsets = Array.from(bytes.keys());
+  const index = offsets.find((at) => at % 4096 > 64 && placeOf(at).kind === "index") ?? 0;
+  // Where each batch begins, and a digest in its first entry.
+  for (const at of offsets.filter((offset) => offset % 4096 === 0 && placeOf(offset).kind === "entries")) {
+    for (const head of [at + 40, at + 64 + 30])
+      yield [index, head].map((offset) => ({ path, at: offset, bit: offset & 7 }));
+  }
 }
 
 export interface Flip {
@@ -450,4 +463,60 @@ export async function tryGoingOn(open: boolean, flips: Iterable<Flip>): Promise<
     }
   }
   return counts;
+}
+
+/** Points 1 and 4, the logs of all between them in the list of the first one. */
+async function makeInherited(): Promise<SmallStore> {
+  const { machine } = await makeSmallStore(false);
+  expect(await goOn(machine)).toBe("committed");
+  const process = machine.start();
+  const store = await openTestStore(process);
+  await store.hold(diskName, 1, { owner: "test", until: undefined });
+  await store.prune(diskName, { keep: "last=1" });
+  process.kill();
+  const files = new Map<string, Uint8Array>();
+  for (const path of machine.files()) {
+    if (path.endsWith(".undo")) files.set(path, machine.peek(path) ?? Buffer.alloc(0));
+  }
+  return { machine, files, kept: [] };
+}
+
+/** Joins a list of three logs in each of which bits are flipped in turn: nothing becomes wrong by it, and nothing is lost that could be read. */
+export async function tryJoining(
+  choose: (path: string, bytes: Uint8Array) => Iterable<readonly Flip[]>,
+): Promise<Readonly<Record<"joined" | "left", number>>> {
+  const counts = { joined: 0, left: 0 };
+  const { files } = await makeInherited();
+  expect(files.size).toBe(3);
+  for (const [path, bytes] of files) {
+    for (const together of choose(path, bytes)) {
+      const small = await makeInherited();
+      for (const one of together) flip(small, one);
+      try {
+        counts[await join(small.machine)]++;
+      } catch (error) {
+        const places = together.map(({ at, bit }) => `bit ${bit} of the byte at ${at}`);
+        throw new Error(`${path}: ${places.join(" and ")}`, { cause: error });
+      }
+    }
+  }
+  return counts;
+}
+
+async function join(machine: SimulatedDisk): Promise<"joined" | "left"> {
+  const store = await openTestStore(machine.start());
+  const before = await lookAtPoint(store, 1);
+  let joined = false;
+  try {
+    joined = (await store.compact(diskName)).length > 0;
+  } catch (error) {
+    damageOf(error);
+  }
+  const after = await lookAtPoint(store, 1);
+  if ("refused" in before) {
+    if ("lost" in after) throw after.lost;
+    expect(before.refused).toEqual(expect.arrayContaining([...after.refused]));
+  }
+  expect(await lookAtPoint(store, 4)).toEqual({ refused: [] });
+  return joined ? "joined" : "left";
 }

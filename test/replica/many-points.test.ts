@@ -85,6 +85,13 @@ test("200 points thinned to 30 at once: each of them is what was made", async ()
   const left = await expectHashes(store, hashes);
   expect(left).toHaveLength(30);
   expect(left.slice(-10)).toEqual(Array.from({ length: 10 }, (_unused, index) => 191 + index));
+  // Joining the logs each has inherited changes nothing but their size.
+  const storedBytes = async (): Promise<number> =>
+    [...(await store.points(diskName)).storedBytes.values()].reduce((sum, bytes) => sum + bytes, 0);
+  const before = await storedBytes();
+  expect((await store.compact(diskName)).length).toBeGreaterThan(5);
+  expect(await storedBytes()).toBeLessThan(before * 0.9);
+  expect(await expectHashes(store, hashes)).toEqual(left);
   // And once more, over lists that points have inherited.
   await store.prune(diskName, { keep: "last=3,daily=4" });
   expect((await expectHashes(store, hashes)).length).toBeLessThan(9);
