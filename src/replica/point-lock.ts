@@ -1,7 +1,7 @@
 /** What keeps a point from being removed while it is read: a shared lock on `points/<sequence>.lock`. */
-import { ReplicationError } from "../base/errors.ts";
+import { errnoOf, ReplicationError } from "../base/errors.ts";
 import type { FileLock } from "../storage/seam.ts";
-import { inFile } from "./file-error.ts";
+import { fileError } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
 
@@ -10,7 +10,7 @@ const lockTries = 500;
 const waitMillis = 20;
 
 /**
- * The lock is made when missing and stays. Order: locked → looked whether the path still names the locked file → looked whether the point is still
+ * The lock is made when missing and stays; on a file system that is mounted read-only there is none and none is needed. Order: locked → looked whether the path still names the locked file → looked whether the point is still
  * there. Undefined: the point is gone. Throws `disk-busy` when another keeps the lock, `locks-unsupported`.
  */
 export async function lockPoint(
@@ -23,9 +23,12 @@ export async function lockPoint(
   for (let tries = 0; tries < lockTries; tries++) {
     // First, because a lock of a point that is gone would leave a file behind.
     if ((await storage.stat(record)) === undefined) return undefined;
-    await makeLockFile();
+    // Where nothing can be written nothing can be removed either.
+    const nothing = { release: () => Promise.resolve() };
+    if (!(await makeLockFile())) return nothing;
     const before = await storage.stat(path);
-    const lock = await locks.shared(path);
+    const lock = await sharedLock();
+    if (lock === "read-only") return nothing;
     if (lock === undefined) {
       await clock.sleep(waitMillis);
       continue;
@@ -48,11 +51,26 @@ export async function lockPoint(
     `${path} stayed locked; see which process holds it (fuser), then start again`,
   );
 
-  async function makeLockFile(): Promise<void> {
-    if ((await storage.stat(path)) !== undefined) return;
-    await inFile("write-failed", `making ${path}`, async () => {
+  async function sharedLock(): Promise<FileLock | "read-only" | undefined> {
+    try {
+      return await locks.shared(path);
+    } catch (error) {
+      const cause = error instanceof ReplicationError ? error.cause : error;
+      if (errnoOf(cause) === "EROFS") return "read-only";
+      throw error;
+    }
+  }
+
+  /** False: the file system is mounted read-only. */
+  async function makeLockFile(): Promise<boolean> {
+    try {
+      if ((await storage.stat(path)) !== undefined) return true;
       const file = await storage.open(path, { write: true, create: true, mode: 0o600 });
       await file.close();
-    });
+      return true;
+    } catch (error) {
+      if (errnoOf(error) === "EROFS") return false;
+      throw fileError(error, "write-failed", `making ${path}`);
+    }
   }
 }

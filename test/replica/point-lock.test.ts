@@ -46,6 +46,22 @@ function whenStat(storage: Storage, path: string, step: (look: number) => Promis
   };
 }
 
+test("where nothing can be written there is no lock, and the point is read all the same", async () => {
+  const storage = await start();
+  const readOnly: Storage = {
+    ...methodsOf(storage),
+    open(path, options) {
+      if (options?.write !== true) return storage.open(path, options);
+      return Promise.reject(Object.assign(new Error("read-only file system"), { code: "EROFS" }));
+    },
+    lock: () => Promise.reject(Object.assign(new Error("read-only file system"), { code: "EROFS" })),
+  };
+  const lock = await lockPoint(partsOf(readOnly), paths, 7);
+  await lock?.release();
+  expect(lock).toBeDefined();
+  expect(await lockPoint(partsOf(readOnly), paths, 8)).toBeUndefined();
+});
+
 describe("the lock of a point", () => {
   test("is made when missing, shared, and keeps a remover out", async () => {
     const storage = await start();
