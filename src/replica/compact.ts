@@ -19,6 +19,9 @@ import { countMerge, type MergeCount, mergeLogs } from "./undo/merge.ts";
 import { openUndoLogReader } from "./undo/reader.ts";
 import { UndoWriter } from "./undo/writer.ts";
 
+/** A list this long is joined whatever it gives back: each log is one more to look into, and a record holds so many names only. */
+const joinedLogsMin = 64;
+
 /** Content that must become free, as a share of all that the list holds. */
 const worthShare = 1 / 3;
 
@@ -84,7 +87,8 @@ class ListCompaction {
       const readers = await this.#open();
       if (readers === undefined) return undefined;
       const { kept, held } = await this.#count(readers);
-      if (held - kept < held * worthShare || !areWhole(readers)) return undefined;
+      const worthIt = held - kept >= held * worthShare || this.#list.length >= joinedLogsMin;
+      if (!worthIt || !areWhole(readers)) return undefined;
       return await this.#join(readers);
     } finally {
       for (const file of this.#files) await file.close();

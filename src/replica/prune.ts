@@ -17,6 +17,12 @@ import { syncDirectory } from "./state-file.ts";
 /** A sender's clock may run ahead of ours by this much before its points stop ageing others. */
 const aheadMillisMax = 86_400_000;
 
+/** Each point on its way out is locked, and a lock is an open file. */
+const removedAtOnce = 256;
+
+/** Names a list may have: the record stays well below what a JSON file may be. Joining logs shortens it. */
+const listLogsMax = 4_000;
+
 export interface PruneOptions {
   readonly policy: RetentionPolicy;
   /** IANA name, for calendar periods. */
@@ -46,19 +52,29 @@ export async function prunePoints(
     { nowMax: now + aheadMillisMax, holdNow: now, timeZone: options.timeZone },
   );
   if (options.dryRun === true) return verdicts;
-  const removal = new Removal(store, paths, reachable);
-  try {
-    const settled: Verdict[] = [];
-    for (const verdict of verdicts) {
-      const obstacle = verdict.keep ? undefined : await removal.take(verdict.point);
-      settled.push(obstacle === undefined ? verdict : { ...verdict, keep: true, rule: obstacle });
+  const settled: Verdict[] = [];
+  let left: readonly Point[] = reachable;
+  let lastKept: number | undefined;
+  // Ascending, so that lists go to a point that stays.
+  for (let at = 0; at < verdicts.length; ) {
+    const removal = new Removal(store, paths, left);
+    if (lastKept !== undefined) removal.keep(lastKept);
+    try {
+      for (; at < verdicts.length && removal.count < removedAtOnce; at++) {
+        const verdict = verdicts[at];
+        if (verdict === undefined) break;
+        const obstacle = verdict.keep ? removal.keep(verdict.point) : await removal.take(verdict.point);
+        const final = obstacle === undefined ? verdict : { ...verdict, keep: true, rule: obstacle };
+        if (final.keep) lastKept = final.point;
+        settled.push(final);
+      }
+      // Logs older than the barrier may be named by a record that cannot be read.
+      left = await removal.carryOut(barrier === 0);
+    } finally {
+      await removal.release();
     }
-    // Logs older than the barrier may be named by a record that cannot be read.
-    await removal.carryOut(barrier === 0);
-    return settled;
-  } finally {
-    await removal.release();
   }
+  return settled;
 }
 
 /** Sets or ends a hold. `releaseOf`: its owner, or `anybody`. Throws `point-not-found`, and `not-allowed` when another owner's hold that has not ended would be changed or go. */
@@ -100,6 +116,8 @@ class Removal {
   readonly #points: readonly Point[];
   readonly #lists: readonly (readonly NamedLog[] | undefined)[];
   readonly #going = new Map<number, FileLock>();
+  /** Logs the list of the last point that stays will have; undefined: no point before stays. */
+  #listLogs: number | undefined;
 
   constructor(store: StoreParts, paths: DiskPaths, points: readonly Point[]) {
     this.#store = store;
@@ -108,22 +126,56 @@ class Removal {
     this.#lists = ownLogs(points);
   }
 
+  /** Points that go. */
+  get count(): number {
+    return this.#going.size;
+  }
+
+  /** It stays. Points are named ascending, to this and to {@link take}. */
+  keep(sequence: number): undefined {
+    this.#listLogs = this.#lists[this.#indexOf(sequence)]?.length ?? 0;
+    return undefined;
+  }
+
   /** Undefined: it goes. Else why it stays. */
   async take(sequence: number): Promise<string | undefined> {
-    const index = this.#points.findIndex(({ point }) => point === sequence);
-    if (this.#lists[index] === undefined) return "its undo log was never closed: what older points need is not known";
+    const obstacle = await this.#lock(sequence);
+    if (obstacle !== undefined) this.keep(sequence);
+    return obstacle;
+  }
+
+  async #lock(sequence: number): Promise<string | undefined> {
+    const list = this.#lists[this.#indexOf(sequence)];
+    if (list === undefined) return "its undo log was never closed: what older points need is not known";
+    const logs = this.#listLogs === undefined ? undefined : this.#listLogs + list.length;
+    if ((logs ?? 0) > listLogsMax)
+      return "the point before has too many logs to take its own: they are to be joined (compact)";
     const lock = await this.#store.locks.exclusive(this.#paths.pointLock(sequence));
     if (lock === undefined) return "in use";
     this.#going.set(sequence, lock);
+    this.#listLogs = logs;
     return undefined;
+  }
+
+  #indexOf(sequence: number): number {
+    // Ascending.
+    let low = 0;
+    let high = this.#points.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if ((this.#points[middle]?.point ?? 0) < sequence) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   /**
    * Order: lists of the points that stay, each durable → records of those that go unlinked, directory synced → their locks → logs nobody names. A
-   * crash in between leaves a log in two lists, which changes nothing, or files that the next holder of `apply.lock` removes.
+   * crash in between leaves a log in two lists, which changes nothing, or files that the next holder of `apply.lock` removes. Returns the points
+   * that are left.
    */
-  async carryOut(removeLogs: boolean): Promise<void> {
-    if (this.#going.size === 0) return;
+  async carryOut(removeLogs: boolean): Promise<readonly Point[]> {
+    if (this.#going.size === 0) return this.#points;
     const { storage } = this.#store;
     const left: Point[] = [];
     for (let index = 0; index < this.#points.length; index++) {
@@ -146,6 +198,7 @@ class Removal {
       }
       for (const name of mine) if (!needed.has(name)) await storage.unlink(join(this.#paths.points, name));
     });
+    return left;
   }
 
   async release(): Promise<void> {

@@ -85,7 +85,7 @@ export function newName(path: string): string {
 /**
  * Replaces a state file. Order: `<path>.new` written → synced → renamed over `path` → directory synced. A crash before the rename
  * leaves the old file and a `.new` that nobody reads; after it, the old or the new one, each whole.
- * Throws `sync-failed`, `write-failed`, `no-space`; then the old or the new content may be there.
+ * Throws `sync-failed`, `write-failed`, `no-space`; then the old or the new content may be there. `limit-exceeded` before anything is written.
  */
 export async function writeState(
   storage: Storage,
@@ -94,6 +94,14 @@ export async function writeState(
   content: StateRecord,
 ): Promise<void> {
   const bytes = encodeState(format, content);
+  // A file that no reader would take must not replace one that can be read.
+  if (bytes.length > limits.stateFileBytesMax) {
+    throw new ReplicationError(
+      "limit-exceeded",
+      `${path} would have ${bytes.length} bytes, more than the ${limits.stateFileBytesMax} allowed; nothing was changed`,
+      { details: { bytes: bytes.length, bytesMax: limits.stateFileBytesMax } },
+    );
+  }
   const fresh = newName(path);
   await inFile("write-failed", `writing ${fresh}`, async () => {
     const file = await storage.open(fresh, { write: true, create: true, truncate: true, mode: 0o600 });

@@ -195,9 +195,11 @@ test("points a second apart are pruned in a few calls each, and take no room but
     const gone = count - left;
     // Each record is opened; of a point that goes there is a lock, and two or three names.
     expect(cost.calls).toBeLessThan(3 * count + 3 * gone);
-    // One record inherits all logs; the others stay as they are.
-    expect(cost.syncs).toBeLessThan(10);
-    expect(cost.written.filter((name) => !name.endsWith(".lock"))).toEqual(gone === 0 ? [] : ["0000000001.json.new"]);
+    // One record inherits all logs, a few hundred at a time; the others stay as they are.
+    const rounds = Math.ceil(gone / 256);
+    expect(cost.syncs).toBeLessThan(6 + 4 * rounds);
+    const written = cost.written.filter((name) => !name.endsWith(".lock"));
+    expect(written).toEqual(gone === 0 ? [] : ["0000000001.json.new"]);
     expect(cost.grownBytes).toBeLessThanOrEqual(0);
   }
 });

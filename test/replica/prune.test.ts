@@ -1,5 +1,7 @@
 /** Points are removed by names alone, and every point that stays reads as it did. */
 import { beforeEach, describe, expect, test } from "vitest";
+import { diskPaths, undoName } from "../../src/replica/layout.ts";
+import { writePoint } from "../../src/replica/point.ts";
 import type { DiskWriter, Store } from "../../src/replica/store.ts";
 import { createSimulatedDisk, type SimulatedDisk, type SimulatedProcess } from "../../src/testing/simulated-storage.ts";
 import {
@@ -154,6 +156,41 @@ test("a reader goes on over the joining of its logs", async () => {
   }
   await reader.close();
   await expectAll();
+});
+
+test("a list never grows beyond what a record holds: the point stays until logs are joined", async () => {
+  await makePoints(2, 31);
+  const paths = diskPaths(storePath, diskName);
+  const [first, second] = (await store.points(diskName)).points;
+  const closed = second?.closed;
+  if (first === undefined || second === undefined || closed === undefined) throw new Error("two points were made");
+  // A list as months of removed points leave it, of names that are short of nothing but their files.
+  const logs = Array.from({ length: 3_999 }, (_unused, index) => ({ name: undoName(1, index + 1), closed }));
+  await writePoint(process, paths, { ...first, logs: [{ name: undoName(1), closed }, ...logs] });
+  await makePoints(2, 32);
+  await store.hold(diskName, 1, { owner: "test", until: undefined });
+  const verdicts = await store.prune(diskName, { keep: "last=1" });
+  expect(verdicts.map(({ keep }) => keep)).toEqual([true, true, false, true]);
+  expect(verdicts[1]?.rule).toContain("joined");
+  expect((await store.points(diskName)).unreadable).toEqual([]);
+  // And a record that would be too long replaces nothing.
+  const many = Array.from({ length: 12_000 }, (_unused, index) => ({ name: undoName(1, index + 1), closed }));
+  await expect(writePoint(process, paths, { ...first, logs: many })).rejects.toMatchObject({ code: "limit-exceeded" });
+  expect((await store.points(diskName)).unreadable).toEqual([]);
+});
+
+test("many points go in one call, a few hundred at a time", async () => {
+  await makePoints(2, 41);
+  const [first] = (await store.points(diskName)).points;
+  if (first === undefined) throw new Error("a point was made");
+  const paths = diskPaths(storePath, diskName);
+  const closed = { sizeBytes: 8_192, footerOffset: 4_096, footerChecksum: 1 };
+  for (let point = 3; point <= 700; point++) await writePoint(process, paths, { ...first, point, closed });
+  await store.hold(diskName, 1, { owner: "test", until: undefined });
+  await store.prune(diskName, { keep: "last=1" });
+  expect(await listed()).toEqual([1, 700]);
+  const [kept1] = (await store.points(diskName)).points;
+  expect(kept1?.logs?.length).toBe(699);
 });
 
 describe("what is never removed", () => {

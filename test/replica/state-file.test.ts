@@ -100,15 +100,20 @@ test("unknown keys are ignored", () => {
   expect(decodeState("/x.json", format, encodeState(format, { a: "1", later: "2" })).text("a")).toBe("1");
 });
 
-test("a file exactly as large as allowed is read, a larger one is not even parsed", async () => {
+test("a file exactly as large as allowed is written and read, a larger one is neither", async () => {
   const storage = createSimulatedDisk().start();
   const small = encodeState(format, { text: "x" }).length;
   const text = "x".repeat(limits.stateFileBytesMax - small + 1);
   await writeState(storage, "/x.json", format, { text });
   expect((await storage.stat("/x.json"))?.sizeBytes).toBe(limits.stateFileBytesMax);
   expect((await readState(storage, "/x.json", format))?.text("text").length).toBe(text.length);
-  await writeState(storage, "/x.json", format, { text: `${text}y` });
-  await expect(readState(storage, "/x.json", format)).rejects.toMatchObject({ code: "store-damaged" });
+  const larger = { text: `${text}y` };
+  await expect(writeState(storage, "/x.json", format, larger)).rejects.toMatchObject({ code: "limit-exceeded" });
+  expect((await readState(storage, "/x.json", format))?.text("text").length).toBe(text.length);
+  const file = await storage.open("/y.json", { write: true, create: true });
+  await file.write(encodeState(format, larger), 0);
+  await file.close();
+  await expect(readState(storage, "/y.json", format)).rejects.toMatchObject({ code: "store-damaged" });
 });
 
 test("files are private, and leave no unfinished one behind", async () => {
