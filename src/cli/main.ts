@@ -81,7 +81,10 @@ function report(error: ReplicationError, args: readonly string[], io: CliIo): vo
     return;
   }
   io.err(`replicate: ${error.message}\n`);
-  if (error.code === "usage") io.err(`try: replicate ${args[0] ?? ""} --help\n`);
+  if (error.code === "usage") {
+    const known = verbs.some((verb) => verb.name === args[0]);
+    io.err(`try: replicate ${known ? `${args[0]} ` : ""}--help\n`);
+  }
   if (error.code === "internal" && error.stack !== undefined) io.err(`${error.stack}\n`);
 }
 

@@ -1,4 +1,5 @@
 /** The receiver's jobs: apply, old parts, clear, sync. */
+import { addPart, countParts, hasPart, isFullMask } from "../base/part-mask.ts";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
 import { digestBytes, KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import { isZero } from "../codec/digest.ts";
@@ -13,7 +14,6 @@ import {
   type SyncRequest,
 } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
-import { addPart, countParts, hasPart, isFullMask } from "./shipping.ts";
 import { areaA, areaB } from "./slot-layout.ts";
 
 /** Longest single write: larger ones cost more than twice as much in a new file (measured; the kernel zeroes large folios first). */

@@ -1,10 +1,10 @@
 /** The receiver's jobs for old content: read it before it is overwritten, append it to an undo log. */
+import { countParts, hasPart, isFullMask } from "../base/part-mask.ts";
 import { crc32 } from "node:zlib";
 import { digestBytes, maskBytes, PART_BYTES } from "../base/units.ts";
 import { readOld, writing } from "./apply.ts";
 import type { AppendRequest, SaveRequest, SaveResult } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
-import { countParts, hasPart, isFullMask } from "./shipping.ts";
 import { areaA, areaABytes } from "./slot-layout.ts";
 
 /** Bytes appended at least this long are handed to the device at once: their sync follows. */

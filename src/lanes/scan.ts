@@ -1,10 +1,11 @@
 /** The scan job: read, zero?, digest, compare, compress. */
+import { addPart } from "../base/part-mask.ts";
 import { digestBytes, KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import { type Digester, isZero } from "../codec/digest.ts";
 import { blockState, type ScanRequest, type ScanResult } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
 import { RunReader } from "./reading.ts";
-import { addPart, Shipper } from "./shipping.ts";
+import { Shipper } from "./shipping.ts";
 import { areaA } from "./slot-layout.ts";
 
 /** Read and digested at a time: it stays in the core's own cache in between. */

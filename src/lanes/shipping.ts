@@ -1,6 +1,7 @@
 /** Puts parts together into the payload of one data frame. */
+import { hasPart } from "../base/part-mask.ts";
 import { invariant } from "../base/errors.ts";
-import { maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
+import { PART_BYTES, partsPerBlock } from "../base/units.ts";
 import type { CodecName } from "../codec/compression.ts";
 import type { PackResult, Shipment } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
@@ -67,36 +68,4 @@ export function packRaw(lane: Lane, slot: Uint8Array, rawBytes: number, codec: C
   const raw = slot.subarray(areaA, areaA + rawBytes);
   const payloadBytes = lane.codecs.get(codec).compress(raw, slot.subarray(areaB, areaB + areaBBytes));
   return payloadBytes > 0 ? { codec, payloadOffset: areaB, payloadBytes } : stored;
-}
-
-export function hasPart(mask: Uint8Array, part: number): boolean {
-  return ((mask[part >> 3] ?? 0) & (1 << (part & 7))) !== 0;
-}
-
-export function addPart(mask: Uint8Array, part: number): void {
-  mask[part >> 3] = (mask[part >> 3] ?? 0) | (1 << (part & 7));
-}
-
-/** A mask with all parts of a block. */
-export function fullMask(blockBytes: number): Uint8Array {
-  const mask = new Uint8Array(maskBytes(blockBytes));
-  for (let part = 0; part < partsPerBlock(blockBytes); part++) addPart(mask, part);
-  return mask;
-}
-
-export function isFullMask(mask: Uint8Array, blockBytes: number): boolean {
-  for (let part = 0; part < partsPerBlock(blockBytes); part++) if (!hasPart(mask, part)) return false;
-  return true;
-}
-
-/** Parts named by a mask. */
-export function countParts(mask: Uint8Array): number {
-  let count = 0;
-  for (let byte of mask) {
-    while (byte !== 0) {
-      byte &= byte - 1;
-      count++;
-    }
-  }
-  return count;
 }

@@ -1,6 +1,6 @@
 /** Enters what is sent into the funnel: each block once, however many attempts it takes. */
+import { countParts } from "../base/part-mask.ts";
 import { blockLength, blocksPerPage, type Geometry, maskBytes, PART_BYTES } from "../base/units.ts";
-import { countParts } from "../lanes/shipping.ts";
 import type { Funnel } from "./report.ts";
 import type { ScanMemory } from "./scan-memory.ts";
 

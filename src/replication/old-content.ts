@@ -2,18 +2,11 @@
  * Keeps what a delta overwrites: old parts go to the undo log, and the log is durable before the caller may write. What the table says
  * to be zero is not read: one entry says so for a whole run of blocks, and ahead of a writer that goes through zeros in order.
  */
+import { fullMask } from "../base/part-mask.ts";
 import type { BufferPool, Slot } from "../base/buffer-pool.ts";
 import { ReplicationError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
-import {
-  blocksPerPage,
-  digestBytes,
-  EXTENT_BYTES_MAX,
-  maskBytes,
-  pageBlocks,
-  pageCount,
-  partsPerBlock,
-} from "../base/units.ts";
+import { blocksPerPage, digestBytes, EXTENT_BYTES_MAX, maskBytes, pageBlocks, pageCount } from "../base/units.ts";
 import { isZero } from "../codec/digest.ts";
 import type { SaveResult } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
@@ -245,13 +238,6 @@ export class OldContent {
 }
 
 const zeroFlags = undoFlags.zero + undoFlags.digest;
-
-function fullMask(blockBytes: number): Uint8Array {
-  const parts = partsPerBlock(blockBytes);
-  const mask = new Uint8Array(maskBytes(blockBytes));
-  for (let part = 0; part < parts; part++) mask[part >> 3] = (mask[part >> 3] ?? 0) | (1 << (part & 7));
-  return mask;
-}
 
 function part(wanted: Wanted, from: number, to: number): Wanted {
   return {

@@ -1,8 +1,8 @@
 /** Which parts of blocks differ, and where in the image they lie. */
+import { addPart, countParts, fullMask, hasPart } from "../base/part-mask.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { EXTENT_BYTES_MAX, type Geometry, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import type { BlockReader, FileRun } from "../image/block-device.ts";
-import { addPart, countParts, fullMask, hasPart } from "../lanes/shipping.ts";
 import { type BlockRange, cutRanges } from "./data-cursor.ts";
 
 /** Bytes of the disk, and how many zero bytes fill them up to whole parts (at the end of the disk only). */

@@ -2,6 +2,7 @@
  * What of a seed's data a disk still needs. A seed's frames are made over an empty disk; where an earlier session left blocks behind, what is equal is
  * skipped, and what differs is sent whole, because the parts that are zero in the seed do not travel in it.
  */
+import { countParts, fullMask, hasPart } from "../base/part-mask.ts";
 import { PagedBits } from "../base/paged-bits.ts";
 import {
   blockCount,
@@ -15,7 +16,6 @@ import {
 } from "../base/units.ts";
 import type { CodecSet } from "../codec/compression.ts";
 import { isZero } from "../codec/digest.ts";
-import { countParts, fullMask, hasPart } from "../lanes/shipping.ts";
 import { encodeFrame } from "../wire/frame.ts";
 import type { Data } from "../wire/messages.ts";
 import type { BaseTable } from "./base-table.ts";

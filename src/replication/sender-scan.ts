@@ -4,6 +4,7 @@
  *
  * Everything is bounded: pages under way by a gate, block memory by the pool, frames by credit, requests by a gate.
  */
+import { countParts, fullMask } from "../base/part-mask.ts";
 import type { Clock } from "../base/clock.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { Gate, settleAll } from "../base/gate.ts";
@@ -25,7 +26,6 @@ import type { CodecName } from "../codec/compression.ts";
 import type { BlockReader, FileRun } from "../image/block-device.ts";
 import { blockState, type ScanRequest, type ScanResult, type Shipment } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
-import { countParts, fullMask } from "../lanes/shipping.ts";
 import { areaA } from "../lanes/slot-layout.ts";
 import { pageDigest } from "../table/digest-table.ts";
 import { encodeHeadBefore } from "../wire/frame.ts";

@@ -1,10 +1,10 @@
 /** A receiver meets a sender that breaks every rule: the session ends with a named error, nothing is committed, nothing leaks. */
+import { countParts, fullMask } from "../../src/base/part-mask.ts";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { limits } from "../../src/base/limits.ts";
 import { KIB, maskBytes, MIB, PART_BYTES } from "../../src/base/units.ts";
 import { createDigester, type Digester } from "../../src/codec/digest.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
-import { countParts, fullMask } from "../../src/lanes/shipping.ts";
 import { createLinkedPair, type LinkedPair, type LinkedPairOptions } from "../../src/testing/linked-pair.ts";
 import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
 import type { Commit, Data, Message, Open, Opened } from "../../src/wire/messages.ts";

@@ -1,4 +1,5 @@
 /** The parts of a session that are functions of values: plan, waits, rate, page answers, part ranges. */
+import { countParts, fullMask, hasPart } from "../../src/base/part-mask.ts";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
@@ -21,7 +22,6 @@ import { differingParts, frameEnd, partRanges, readParts } from "../../src/repli
 import { planSession } from "../../src/replication/plan.ts";
 import { createRateLimit } from "../../src/replication/rate.ts";
 import type { SenderSession } from "../../src/replication/sender-session.ts";
-import { countParts, fullMask, hasPart } from "../../src/lanes/shipping.ts";
 import { createFakeClock } from "../../src/testing/fake-clock.ts";
 import type { Open, Opened } from "../../src/wire/messages.ts";
 import { randomBytes } from "../random.ts";

@@ -1,4 +1,5 @@
 /** Facts about an undo log, for `inspect`: everything in it is read but the contents, and those on request. */
+import { countParts } from "../../base/part-mask.ts";
 import {
   batchAt,
   isWritten,
@@ -11,7 +12,7 @@ import {
   walkBatches,
 } from "./batches.ts";
 import type { ClosedLog, UndoHeader } from "./entry.ts";
-import { type BatchHeader, batchKinds, countParts, decodeCheckpoint, decodeFooter, UNDO_PAGE_BYTES } from "./format.ts";
+import { type BatchHeader, batchKinds, decodeCheckpoint, decodeFooter, UNDO_PAGE_BYTES } from "./format.ts";
 import { badContent, badIndexPage } from "./scan.ts";
 import { readEntries } from "./segment.ts";
 

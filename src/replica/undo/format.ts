@@ -7,6 +7,7 @@
  *             44 heads bytes u32 · 48 content bytes u64 · 56 body checksum u32 · 60 checksum u32
  *     entry   0 block u64 · 8 run u32 · 12 flags u8 · 13 reserved · 16 content bytes u32 · 20 content checksum u32 · 24 digest · mask
  */
+import { countParts } from "../../base/part-mask.ts";
 import { crc32 } from "node:zlib";
 import { invariant, ReplicationError } from "../../base/errors.ts";
 import { limits } from "../../base/limits.ts";
@@ -255,13 +256,6 @@ export function entryFault(bytes: Uint8Array, at: number, digestAt: number, shap
   const wholeBytes = parts * PART_BYTES;
   const fits = packed ? contentBytes > 0 && contentBytes < wholeBytes : contentBytes === wholeBytes;
   return fits ? undefined : "a content length that cannot be";
-}
-
-/** Parts of a mask. */
-export function countParts(mask: Uint8Array): number {
-  let parts = 0;
-  for (let byte of mask) for (; byte !== 0; byte &= byte - 1) parts++;
-  return parts;
 }
 
 export function encodeBatchHeader(header: BatchFields): Uint8Array {

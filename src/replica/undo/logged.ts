@@ -1,4 +1,5 @@
 /** Which parts of a disk an open undo log holds already, and which blocks it has named since its last checkpoint. Pure. */
+import { addPart, hasPart } from "../../base/part-mask.ts";
 import { PagedBits } from "../../base/paged-bits.ts";
 import { limits } from "../../base/limits.ts";
 import { maskBytes, partsPerBlock } from "../../base/units.ts";
@@ -63,7 +64,7 @@ export class LoggedParts {
     if (!this.#whole.has(block)) {
       for (let part = 0; part < this.#perBlock; part++) {
         if (!hasPart(mask, part) || !this.#parts.add(block * this.#perBlock + part)) continue;
-        missing[part >> 3] = (missing[part >> 3] ?? 0) | (1 << (part & 7));
+        addPart(missing, part);
         any = true;
       }
       this.#fold(block);
@@ -110,8 +111,4 @@ export class LoggedParts {
     for (let part = 0; part < this.#perBlock; part++) this.#parts.delete(first + part);
     this.#whole.add(block);
   }
-}
-
-function hasPart(mask: Uint8Array, part: number): boolean {
-  return ((mask[part >> 3] ?? 0) & (1 << (part & 7))) !== 0;
 }

@@ -2,6 +2,7 @@
  * Several closed logs as one: what a reader finds who looks through them in order, and nothing else. Of each part the first content, of each block
  * the first digest; what was damaged stays marked.
  */
+import { countParts, hasPart } from "../../base/part-mask.ts";
 import { invariant } from "../../base/errors.ts";
 import { maskBytes, MIB, PART_BYTES, partsPerBlock } from "../../base/units.ts";
 import type { UndoEntry, UndoLogReader } from "./entry.ts";
@@ -180,10 +181,6 @@ class BatchBuilder {
   }
 }
 
-function hasPart(mask: Uint8Array, part: number): boolean {
-  return ((mask[part >> 3] ?? 0) & (1 << (part & 7))) !== 0;
-}
-
 /** Parts with content that a merge keeps, and all that the logs hold. */
 export interface MergeCount {
   readonly kept: number;
@@ -196,17 +193,11 @@ export function* countMerge(readers: readonly UndoLogReader[]): Generator<undefi
   let held = 0;
   let blocks = 0;
   for (const block of mergedBlocks(readers)) {
-    for (const { entry, mask } of firstEntries(readers, block).pieces) if (!entry.zero) kept += count(mask);
+    for (const { entry, mask } of firstEntries(readers, block).pieces) if (!entry.zero) kept += countParts(mask);
     for (const reader of readers) {
-      for (const entry of reader.entries(block, 1)) if (!entry.zero) held += count(entry.mask);
+      for (const entry of reader.entries(block, 1)) if (!entry.zero) held += countParts(entry.mask);
     }
     if (++blocks % 512 === 0) yield undefined;
   }
   return { kept, held };
-}
-
-function count(mask: Uint8Array): number {
-  let parts = 0;
-  for (let byte of mask) for (; byte !== 0; byte &= byte - 1) parts++;
-  return parts;
 }

@@ -2,6 +2,7 @@
  * Reads an undo log: an open one by its batches, taking in what is appended, a closed one through its footer. Newer entries are kept
  * packed in memory up to the next index run (at most {@link tailBytesDefault}); older ones are read by page. docs/formats.md, "Undo log".
  */
+import { countParts } from "../../base/part-mask.ts";
 import { crc32 } from "node:zlib";
 import { invariant, ReplicationError } from "../../base/errors.ts";
 import { blocksPerPage, MIB, PART_BYTES } from "../../base/units.ts";
@@ -25,7 +26,6 @@ import { EntryLists } from "./entry-list.ts";
 import {
   type BatchHeader,
   batchKinds,
-  countParts,
   decodeFooter,
   type Footer,
   type FooterRun,

@@ -2,6 +2,7 @@
  * What recovery has to know of an open log before anything is applied: where it ends, which checkpoint is in force, and what of it
  * is damaged. Reads the heads of all batches, and the contents of those nothing proves to have been durable.
  */
+import { countParts } from "../../base/part-mask.ts";
 import { crc32 } from "node:zlib";
 import {
   damagedAt,
@@ -19,7 +20,6 @@ import { EntryList, packHeads } from "./entry-list.ts";
 import {
   type BatchHeader,
   batchKinds,
-  countParts,
   decodeCheckpoint,
   type FooterRun,
   type FooterTotals,

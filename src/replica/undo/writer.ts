@@ -5,6 +5,7 @@
  * Order for each overwrite: {@link UndoWriter.claim} (what is to be kept) → old content read → {@link UndoWriter.batch} (a place) → written
  * there → {@link UndoWriter.wrote} → {@link UndoWriter.durable} → overwritten.
  */
+import { countParts } from "../../base/part-mask.ts";
 import { invariant } from "../../base/errors.ts";
 import type { StorageFile } from "../../storage/seam.ts";
 import { inFile } from "../file-error.ts";
@@ -12,7 +13,6 @@ import type { ClosedLog, UndoEntry, UndoHeader, UndoStretch } from "./entry.ts";
 import {
   batchKinds,
   bodyChecksum,
-  countParts,
   encodeCheckpoint,
   encodeFooter,
   type EntryHead,

@@ -1,4 +1,5 @@
 /** Undo logs in memory, built batch by batch. */
+import { countParts } from "../../../src/base/part-mask.ts";
 import { loadCodecs } from "../../../src/codec/compression.ts";
 import type { LaneStorage } from "../../../src/storage/seam.ts";
 import { digestBytes, maskBytes, MIB, PART_BYTES, partsPerBlock } from "../../../src/base/units.ts";
@@ -8,7 +9,6 @@ import {
   batchKinds,
   bodyChecksum,
   contentChecksum,
-  countParts,
   encodeCheckpoint,
   encodeFooter,
   encodeUndoHeader,
