@@ -31,7 +31,7 @@ export const layers = {
 
 /** Files outside the pure folders that are pure all the same; globs. */
 export const pureFiles = [
-  "src/replica/retention*.ts",
+  "src/replica/retention/*.ts",
   "src/replication/plan.ts",
   "src/track/dirty-bitmap.ts",
   "src/base/units.ts",

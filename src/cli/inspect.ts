@@ -4,7 +4,7 @@ import { MIB } from "../base/units.ts";
 import { detectFormat, detectHeadBytes, detectTailBytes, formatTitle, promisedFormat } from "../image/detect.ts";
 import { openImage } from "../image/open-image.ts";
 import { inspectStoreFile } from "../replica/store.ts";
-import { inspectSeedFile } from "../replication/seed-inspect.ts";
+import { inspectSeedFile } from "../replication/seed/inspect.ts";
 import { createNodeStorage } from "../storage/node-storage.ts";
 import type { Storage } from "../storage/seam.ts";
 import { createFrameDecoder } from "../wire/frame.ts";

@@ -1,5 +1,5 @@
 import { ReplicationError, type Store } from "../index.ts";
-import { parsePolicy } from "../replica/retention-policy.ts";
+import { parsePolicy } from "../replica/retention/policy.ts";
 import type { Verdict } from "../replica/store.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";

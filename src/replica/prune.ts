@@ -10,8 +10,8 @@ import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
 import { listPoints, loadPoints, type NamedLog, type Point, readPoint, type Hold, writePoint } from "./point.ts";
-import { decideRetention, type Verdict } from "./retention.ts";
-import type { RetentionPolicy } from "./retention-policy.ts";
+import { decideRetention, type Verdict } from "./retention/decide.ts";
+import type { RetentionPolicy } from "./retention/policy.ts";
 import { syncDirectory } from "./state-file.ts";
 
 /** A sender's clock may run ahead of ours by this much before its points stop ageing others. */

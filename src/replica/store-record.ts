@@ -1,7 +1,7 @@
 /** What a store is, `store.json`. */
 import type { Storage } from "../storage/seam.ts";
 import type { StorePaths } from "./layout.ts";
-import { defaultPolicyText, parsePolicy } from "./retention-policy.ts";
+import { defaultPolicyText, parsePolicy } from "./retention/policy.ts";
 import { decodeState, readState, type StateContent, type StateFormat, writeState } from "./state-file.ts";
 
 export interface StoreRecord {

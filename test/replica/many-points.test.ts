@@ -2,7 +2,7 @@
 import { expect, test } from "vitest";
 import { diskPaths } from "../../src/replica/layout.ts";
 import { type Point, writePoint } from "../../src/replica/point.ts";
-import { defaultPolicyText } from "../../src/replica/retention-policy.ts";
+import { defaultPolicyText } from "../../src/replica/retention/policy.ts";
 import type { Store } from "../../src/replica/store.ts";
 import type { Storage } from "../../src/storage/seam.ts";
 import { createSimulatedDisk, type Operation, type SimulatedProcess } from "../../src/testing/simulated-storage.ts";

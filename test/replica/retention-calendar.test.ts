@@ -1,7 +1,7 @@
 /** Retention by calendar periods, worked out by hand. */
 import { describe, expect, test } from "vitest";
-import { decideRetention } from "../../src/replica/retention.ts";
-import { parsePolicy } from "../../src/replica/retention-policy.ts";
+import { decideRetention } from "../../src/replica/retention/decide.ts";
+import { parsePolicy } from "../../src/replica/retention/policy.ts";
 import { at, kept, MINUTE, numbers, rules, series, utc } from "./retention-kit.ts";
 
 describe("calendar options", () => {

@@ -1,7 +1,7 @@
 /** Retention while clocks jump: order is by sequence number, time is a label. */
 import { describe, expect, test } from "vitest";
-import { decideRetention } from "../../src/replica/retention.ts";
-import { parsePolicy } from "../../src/replica/retention-policy.ts";
+import { decideRetention } from "../../src/replica/retention/decide.ts";
+import { parsePolicy } from "../../src/replica/retention/policy.ts";
 import { at, commitAll, DAY, HOUR, kept, MINUTE, noon, rules, series, utc } from "./retention-kit.ts";
 
 describe("clocks that jump", () => {

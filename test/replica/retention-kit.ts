@@ -5,8 +5,8 @@ import {
   type RetainedPoint,
   type RetentionOptions,
   type Verdict,
-} from "../../src/replica/retention.ts";
-import { keepOptions, parsePolicy } from "../../src/replica/retention-policy.ts";
+} from "../../src/replica/retention/decide.ts";
+import { keepOptions, parsePolicy } from "../../src/replica/retention/policy.ts";
 
 export const SECOND = 1000;
 export const MINUTE = 60 * SECOND;

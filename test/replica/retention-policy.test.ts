@@ -9,7 +9,7 @@ import {
   keepOptions,
   parsePolicy,
   type RetentionPolicy,
-} from "../../src/replica/retention-policy.ts";
+} from "../../src/replica/retention/policy.ts";
 
 const MINUTE = 60_000;
 const HOUR = 60 * MINUTE;

@@ -2,7 +2,7 @@
  * Retention written a second time, straight from its rules and without regard to speed. It shares nothing with the product but the form of
  * a policy.
  */
-import type { GridRow, KeepOption } from "../../src/replica/retention-policy.ts";
+import type { GridRow, KeepOption } from "../../src/replica/retention/policy.ts";
 
 export interface PlainPoint {
   readonly point: number;

@@ -2,8 +2,8 @@
 import { readFileSync } from "node:fs";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { decideRetention, type RetainedPoint } from "../../src/replica/retention.ts";
-import { defaultPolicy, defaultPolicyText, type KeepOption, parsePolicy } from "../../src/replica/retention-policy.ts";
+import { decideRetention, type RetainedPoint } from "../../src/replica/retention/decide.ts";
+import { defaultPolicy, defaultPolicyText, type KeepOption, parsePolicy } from "../../src/replica/retention/policy.ts";
 import {
   anyPolicy,
   commitAll,

@@ -14,9 +14,9 @@ import {
   partHeaderBytes,
   partName,
   partTrailerBytes,
-} from "../../src/replication/seed-format.ts";
-import { inspectSeedFile } from "../../src/replication/seed-inspect.ts";
-import { openSeed } from "../../src/replication/seed-reader.ts";
+} from "../../src/replication/seed/format.ts";
+import { inspectSeedFile } from "../../src/replication/seed/inspect.ts";
+import { openSeed } from "../../src/replication/seed/reader.ts";
 import { createSimulatedDisk, type Operation, type SimulatedDisk } from "../../src/testing/simulated-storage.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import { createChance } from "../replica/simulated-store.ts";

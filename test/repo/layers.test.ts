@@ -40,7 +40,7 @@ const seeds: readonly Seed[] = [
   { file: "src/replica/b.ts", code: 'import { Worker } from "node:worker_threads";\nnew Worker("x");', rule: imports },
   { file: "src/replica/a.ts", code: 'import { x } from "../lanes/x.ts";\nx();', rule: undefined },
   { file: "src/replica/c.ts", code: 'import { x } from "../replication/x.ts";\nx();', rule: imports },
-  { file: "src/replica/retention.ts", code: 'import { open } from "node:fs";\nopen();', rule: imports },
+  { file: "src/replica/retention/decide.ts", code: 'import { open } from "node:fs";\nopen();', rule: imports },
   { file: "src/failover/a.ts", code: 'import { x } from "../replica/x.ts";\nx();', rule: imports },
   { file: "src/site/a.ts", code: 'import { x } from "../cli/x.ts";\nx();', rule: imports },
   { file: "src/site/b.ts", code: 'import { x } from "../testing/x.ts";\nx();', rule: imports },

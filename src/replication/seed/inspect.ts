@@ -1,9 +1,9 @@
 /** Says what a file of a seed is and whether it is whole at its ends: for `replicate inspect`. */
 import { basename, dirname } from "node:path";
-import { ReplicationError } from "../base/errors.ts";
-import type { Storage } from "../storage/seam.ts";
-import { parseSeedFile } from "./seed-format.ts";
-import { lookAtPart, readSeedFacts } from "./seed-reader.ts";
+import { ReplicationError } from "../../base/errors.ts";
+import type { Storage } from "../../storage/seam.ts";
+import { parseSeedFile } from "./format.ts";
+import { lookAtPart, readSeedFacts } from "./reader.ts";
 
 export interface SeedFileDescription {
   readonly kind: "seed" | "seed part";

@@ -5,9 +5,9 @@
  * later, and were the younger to go each time, 24 hours would thin out to some 15 with holes of three and four. So a point also stays that
  * closes such a hole: three quarters of a bucket or more behind the one that stands, and the next one more than a bucket behind that.
  */
-import { formatRow, type GridRow } from "./retention-policy.ts";
-import { believeTimes, unconfirmedLeap } from "./retention-times.ts";
-import { type Judgement, writeTime } from "./retention-words.ts";
+import { formatRow, type GridRow } from "./policy.ts";
+import { believeTimes, unconfirmedLeap } from "./times.ts";
+import { type Judgement, writeTime } from "./words.ts";
 
 const leapRule = "last point before a leap in time that more points must confirm";
 

@@ -1,12 +1,12 @@
 /**
  * Which points of a disk stay. A function of values: no clock, no files. Points are ordered by sequence number; their times are labels of
- * the sender's clock, which may be wrong (retention-times.ts).
+ * the sender's clock, which may be wrong (times.ts).
  */
-import { invariant } from "../base/errors.ts";
-import { type Calendar, createCalendar, judgeCalendar } from "./retention-calendar.ts";
-import { judgeGrid } from "./retention-grid.ts";
-import type { RetentionPolicy } from "./retention-policy.ts";
-import { type Judgement, writeTime } from "./retention-words.ts";
+import { invariant } from "../../base/errors.ts";
+import { type Calendar, createCalendar, judgeCalendar } from "./calendar.ts";
+import { judgeGrid } from "./grid.ts";
+import type { RetentionPolicy } from "./policy.ts";
+import { type Judgement, writeTime } from "./words.ts";
 
 /** What retention has to know of a point. */
 export interface RetainedPoint {

@@ -6,13 +6,13 @@
  */
 import { createHash, type Hash } from "node:crypto";
 import { dirname, join } from "node:path";
-import { invariant, ReplicationError } from "../base/errors.ts";
-import type { Logger } from "../base/logger.ts";
-import { MIB } from "../base/units.ts";
-import { inFile } from "../replica/file-error.ts";
-import { newName, syncDirectory, writeState } from "../replica/state-file.ts";
-import type { FileLock, Storage, StorageFile } from "../storage/seam.ts";
-import { protocolVersion } from "../wire/handshake.ts";
+import { invariant, ReplicationError } from "../../base/errors.ts";
+import type { Logger } from "../../base/logger.ts";
+import { MIB } from "../../base/units.ts";
+import { inFile } from "../../replica/file-error.ts";
+import { newName, syncDirectory, writeState } from "../../replica/state-file.ts";
+import type { FileLock, Storage, StorageFile } from "../../storage/seam.ts";
+import { protocolVersion } from "../../wire/handshake.ts";
 import {
   encodePartHeader,
   encodePartTrailer,
@@ -23,8 +23,8 @@ import {
   partTrailerBytes,
   seedFormat,
   seedPartBytes,
-} from "./seed-format.ts";
-import type { SeedFacts } from "./seed-reader.ts";
+} from "./format.ts";
+import type { SeedFacts } from "./reader.ts";
 
 /** Written and not synced at most: a portable disk is slow, and the last sync should be short. */
 const syncEveryBytes = 64 * MIB;

@@ -5,7 +5,7 @@
  *   grid=1x1h(keep=all)|24x1h|14x1d|8x7d            ages, oldest in bucket stays
  *   last=N,hourly=N,daily=N,weekly=N,monthly=N,yearly=N   any of them, newest in period stays
  */
-import { ReplicationError } from "../base/errors.ts";
+import { ReplicationError } from "../../base/errors.ts";
 
 /** `count` buckets of `lengthMillis` each; in each of them the `keep` oldest points stay. */
 export interface GridRow {

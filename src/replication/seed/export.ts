@@ -2,18 +2,18 @@
  * A receiver of paper: a link whose other end is a folder. It answers a sender as the receiver of a new, empty disk would, and writes the frames that make
  * the disk what it is (open, data, zero, commit) to a seed. The sender needs to know nothing of it.
  */
-import type { Clock } from "../base/clock.ts";
-import { ReplicationError, toReplicationError } from "../base/errors.ts";
-import { limits } from "../base/limits.ts";
-import type { Logger } from "../base/logger.ts";
-import { BLOCK_BYTES_DEFAULT } from "../base/units.ts";
-import type { CodecName } from "../codec/compression.ts";
-import type { Storage } from "../storage/seam.ts";
-import type { Link, LinkHandlers, PeerIdentity } from "../transport/link.ts";
-import { encodeFrame } from "../wire/frame.ts";
-import { answer } from "../wire/handshake.ts";
-import type { Commit, Message, Open } from "../wire/messages.ts";
-import { SeedWriter } from "./seed-writer.ts";
+import type { Clock } from "../../base/clock.ts";
+import { ReplicationError, toReplicationError } from "../../base/errors.ts";
+import { limits } from "../../base/limits.ts";
+import type { Logger } from "../../base/logger.ts";
+import { BLOCK_BYTES_DEFAULT } from "../../base/units.ts";
+import type { CodecName } from "../../codec/compression.ts";
+import type { Storage } from "../../storage/seam.ts";
+import type { Link, LinkHandlers, PeerIdentity } from "../../transport/link.ts";
+import { encodeFrame } from "../../wire/frame.ts";
+import { answer } from "../../wire/handshake.ts";
+import type { Commit, Message, Open } from "../../wire/messages.ts";
+import { SeedWriter } from "./writer.ts";
 
 export interface SeedTargetOptions {
   readonly storage: Storage;

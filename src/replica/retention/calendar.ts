@@ -1,8 +1,8 @@
 /** `last=N,hourly=N,...`: the newest point of each of the newest N calendar periods that have one. */
-import { ReplicationError } from "../base/errors.ts";
-import { type KeepOption, keepOptions } from "./retention-policy.ts";
-import { believeTimes } from "./retention-times.ts";
-import { type Judgement, writeTime } from "./retention-words.ts";
+import { ReplicationError } from "../../base/errors.ts";
+import { type KeepOption, keepOptions } from "./policy.ts";
+import { believeTimes } from "./times.ts";
+import { type Judgement, writeTime } from "./words.ts";
 
 type Period = Exclude<KeepOption, "last">;
 

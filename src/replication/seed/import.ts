@@ -2,24 +2,24 @@
  * Applies a seed to a store: its frames go to a receiver's session over a link within the process, with every check a sender over the network would meet.
  * What was applied is kept when it is interrupted, and skipped by the next run.
  */
-import type { BufferPool } from "../base/buffer-pool.ts";
-import type { Clock } from "../base/clock.ts";
-import { type ErrorCode, ReplicationError, toReplicationError } from "../base/errors.ts";
-import type { Logger } from "../base/logger.ts";
-import type { Random } from "../base/random.ts";
-import { type CodecName, loadCodecs } from "../codec/compression.ts";
-import type { Lanes } from "../lanes/lanes.ts";
-import type { Point, Store } from "../replica/store.ts";
-import type { Storage } from "../storage/seam.ts";
-import type { PeerIdentity } from "../transport/link.ts";
-import { createLocalPair } from "../transport/local-link.ts";
-import { offer } from "../wire/handshake.ts";
-import type { Commit, Opened } from "../wire/messages.ts";
-import { BaseTable } from "./base-table.ts";
-import { createReceiver } from "./receiver.ts";
-import { SeedBlocks } from "./seed-blocks.ts";
-import { openSeed, type Seed, SeedReader } from "./seed-reader.ts";
-import { SenderSession } from "./sender-session.ts";
+import type { BufferPool } from "../../base/buffer-pool.ts";
+import type { Clock } from "../../base/clock.ts";
+import { type ErrorCode, ReplicationError, toReplicationError } from "../../base/errors.ts";
+import type { Logger } from "../../base/logger.ts";
+import type { Random } from "../../base/random.ts";
+import { type CodecName, loadCodecs } from "../../codec/compression.ts";
+import type { Lanes } from "../../lanes/lanes.ts";
+import type { Point, Store } from "../../replica/store.ts";
+import type { Storage } from "../../storage/seam.ts";
+import type { PeerIdentity } from "../../transport/link.ts";
+import { createLocalPair } from "../../transport/local-link.ts";
+import { offer } from "../../wire/handshake.ts";
+import type { Commit, Opened } from "../../wire/messages.ts";
+import { BaseTable } from "../base-table.ts";
+import { createReceiver } from "../receiver.ts";
+import { SeedBlocks } from "./blocks.ts";
+import { openSeed, type Seed, SeedReader } from "./reader.ts";
+import { SenderSession } from "../sender-session.ts";
 
 export interface ImportOptions {
   readonly store: Store;

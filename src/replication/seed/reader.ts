@@ -1,15 +1,15 @@
 /** Reads a seed: finds it in its folder, looks at every part before anything is done with it, and gives its frames in order. */
 import { createHash, type Hash } from "node:crypto";
 import { basename, join } from "node:path";
-import { invariant, ReplicationError } from "../base/errors.ts";
-import { limits } from "../base/limits.ts";
-import { BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, type Geometry, isBlockSize, MIB } from "../base/units.ts";
-import { decodeState, readSmallFile, type StateContent } from "../replica/state-file.ts";
-import type { Storage, StorageFile } from "../storage/seam.ts";
-import { createFrameDecoder, type FrameDecoder } from "../wire/frame.ts";
-import { protocolVersion, protocolVersionMin } from "../wire/handshake.ts";
-import type { Commit, Data, Message, Open, Zero } from "../wire/messages.ts";
-import { checkPrelude, headerBytesOf, payloadBytesOf, preludeBytes } from "../wire/prelude.ts";
+import { invariant, ReplicationError } from "../../base/errors.ts";
+import { limits } from "../../base/limits.ts";
+import { BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, type Geometry, isBlockSize, MIB } from "../../base/units.ts";
+import { decodeState, readSmallFile, type StateContent } from "../../replica/state-file.ts";
+import type { Storage, StorageFile } from "../../storage/seam.ts";
+import { createFrameDecoder, type FrameDecoder } from "../../wire/frame.ts";
+import { protocolVersion, protocolVersionMin } from "../../wire/handshake.ts";
+import type { Commit, Data, Message, Open, Zero } from "../../wire/messages.ts";
+import { checkPrelude, headerBytesOf, payloadBytesOf, preludeBytes } from "../../wire/prelude.ts";
 import {
   decodePartHeader,
   decodePartTrailer,
@@ -22,7 +22,7 @@ import {
   partTrailerBytes,
   seedDamaged,
   seedFormat,
-} from "./seed-format.ts";
+} from "./format.ts";
 
 /** What a manifest says. */
 export interface SeedFacts extends Geometry {

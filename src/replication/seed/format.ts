@@ -3,10 +3,10 @@
  * says that the copy is complete. docs/formats.md, "Seed", has the bytes.
  */
 import { crc32 } from "node:zlib";
-import { invariant, ReplicationError } from "../base/errors.ts";
-import { GIB } from "../base/units.ts";
-import { isDiskName } from "../replica/layout.ts";
-import type { StateFormat } from "../replica/state-file.ts";
+import { invariant, ReplicationError } from "../../base/errors.ts";
+import { GIB } from "../../base/units.ts";
+import { isDiskName } from "../../replica/layout.ts";
+import type { StateFormat } from "../../replica/state-file.ts";
 
 export const seedFormat: StateFormat = { format: "replicate seed", version: 1 };
 

@@ -2,8 +2,8 @@
  * What of a seed's data a disk still needs. A seed's frames are made over an empty disk; where an earlier session left blocks behind, what is equal is
  * skipped, and what differs is sent whole, because the parts that are zero in the seed do not travel in it.
  */
-import { countParts, fullMask, hasPart } from "../base/part-mask.ts";
-import { PagedBits } from "../base/paged-bits.ts";
+import { countParts, fullMask, hasPart } from "../../base/part-mask.ts";
+import { PagedBits } from "../../base/paged-bits.ts";
 import {
   blockCount,
   blocksPerPage,
@@ -13,14 +13,14 @@ import {
   PART_BYTES,
   pageBlocks,
   pageCount,
-} from "../base/units.ts";
-import type { CodecSet } from "../codec/compression.ts";
-import { isZero } from "../codec/digest.ts";
-import { encodeFrame } from "../wire/frame.ts";
-import type { Data } from "../wire/messages.ts";
-import type { BaseTable } from "./base-table.ts";
-import { RecentPages } from "./page-work.ts";
-import type { SeedFrame } from "./seed-reader.ts";
+} from "../../base/units.ts";
+import type { CodecSet } from "../../codec/compression.ts";
+import { isZero } from "../../codec/digest.ts";
+import { encodeFrame } from "../../wire/frame.ts";
+import type { Data } from "../../wire/messages.ts";
+import type { BaseTable } from "../base-table.ts";
+import { RecentPages } from "../page-work.ts";
+import type { SeedFrame } from "./reader.ts";
 
 /** Pages whose digests are kept: frames come in the order of few pages at a time. */
 const recentPages = 64;
