@@ -18,7 +18,7 @@ export interface BufferPool {
   readonly slotCount: number;
   /** Slots not on loan. */
   readonly free: number;
-  /** The memory behind all slots, slot i at `i * slotBytes`; handed to worker lanes. */
+  /** The memory behind all slots, slot i at `i * slotBytes`, perhaps with room behind the last; handed to worker lanes. */
   readonly memory: SharedArrayBuffer;
   /** A slot at once, or undefined. */
   tryAcquire(): Slot | undefined;
@@ -36,7 +36,7 @@ interface Waiter {
 export function createBufferPool(options: { readonly slotBytes: number; readonly slotCount: number }): BufferPool {
   const { slotBytes, slotCount } = options;
   invariant(slotBytes > 0 && slotCount > 0, "a pool has slots");
-  const memory = new SharedArrayBuffer(slotBytes * slotCount);
+  const memory = pageAligned(slotBytes * slotCount);
   // A stack: the slot used last is the one whose pages are warm.
   const freeIndexes: number[] = [];
   for (let index = slotCount - 1; index >= 0; index--) freeIndexes.push(index);
@@ -94,6 +94,32 @@ export function createBufferPool(options: { readonly slotBytes: number; readonly
       });
     },
   };
+}
+
+/** What is used of it here: the types of Node.js do not have it. */
+declare const WebAssembly: {
+  readonly Memory: new (shape: {
+    readonly initial: number;
+    readonly maximum: number;
+    readonly shared: true;
+  }) => { readonly buffer: ArrayBufferLike };
+};
+
+const wasmPageBytes = 65_536;
+
+/**
+ * Shared memory that begins on a page, as direct writes to a device need it: only memory of WebAssembly does so for sure. It takes address
+ * space of several GiB, so under a limit on that it is ordinary memory, and direct writes are refused by the system.
+ */
+function pageAligned(bytes: number): SharedArrayBuffer {
+  const pages = Math.ceil(bytes / wasmPageBytes);
+  try {
+    const { buffer } = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
+    if (buffer instanceof SharedArrayBuffer) return buffer;
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+  }
+  return new SharedArrayBuffer(bytes);
 }
 
 function aborted(signal: AbortSignal | undefined): unknown {

@@ -16,8 +16,11 @@ export interface Digester {
    * `offset`, big endian. Returns true when the block is all zeros (every byte was looked at).
    */
   digest(block: Uint8Array, target: Uint8Array, offset: number): boolean;
-  /** 32 bits of a part of {@link PART_BYTES}: the low half of its xxh64, whatever the kind of the block digest. */
-  part(part: Uint8Array): number;
+  /**
+   * Writes 32 bits, little endian, of each part ({@link PART_BYTES}) of `block` to `target` at `offset`: the low half of its xxh64, whatever
+   * the kind of the block digest.
+   */
+  parts(block: Uint8Array, target: Buffer, offset: number): void;
 }
 
 /** xxh64 with seed 0, or the first 16 bytes of sha256. Blocks may lie in shared memory. */
@@ -48,10 +51,13 @@ export async function createDigester(kind: DigestKind): Promise<Digester> {
       if (isZero(digest)) target[offset + width - 1] = 1;
       return false;
     },
-    part(part) {
-      invariant(part.length === PART_BYTES, "a part has its length");
-      // asUintN reads the low digit as it is; masking with & would make a second BigInt, a fifth of the whole cost.
-      return Number(BigInt.asUintN(32, h64Raw(part)));
+    parts(block, target, offset) {
+      invariant(block.length % PART_BYTES === 0, "a block has whole parts");
+      for (let at = 0; at < block.length; at += PART_BYTES) {
+        // asUintN reads the low digit as it is; masking with & would make a second BigInt, a fifth of the whole cost.
+        const part = Number(BigInt.asUintN(32, h64Raw(block.subarray(at, at + PART_BYTES))));
+        offset = target.writeUInt32LE(part, offset);
+      }
     },
   };
 }

@@ -1,8 +1,8 @@
 /** The receiver's jobs: apply, old parts, clear, sync. */
-import { addPart, countParts, hasPart, isFullMask } from "../base/part-mask.ts";
+import { addPart, countParts, forEachRun, isFullMask } from "../base/part-mask.ts";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
 import { digestBytes, KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
-import { isZero } from "../codec/digest.ts";
+import { type Digester, isZero } from "../codec/digest.ts";
 import {
   type ApplyRequest,
   type ApplyResult,
@@ -11,35 +11,34 @@ import {
   type ClearRequest,
   type OldPartsRequest,
   type OldPartsResult,
+  type ReceivedFrame,
   type SyncRequest,
 } from "./jobs.ts";
+import { DIRECT_BYTES } from "../storage/seam.ts";
 import type { Lane } from "./lane.ts";
 import { areaA, areaB } from "./slot-layout.ts";
 
 /** Longest single write: larger ones cost more than twice as much in a new file (measured; the kernel zeroes large folios first). */
 const writeBytesMax = 256 * KIB;
 
-/** Runs at least this long are handed to the device at once. */
-const writebackBytesMin = 256 * KIB;
+/**
+ * Runs at least this long go to the device at once, past the page cache where that can be had: it would cost memory, a copy and the kernel's
+ * own writing for content that nobody reads soon. Scattered parts are left to the kernel, which joins neighbours better than we could.
+ */
+const longRunBytes = 256 * KIB;
 
 /**
- * Applies a data frame. Order for each block: old content (where parts go over content) → patch → digest of the whole new block → write.
- * A block whose digest does not come out is not written. The old content is not digested here: what was kept of it was checked
- * then, and wrong old parts make a wrong whole.
+ * Applies a data frame. Order for each block that `save` has not looked at: old content (where parts go over content) → patch → digest of the
+ * whole new block; then all are written whose digest came out. The old content is not digested here: wrong old parts make a wrong
+ * whole.
  */
 export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
   const { blockBytes, blocks, masks } = request;
-  const slot = lane.slot(request.slot);
-  const packed = slot.subarray(areaB, areaB + request.payloadBytes);
-  let raw = packed;
-  if (request.codec !== "stored") {
-    raw = slot.subarray(areaA, areaA + request.rawBytes);
-    lane.codecs.get(request.codec).decompress(packed, raw);
-  }
+  const raw = unpack(lane, request.slot, request);
   const digester = lane.digester(request.digestKind);
   const width = digestBytes(request.digestKind);
   const found = new Uint8Array(width);
-  const states = new Uint8Array(blocks.length);
+  const states = request.checked ?? new Uint8Array(blocks.length).fill(applyState.unchecked);
   const perMask = maskBytes(blockBytes);
   const writer = new RunWriter(lane, request);
   let rawAt = 0;
@@ -47,24 +46,18 @@ export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
     const mask = masks.subarray(index * perMask, (index + 1) * perMask);
     const content = raw.subarray(rawAt, rawAt + countParts(mask) * PART_BYTES);
     rawAt += content.length;
-    const old = request.base.subarray(index * width, (index + 1) * width);
     const full = isFullMask(mask, blockBytes);
-    let whole = content;
-    if (!full) {
-      whole = lane.scratch.subarray(0, blockBytes);
-      if (isZero(old)) whole.fill(0);
-      else if (!readBlock(lane, request, block, whole)) {
-        states[index] = applyState.damaged;
-        continue;
+    if (states[index] === applyState.unchecked) {
+      let whole: Uint8Array | undefined = content;
+      if (!full) {
+        whole = lane.scratch.subarray(0, blockBytes);
+        if (isZero(request.base.subarray(index * width, (index + 1) * width))) whole.fill(0);
+        else if (!readBlock(lane, request, block, whole)) whole = undefined;
+        if (whole !== undefined) overlay(whole, mask, content);
       }
-      overlay(whole, mask, content);
+      states[index] = checkNew(digester, whole, request.digests.subarray(index * width, (index + 1) * width), found);
     }
-    digester.digest(whole, found, 0);
-    if (Buffer.compare(found, request.digests.subarray(index * width, (index + 1) * width)) !== 0) {
-      states[index] = applyState.mismatch;
-      continue;
-    }
-    states[index] = applyState.written;
+    if (states[index] !== applyState.written) continue;
     if (full) writer.add(block * blockBytes, content);
     else writeParts(writer, block * blockBytes, mask, content);
   }
@@ -72,22 +65,39 @@ export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
   return { states, writtenBytes: writer.bytes };
 }
 
-function overlay(block: Uint8Array, mask: Uint8Array, content: Uint8Array): void {
-  let at = 0;
-  for (let part = 0; part < block.length / PART_BYTES; part++) {
-    if (!hasPart(mask, part)) continue;
-    block.set(content.subarray(at, at + PART_BYTES), part * PART_BYTES);
-    at += PART_BYTES;
-  }
+/** The content of a frame: where it came, or decompressed to area A. */
+export function unpack(lane: Lane, slotIndex: number, frame: ReceivedFrame): Uint8Array {
+  const slot = lane.slot(slotIndex);
+  const packed = slot.subarray(areaB, areaB + frame.payloadBytes);
+  if (frame.codec === "stored") return packed;
+  const raw = slot.subarray(areaA, areaA + frame.rawBytes);
+  lane.codecs.get(frame.codec).decompress(packed, raw);
+  return raw;
+}
+
+/** Whether a block as it would become has the digest it is to have; undefined: it cannot be told. `found`: room for a digest. */
+export function checkNew(
+  digester: Digester,
+  whole: Uint8Array | undefined,
+  digest: Uint8Array,
+  found: Uint8Array,
+): number {
+  if (whole === undefined) return applyState.damaged;
+  digester.digest(whole, found, 0);
+  return Buffer.compare(found, digest) === 0 ? applyState.written : applyState.mismatch;
+}
+
+/** Puts parts that lie together over their block. */
+export function overlay(block: Uint8Array, mask: Uint8Array, content: Uint8Array): void {
+  forEachRun(mask, (first, count, before) => {
+    block.set(content.subarray(before * PART_BYTES, (before + count) * PART_BYTES), first * PART_BYTES);
+  });
 }
 
 function writeParts(writer: RunWriter, offset: number, mask: Uint8Array, content: Uint8Array): void {
-  let at = 0;
-  for (let part = 0; at < content.length; part++) {
-    if (!hasPart(mask, part)) continue;
-    writer.add(offset + part * PART_BYTES, content.subarray(at, at + PART_BYTES));
-    at += PART_BYTES;
-  }
+  forEachRun(mask, (first, count, before) => {
+    writer.add(offset + first * PART_BYTES, content.subarray(before * PART_BYTES, (before + count) * PART_BYTES));
+  });
 }
 
 /** Reads a block, padded with zeros; false when it cannot be read: the sender sends it whole, and writing it anew may heal it. */
@@ -108,18 +118,18 @@ function readBlock(
   }
 }
 
-/** Reads the old block, padded with zeros; false when it cannot be read or does not match its digest. */
+/** Reads the old block, padded with zeros. `differs`: it does not match its digest. */
 export function readOld(
   lane: Lane,
   request: BlockShape & { readonly fd: number; readonly sizeBytes: number; readonly disk: string },
   block: number,
   digest: Uint8Array,
   target: Uint8Array,
-): boolean {
-  if (!readBlock(lane, request, block, target)) return false;
+): "good" | "differs" | "unreadable" {
+  if (!readBlock(lane, request, block, target)) return "unreadable";
   const found = new Uint8Array(digest.length);
   lane.digester(request.digestKind).digest(target, found, 0);
-  return Buffer.compare(found, digest) === 0;
+  return Buffer.compare(found, digest) === 0 ? "good" : "differs";
 }
 
 /** Joins neighbouring pieces of one source array into writes of up to {@link writeBytesMax}, and clips them at the end of the disk. */
@@ -157,35 +167,46 @@ class RunWriter {
     this.#pending = undefined;
     const { disk, fd, sizeBytes } = this.#request;
     const length = Math.min(pending.length, sizeBytes - this.#offset);
-    for (let at = 0; at < length; at += writeBytesMax) {
+    this.bytes += length;
+    const direct = length >= longRunBytes ? this.#writeDirect(pending, length) : 0;
+    for (let at = direct; at < length; at += writeBytesMax) {
       const piece = pending.subarray(at, Math.min(at + writeBytesMax, length));
       inReplica(disk, this.#offset + at, () => {
         this.#lane.storage.write(fd, piece, this.#offset + at);
       });
     }
-    this.bytes += length;
-    // Long runs go to the device while the next ones are received, so that the sync of the commit is short. Scattered parts are left to
-    // the kernel, which joins neighbours better than we could.
-    if (length >= writebackBytesMin) this.#lane.storage.startWriteback(fd, this.#offset, length);
+    // Where it went to the page cache, the device gets it while the next ones are received: the sync of the commit is shorter.
+    if (length - direct >= longRunBytes) this.#lane.storage.startWriteback(fd, this.#offset + direct, length - direct);
+  }
+
+  /** Writes what is whole units of `pending`, when it can. Returns the bytes written: all but a tail, or none. */
+  #writeDirect(pending: Uint8Array, length: number): number {
+    const { disk, directFd } = this.#request;
+    const bytes = length - (length % DIRECT_BYTES);
+    if (directFd === undefined || this.#offset % DIRECT_BYTES !== 0 || pending.byteOffset % DIRECT_BYTES !== 0)
+      return 0;
+    let written = false;
+    inReplica(disk, this.#offset, () => {
+      written = this.#lane.storage.writeDirect?.(directFd, pending.subarray(0, bytes), this.#offset) ?? false;
+    });
+    return written ? bytes : 0;
   }
 }
 
+/** What is there, whether the table says so or not: parts that rotted differ from the sender's, which sends them. */
 export function oldParts(lane: Lane, request: OldPartsRequest): OldPartsResult {
   const { blockBytes, blocks } = request;
-  const digester = lane.digester(request.digestKind);
-  const width = digestBytes(request.digestKind);
-  const perBlock = partsPerBlock(blockBytes);
+  const digester = lane.digester("xxh64");
+  const perBlock = partsPerBlock(blockBytes) * 4;
   const known = new Uint8Array(Math.ceil(blocks.length / 8));
-  const parts = Buffer.alloc(blocks.length * perBlock * 4);
+  const parts = Buffer.alloc(blocks.length * perBlock);
   const content = lane.scratch.subarray(0, blockBytes);
   let at = 0;
   for (const [index, block] of blocks.entries()) {
-    if (!readOld(lane, request, block, request.base.subarray(index * width, (index + 1) * width), content)) continue;
+    if (!readBlock(lane, request, block, content)) continue;
     addPart(known, index);
-    for (let part = 0; part < perBlock; part++) {
-      parts.writeUInt32LE(digester.part(content.subarray(part * PART_BYTES, (part + 1) * PART_BYTES)), at);
-      at += 4;
-    }
+    digester.parts(content, parts, at);
+    at += perBlock;
   }
   return { known, parts: parts.subarray(0, at) };
 }

@@ -104,23 +104,33 @@ export const applyState = {
   mismatch: 1,
   /** The old content cannot be read: send it whole. */
   damaged: 2,
+  /** Not looked at yet. */
+  unchecked: 3,
 } as const;
 
-/** Receiver: decompresses, patches, checks digests, writes. */
-export interface ApplyRequest extends BlockShape {
-  readonly slot: number;
-  /** Name of the disk, for messages. */
-  readonly disk: string;
-  readonly fd: number;
-  readonly sizeBytes: number;
+/** A data frame as it lies in a slot. */
+export interface ReceivedFrame {
   readonly payloadBytes: number;
   readonly codec: CodecName;
   readonly rawBytes: number;
   readonly blocks: readonly number[];
   readonly masks: Uint8Array;
   readonly digests: Uint8Array;
+}
+
+/** Receiver: decompresses, patches, checks digests, writes. */
+export interface ApplyRequest extends BlockShape, ReceivedFrame {
+  readonly slot: number;
+  /** Name of the disk, for messages. */
+  readonly disk: string;
+  readonly fd: number;
+  /** The same file past the page cache, for long runs. */
+  readonly directFd: number | undefined;
+  readonly sizeBytes: number;
   /** The table's digests of these blocks. */
   readonly base: Uint8Array;
+  /** What `save` found of each block; undefined: nothing was saved. */
+  readonly checked: Uint8Array | undefined;
 }
 
 export interface ApplyResult {
@@ -129,7 +139,10 @@ export interface ApplyResult {
   readonly writtenBytes: number;
 }
 
-/** Receiver: reads what parts hold before they are overwritten. Blocks whose base is zero are not asked about: they hold zeros. */
+/**
+ * Receiver: reads what parts hold before they are overwritten. Blocks whose base is zero are not asked about: they hold zeros. With a frame
+ * the same reading tells whether it gives its digests, so that `apply` only writes.
+ */
 export interface SaveRequest extends BlockShape {
   /** Area A takes the old content, one block's parts behind the other's. */
   readonly slot: number;
@@ -146,6 +159,8 @@ export interface SaveRequest extends BlockShape {
   readonly seed: number;
   /** `lz4`: content that shrinks is compressed. */
   readonly codec: "stored" | "lz4";
+  /** What is about to overwrite them: these blocks, or more, in the same order. */
+  readonly frame: ReceivedFrame | undefined;
 }
 
 export interface SaveResult {
@@ -157,6 +172,8 @@ export interface SaveResult {
   readonly packed: Uint8Array;
   /** CRC-32 of these bytes, over that of the block's number (u64, little endian), over `seed`. */
   readonly checksums: Uint32Array;
+  /** An {@link applyState} for each block of the frame, `written` standing for "to be written". Empty without a frame. */
+  readonly checked: Uint8Array;
 }
 
 /** Receiver: writes `contentBytes` of area A behind the place of `head`, then `head`. */
@@ -171,16 +188,16 @@ export interface AppendRequest {
 }
 
 /** Receiver: part digests of what the replica holds. */
-export interface OldPartsRequest extends BlockShape {
+export interface OldPartsRequest {
+  readonly blockBytes: number;
   readonly disk: string;
   readonly fd: number;
   readonly sizeBytes: number;
   readonly blocks: readonly number[];
-  readonly base: Uint8Array;
 }
 
 export interface OldPartsResult {
-  /** A bit a block: old content matches the table. */
+  /** A bit a block: it can be read. */
   readonly known: Uint8Array;
   /** 4 bytes little endian for each part of each known block. */
   readonly parts: Uint8Array;

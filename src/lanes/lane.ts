@@ -14,6 +14,8 @@ export interface Lane {
   slot(index: number): Uint8Array;
   /** One block of private memory; content is anybody's between jobs. */
   readonly scratch: Uint8Array;
+  /** Another one. */
+  readonly secondScratch: Uint8Array;
 }
 
 export async function createLane(options: {
@@ -42,5 +44,6 @@ export async function createLane(options: {
       return view;
     },
     scratch: Buffer.allocUnsafeSlow(BLOCK_BYTES_MAX),
+    secondScratch: Buffer.allocUnsafeSlow(BLOCK_BYTES_MAX),
   };
 }

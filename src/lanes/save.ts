@@ -1,9 +1,11 @@
 /** The receiver's jobs for old content: read it before it is overwritten, append it to an undo log. */
-import { countParts, hasPart, isFullMask } from "../base/part-mask.ts";
+import { countParts, forEachRun, isFullMask } from "../base/part-mask.ts";
 import { crc32 } from "node:zlib";
 import { digestBytes, maskBytes, PART_BYTES } from "../base/units.ts";
-import { readOld, writing } from "./apply.ts";
-import type { AppendRequest, SaveRequest, SaveResult } from "./jobs.ts";
+import { invariant } from "../base/errors.ts";
+import type { Digester } from "../codec/digest.ts";
+import { checkNew, overlay, readOld, unpack, writing } from "./apply.ts";
+import { applyState, type AppendRequest, type ReceivedFrame, type SaveRequest, type SaveResult } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
 import { areaA, areaABytes } from "./slot-layout.ts";
 
@@ -11,7 +13,7 @@ import { areaA, areaABytes } from "./slot-layout.ts";
 const writebackBytesMin = 64 * 1024;
 
 export function save(lane: Lane, request: SaveRequest): SaveResult {
-  const { blockBytes, blocks, masks, base } = request;
+  const { blockBytes, blocks, masks, base, frame } = request;
   const area = lane.slot(request.slot).subarray(areaA, areaA + areaABytes);
   const width = digestBytes(request.digestKind);
   const perMask = maskBytes(blockBytes);
@@ -20,18 +22,23 @@ export function save(lane: Lane, request: SaveRequest): SaveResult {
   const contentBytes = new Uint32Array(blocks.length);
   const checksums = new Uint32Array(blocks.length);
   const lz4 = request.codec === "lz4" ? lane.codecs.get("lz4") : undefined;
+  const check = frame === undefined ? undefined : new FrameCheck(lane, request, frame);
   const number = Buffer.alloc(8);
   let end = 0;
   for (const [index, block] of blocks.entries()) {
     const mask = masks.subarray(index * perMask, (index + 1) * perMask);
     const rawBytes = countParts(mask) * PART_BYTES;
-    const whole = isFullMask(mask, blockBytes);
-    const target = area.subarray(end, end + rawBytes);
-    const content = whole ? target : lane.scratch.subarray(0, blockBytes);
+    const content = lane.scratch.subarray(0, blockBytes);
+    const found = readOld(lane, request, block, base.subarray(index * width, (index + 1) * width), content);
     // What a failed read leaves is not to be taken for the old content of another block.
-    content.fill(0);
-    if (!readOld(lane, request, block, base.subarray(index * width, (index + 1) * width), content)) damaged[index] = 1;
-    if (!whole) gather(content, mask, target);
+    if (found === "unreadable") content.fill(0);
+    if (found !== "good") damaged[index] = 1;
+    const target = area.subarray(end, end + rawBytes);
+    // A frame that was decompressed lies in area A: no part of it before its block's old content, but perhaps under it.
+    const place = check?.inAreaA === true ? lane.secondScratch.subarray(0, rawBytes) : target;
+    gather(content, mask, place);
+    check?.next(block, found === "unreadable" ? undefined : content);
+    if (place !== target) target.set(place);
     let kept = rawBytes;
     if (lz4 !== undefined) {
       const room = lane.scratch.subarray(0, rawBytes - 1);
@@ -47,16 +54,58 @@ export function save(lane: Lane, request: SaveRequest): SaveResult {
     checksums[index] = crc32(target.subarray(0, kept), crc32(number, request.seed));
     end += kept;
   }
-  return { damaged, contentBytes, packed, checksums };
+  return { damaged, contentBytes, packed, checksums, checked: check?.states ?? new Uint8Array(0) };
+}
+
+/** Goes through a frame beside the blocks whose old content is read, and tells of each whether it becomes what its digest says. */
+class FrameCheck {
+  readonly states: Uint8Array;
+  /** The frame lies in area A now; else in area B. */
+  readonly inAreaA: boolean;
+  readonly #frame: ReceivedFrame;
+  readonly #raw: Uint8Array;
+  readonly #digester: Digester;
+  readonly #found: Uint8Array;
+  readonly #blockBytes: number;
+  #index = 0;
+  #rawAt = 0;
+
+  constructor(lane: Lane, { slot, blockBytes, digestKind }: SaveRequest, frame: ReceivedFrame) {
+    this.#frame = frame;
+    this.#blockBytes = blockBytes;
+    this.inAreaA = frame.codec !== "stored";
+    this.#raw = unpack(lane, slot, frame);
+    this.#digester = lane.digester(digestKind);
+    this.#found = new Uint8Array(digestBytes(digestKind));
+    this.states = new Uint8Array(frame.blocks.length).fill(applyState.unchecked);
+  }
+
+  /** Blocks in the order of the frame. `old`: the block as it is, which is changed; undefined: it cannot be read. */
+  next(block: number, old: Uint8Array | undefined): void {
+    const { blocks, masks, digests } = this.#frame;
+    const perMask = maskBytes(this.#blockBytes);
+    for (; this.#index < blocks.length; this.#index++) {
+      const index = this.#index;
+      const mask = masks.subarray(index * perMask, (index + 1) * perMask);
+      const content = this.#raw.subarray(this.#rawAt, this.#rawAt + countParts(mask) * PART_BYTES);
+      this.#rawAt += content.length;
+      if (blocks[index] !== block) continue;
+      const full = isFullMask(mask, this.#blockBytes);
+      if (!full && old !== undefined) overlay(old, mask, content);
+      const width = this.#found.length;
+      const digest = digests.subarray(index * width, (index + 1) * width);
+      this.states[index] = checkNew(this.#digester, full ? content : old, digest, this.#found);
+      this.#index++;
+      return;
+    }
+    invariant(false, "a block whose old content is kept is one of the frame");
+  }
 }
 
 function gather(block: Uint8Array, mask: Uint8Array, target: Uint8Array): void {
-  let at = 0;
-  for (let part = 0; at < target.length; part++) {
-    if (!hasPart(mask, part)) continue;
-    target.set(block.subarray(part * PART_BYTES, (part + 1) * PART_BYTES), at);
-    at += PART_BYTES;
-  }
+  forEachRun(mask, (first, count, before) => {
+    target.set(block.subarray(first * PART_BYTES, (first + count) * PART_BYTES), before * PART_BYTES);
+  });
 }
 
 export function append(lane: Lane, request: AppendRequest): null {

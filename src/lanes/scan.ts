@@ -1,7 +1,7 @@
 /** The scan job: read, zero?, digest, compare, compress. */
 import { addPart } from "../base/part-mask.ts";
 import { digestBytes, KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
-import { type Digester, isZero } from "../codec/digest.ts";
+import { isZero } from "../codec/digest.ts";
 import { blockState, type ScanRequest, type ScanResult } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
 import { RunReader } from "./reading.ts";
@@ -19,7 +19,9 @@ export function scan(lane: Lane, request: ScanRequest): ScanResult {
   const width = digestBytes(request.digestKind);
   const digests = new Uint8Array(count * width);
   const states = new Uint8Array(count);
-  const parts: number[] = [];
+  const perBlock = partsPerBlock(blockBytes) * 4;
+  const parts = Buffer.alloc(count * perBlock);
+  let partsEnd = 0;
   const shipper = new Shipper(slot, blockBytes);
   const perStep = Math.max(1, stepBytes / blockBytes);
   const reader = request.runs === undefined ? undefined : new RunReader(lane, request.runs, request);
@@ -37,17 +39,18 @@ export function scan(lane: Lane, request: ScanRequest): ScanResult {
     const state = judge(base, digest, index, zero);
     states[index] = state;
     if (state === blockState.shipped) shipper.add(index, block, nonZeroParts(block, blockBytes), digest);
-    else if (state === blockState.differs) addPartDigests(parts, digester, block);
+    else if (state === blockState.differs) {
+      digester.parts(block, parts, partsEnd);
+      partsEnd += perBlock;
+    }
   }
-  const partDigests = Buffer.alloc(parts.length * 4);
-  for (const [index, part] of parts.entries()) partDigests.writeUInt32LE(part, index * 4);
-  return { digests, states, parts: partDigests, shipment: shipper.finish(lane, request.codec) };
-}
-
-function addPartDigests(parts: number[], digester: Digester, block: Uint8Array): void {
-  for (let at = 0; at < block.length; at += PART_BYTES) {
-    parts.push(digester.part(block.subarray(at, at + PART_BYTES)));
-  }
+  return {
+    digests,
+    states,
+    // Its own bytes: what crosses threads is copied with all the memory behind it.
+    parts: Uint8Array.prototype.slice.call(parts, 0, partsEnd),
+    shipment: shipper.finish(lane, request.codec),
+  };
 }
 
 function judge(base: ScanRequest["base"], digest: Uint8Array, index: number, zero: boolean): number {

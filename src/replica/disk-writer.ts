@@ -44,6 +44,8 @@ export interface DiskWriter {
   readonly newest: Point | undefined;
   /** Descriptor of the replica, open read-write, for lanes. */
   readonly replicaFd: number;
+  /** The same file past the page cache; see {@link StorageFile.directFd}. */
+  readonly replicaDirectFd: number | undefined;
   readonly replicaPath: string;
   /**
    * Set while the table is in doubt and must not be used: the caller digests the data of the replica ({@link nextData}) of the blocks in doubt, sets
@@ -147,6 +149,10 @@ export class OpenDisk implements DiskWriter {
 
   get replicaFd(): number {
     return this.#parts.replica.fd;
+  }
+
+  get replicaDirectFd(): number | undefined {
+    return this.#parts.replica.directFd;
   }
 
   get replicaPath(): string {

@@ -26,12 +26,12 @@ export async function openReplica(storage: Storage, path: string): Promise<OpenR
     let modeChanged = found.mode !== REPLICA_MODE;
     let file: StorageFile;
     try {
-      file = await storage.open(path, { write: true });
+      file = await storage.open(path, { write: true, direct: true });
     } catch (error) {
       if (errnoOf(error) !== "EACCES" && errnoOf(error) !== "EPERM") throw error;
       modeChanged = true;
       await storage.setMode(path, 0o600);
-      file = await storage.open(path, { write: true });
+      file = await storage.open(path, { write: true, direct: true });
     }
     try {
       if (modeChanged) await storage.setMode(path, REPLICA_MODE);

@@ -12,6 +12,8 @@ import type { CodecName } from "../codec/compression.ts";
 const roundBytes = 48 * MIB;
 /** A link that takes less than this before compression is slower than any lane's lz4: storing cannot win. */
 const storedMinRate = 200 * MIB;
+/** A link that is busy for less than this share of the time is not what limits: reading, comparing or the receiver is, and compressing takes from them. */
+const idleLinkShare = 0.5;
 /** Below these a stronger codec is worth its time. */
 const zstdMaxWireRate = 90 * MIB;
 const deflateMaxWireRate = 12 * MIB;
@@ -41,6 +43,8 @@ interface Round {
   startedAt: number | undefined;
   rawBytes: number;
   packedBytes: number;
+  /** Milliseconds in which the socket had something to take. */
+  busyMillis: number;
 }
 
 export class CodecChoice {
@@ -50,6 +54,8 @@ export class CodecChoice {
   #settledRounds = 0;
   /** Bytes a second on the wire in the last round that stored. */
   #linkRate = Number.POSITIVE_INFINITY;
+  /** When the socket took the last unit. */
+  #takenAt = 0;
   #stubborn = 0;
   #paused = 0;
 
@@ -57,7 +63,7 @@ export class CodecChoice {
   constructor(options: { readonly usable: readonly CodecName[]; readonly fixed: CodecName | undefined }) {
     this.#candidates = options.fixed === undefined ? options.usable : [options.fixed];
     const first = options.fixed ?? (options.usable.includes("lz4") ? "lz4" : "stored");
-    this.#round = { number: 0, codec: first, startedAt: undefined, rawBytes: 0, packedBytes: 0 };
+    this.#round = { number: 0, codec: first, startedAt: undefined, rawBytes: 0, packedBytes: 0, busyMillis: 0 };
   }
 
   /** For the next unit. */
@@ -70,13 +76,17 @@ export class CodecChoice {
     return { codec, round: number };
   }
 
-  /** A unit was taken by the socket. `now`: milliseconds, monotonic. */
+  /** A unit was taken by the socket. Times in milliseconds, monotonic. */
   observe(unit: {
     readonly pick: CodecPick;
     readonly rawBytes: number;
     readonly packedBytes: number;
+    /** When the socket was given it. */
+    readonly givenAt: number;
     readonly now: number;
   }): void {
+    const busyMillis = unit.now - Math.max(unit.givenAt, this.#takenAt);
+    this.#takenAt = unit.now;
     if (this.#candidates.length < 2) return;
     if (unit.pick.codec !== "stored") {
       const shrank = unit.packedBytes < unit.rawBytes * 0.97;
@@ -91,6 +101,7 @@ export class CodecChoice {
     }
     round.rawBytes += unit.rawBytes;
     round.packedBytes += unit.packedBytes;
+    round.busyMillis += busyMillis;
     const seconds = (unit.now - round.startedAt) / 1000;
     if (seconds <= 0) return;
     const rate = round.rawBytes / seconds;
@@ -98,17 +109,19 @@ export class CodecChoice {
     const hopeless = round.rawBytes >= trialBytesMin && best > 0 && rate < best * trialShare;
     if (round.rawBytes < roundBytes && !hopeless) return;
     this.#rates.set(round.codec, round.codec === "stored" ? rate * storedBonus : rate);
-    const codec = this.#choose(round, rate);
+    const codec = this.#choose(round, rate, round.busyMillis / 1000 / seconds);
     // The same codec goes on being measured without a gap.
     const startedAt = codec === round.codec ? unit.now : undefined;
     const number = codec === round.codec ? round.number : round.number + 1;
-    this.#round = { number, codec, startedAt, rawBytes: 0, packedBytes: 0 };
+    this.#round = { number, codec, startedAt, rawBytes: 0, packedBytes: 0, busyMillis: 0 };
   }
 
-  #choose(round: Round, rate: number): CodecName {
+  #choose(round: Round, rate: number, busyShare: number): CodecName {
     const wireRate = rate * (round.packedBytes / Math.max(1, round.rawBytes));
     if (round.codec === "stored") this.#linkRate = wireRate;
-    const untried = this.#candidates.find((codec) => !this.#rates.has(codec) && this.#promising(codec, rate, wireRate));
+    const untried = this.#candidates.find(
+      (codec) => !this.#rates.has(codec) && this.#promising(codec, { rate, wireRate, busyShare }),
+    );
     if (untried !== undefined) return untried;
     // Compressed units fill the link as stored ones did: the link is the limit, and a stretch that shrinks less says nothing against it.
     const linkIsLimit = round.codec !== "stored" && wireRate >= this.#linkRate * linkShare;
@@ -121,10 +134,13 @@ export class CodecChoice {
     return this.#settledRounds % roundsBetweenTrials === 0 ? (runnerUp ?? best) : best;
   }
 
-  #promising(codec: CodecName, rate: number, wireRate: number): boolean {
+  #promising(
+    codec: CodecName,
+    { rate, wireRate, busyShare }: { rate: number; wireRate: number; busyShare: number },
+  ): boolean {
     switch (codec) {
       case "stored":
-        return rate >= storedMinRate;
+        return rate >= storedMinRate || busyShare < idleLinkShare;
       case "zstd":
         return wireRate <= zstdMaxWireRate;
       case "deflate":

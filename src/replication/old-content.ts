@@ -8,7 +8,7 @@ import { ReplicationError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import { blocksPerPage, digestBytes, EXTENT_BYTES_MAX, maskBytes, pageBlocks, pageCount } from "../base/units.ts";
 import { isZero } from "../codec/digest.ts";
-import type { SaveResult } from "../lanes/jobs.ts";
+import type { ReceivedFrame, SaveResult } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import type { DiskWriter, UndoEntryHead, UndoWriter } from "../replica/store.ts";
 import { undoFlags } from "../replica/store.ts";
@@ -52,17 +52,22 @@ export class OldContent {
   }
 
   /**
-   * Resolves when everything is durable that is needed to have the parts of `masks` back. `base`: what the table says of `blocks`. Area A of `slot` is
-   * used and free again afterwards. After a failure the log holds less than it was promised: the writer is poisoned.
+   * Resolves when everything is durable that is needed to have back what a frame overwrites, with what was found of its blocks meanwhile
+   * (`ApplyRequest.checked`). `base`: what the table says of them. The frame lies in `slot`, whose area A is used and free again afterwards. After a failure
+   * the log holds less than it was promised: the writer is poisoned.
    */
-  async keep(blocks: readonly number[], masks: Uint8Array, base: Uint8Array, slot: Slot): Promise<void> {
+  async keep(frame: ReceivedFrame, base: Uint8Array, slot: Slot): Promise<Uint8Array | undefined> {
     const { writer } = this.#o;
+    const { blocks, masks } = frame;
+    let checked: Uint8Array | undefined;
     const perMask = maskBytes(writer.record.blockBytes);
     await this.#guarded(async (undo) => {
       const wanted = this.#claim(undo, blocks, (index) => masks.subarray(index * perMask, (index + 1) * perMask), base);
-      const end = wanted.blocks.length === 0 ? 0 : await this.#save(undo, wanted, slot);
+      let end = 0;
+      if (wanted.blocks.length > 0) ({ end, checked } = await this.#save(undo, wanted, slot, frame));
       await undo.durable(Math.max(end, this.#zerosEnd));
     });
+    return checked;
   }
 
   /** As {@link keep}, for whole blocks, however many. */
@@ -78,7 +83,7 @@ export class OldContent {
         try {
           const step = EXTENT_BYTES_MAX / blockBytes;
           for (let at = 0; at < wanted.blocks.length; at += step)
-            end = await this.#save(undo, part(wanted, at, at + step), slot);
+            ({ end } = await this.#save(undo, part(wanted, at, at + step), slot, undefined));
         } finally {
           slot.release();
         }
@@ -180,8 +185,13 @@ export class OldContent {
     return { block, run, flags: zeroFlags, contentBytes: 0, contentChecksum: 0, digest, mask: fullMask(blockBytes) };
   }
 
-  /** Reads, and appends to the log. Returns where the batch ends. */
-  async #save(undo: UndoWriter, wanted: Wanted, slot: Slot): Promise<number> {
+  /** Reads, and appends to the log. Returns where the batch ends, and what was found of the frame's blocks. */
+  async #save(
+    undo: UndoWriter,
+    wanted: Wanted,
+    slot: Slot,
+    frame: ReceivedFrame | undefined,
+  ): Promise<{ readonly end: number; readonly checked: Uint8Array }> {
     const { disk, lanes, writer } = this.#o;
     const { blockBytes, digestKind, sizeBytes } = writer.record;
     const result = await lanes.run("save", {
@@ -194,6 +204,7 @@ export class OldContent {
       base: Buffer.concat(wanted.base),
       seed: undo.seed,
       codec: "stored",
+      frame,
       blockBytes,
       digestKind,
     });
@@ -203,7 +214,7 @@ export class OldContent {
     const { offset, head } = batch;
     await lanes.run("append", { slot: slot.index, path: undo.path, fd: undo.fd, offset, head, contentBytes });
     undo.wrote(batch);
-    return batch.end;
+    return { end: batch.end, checked: result.checked };
   }
 
   #headsOf(wanted: Wanted, result: SaveResult): readonly UndoEntryHead[] {

@@ -23,13 +23,14 @@ export function differingParts(answer: Uint8Array, own: readonly Uint8Array[], b
   if (answer.length !== known.length + countParts(known) * parts * 4) {
     throw new ReplicationError("message-malformed", "the receiver's part digests do not fit their bitmap");
   }
+  const theirs = new DataView(answer.buffer, answer.byteOffset, answer.length);
   let at = known.length;
   return own.map((mine, index) => {
     if (!hasPart(known, index)) return fullMask(blockBytes);
     const mask = new Uint8Array(maskBytes(blockBytes));
+    const ours = new DataView(mine.buffer, mine.byteOffset, mine.length);
     for (let part = 0; part < parts; part++) {
-      const theirs = answer.subarray(at + part * 4, at + part * 4 + 4);
-      if (Buffer.compare(theirs, mine.subarray(part * 4, part * 4 + 4)) !== 0) addPart(mask, part);
+      if (theirs.getUint32(at + part * 4) !== ours.getUint32(part * 4)) addPart(mask, part);
     }
     at += parts * 4;
     return countParts(mask) === 0 ? fullMask(blockBytes) : mask;

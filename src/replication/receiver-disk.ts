@@ -186,9 +186,7 @@ export class SessionDisk {
     let pageNumber = -1;
     let page: Uint8Array = digests;
     for (const [index, block] of blocks.entries()) {
-      if (block >= blockCount(this.geometry)) {
-        throw new ReplicationError("protocol-violation", `there is no block ${block}`);
-      }
+      this.#checkBlock(block);
       const wanted = Math.floor(block / per);
       if (wanted !== pageNumber) {
         page = await this.page(wanted);
@@ -203,17 +201,15 @@ export class SessionDisk {
   /** Part digests of what the replica holds. */
   async oldParts(blocks: readonly number[]): Promise<OldPartsResult> {
     const { writer, lanes, name } = this.#o;
-    const base = await this.digestsOf(blocks);
-    const { sizeBytes, blockBytes, digestKind } = this.geometry;
-    return await lanes.run("oldParts", {
-      disk: name,
-      fd: writer.replicaFd,
-      sizeBytes,
-      blocks,
-      base,
-      blockBytes,
-      digestKind,
-    });
+    for (const block of blocks) this.#checkBlock(block);
+    const { sizeBytes, blockBytes } = this.geometry;
+    return await lanes.run("oldParts", { disk: name, fd: writer.replicaFd, sizeBytes, blocks, blockBytes });
+  }
+
+  #checkBlock(block: number): void {
+    if (block >= blockCount(this.geometry)) {
+      throw new ReplicationError("protocol-violation", `there is no block ${block}`);
+    }
   }
 
   /** Applies a data frame whose payload lies in `slot`; what it overwrites is kept before. Returns an `applyState` for each block; the table is the caller's to set. */
@@ -221,20 +217,18 @@ export class SessionDisk {
     const { writer, lanes, name } = this.#o;
     const { blocks, masks, digests, codec, rawBytes } = message;
     const base = await this.digestsOf(blocks);
-    await this.#old.keep(blocks, masks, base, slot);
+    const frame = { payloadBytes, codec, rawBytes, blocks, masks, digests };
+    const checked = await this.#old.keep(frame, base, slot);
     const { sizeBytes, blockBytes, digestKind } = this.geometry;
     const result = await lanes.run("apply", {
       slot: slot.index,
       disk: name,
       fd: writer.replicaFd,
+      directFd: writer.replicaDirectFd,
       sizeBytes,
-      payloadBytes,
-      codec,
-      rawBytes,
-      blocks,
-      masks,
-      digests,
+      ...frame,
       base,
+      checked,
       blockBytes,
       digestKind,
     });

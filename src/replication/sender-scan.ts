@@ -219,7 +219,7 @@ export class Scan {
   }
 
   #note(differs: boolean): void {
-    this.#differing = this.#differing * 0.9 + (differs ? 0.1 : 0);
+    this.#differing = this.#differing * 0.7 + (differs ? 0.3 : 0);
   }
 
   /** Before the first read of a page. */
@@ -412,8 +412,9 @@ export class Scan {
     const start = encodeHeadBefore(message, payloadBytes, slot.bytes, payloadOffset);
     const frame = slot.bytes.subarray(start, payloadOffset + payloadBytes);
     await rate.take(frame.length, signal);
+    const givenAt = clock.monotonic();
     await session.sendData(message, frame);
-    codec.observe({ pick: how.pick, rawBytes, packedBytes: payloadBytes, now: clock.monotonic() });
+    codec.observe({ pick: how.pick, rawBytes, packedBytes: payloadBytes, givenAt, now: clock.monotonic() });
     funnel.packedBytes += frame.length;
     if (repeat) {
       funnel.repeatedBlocks += blocks.length;

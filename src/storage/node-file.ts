@@ -43,6 +43,7 @@ export async function toFileStat(stats: fs.BigIntStats, linux: LinuxCalls, fd: n
 export class NodeFile implements StorageFile {
   readonly path: string;
   readonly fd: number;
+  readonly directFd: number | undefined;
   readonly #linux: LinuxCalls;
   /** Of a block device, whose size fstat does not tell. */
   #deviceBytes: number | undefined;
@@ -50,9 +51,16 @@ export class NodeFile implements StorageFile {
   #onIdle: (() => void) | undefined;
   #closed: Promise<void> | undefined;
 
-  constructor(path: string, fd: number, linux: LinuxCalls) {
+  /** Takes over both descriptors. */
+  constructor(
+    path: string,
+    fd: number,
+    options: { readonly directFd: number | undefined; readonly linux: LinuxCalls },
+  ) {
+    const { directFd, linux } = options;
     this.path = path;
     this.fd = fd;
+    this.directFd = directFd;
     this.#linux = linux;
   }
 
@@ -120,6 +128,7 @@ export class NodeFile implements StorageFile {
         this.#onIdle = resolve;
       });
     }
+    if (this.directFd !== undefined) await closeDescriptor(this.directFd);
     await closeDescriptor(this.fd);
   }
 

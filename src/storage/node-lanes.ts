@@ -1,7 +1,7 @@
 /** {@link LaneStorage} over node:fs and {@link LinuxCalls}. */
 import { fdatasyncSync, readSync, writeSync } from "node:fs";
 import { constants } from "node:os";
-import { invariant } from "../base/errors.ts";
+import { errnoOf, invariant } from "../base/errors.ts";
 import { GIB } from "../base/units.ts";
 import type { LinuxCalls } from "./linux.ts";
 import type { LaneStorage } from "./seam.ts";
@@ -17,6 +17,7 @@ export function createNodeLanes(linux: () => LinuxCalls): LaneStorage {
   return {
     read: readFully,
     write: writeFully,
+    writeDirect,
     punch: (fd, offset, length) => punch(linux(), { fd, offset, length }),
     datasync: fdatasyncSync,
     // To the kernel a length of 0 means "to the end of the file" in all three.
@@ -55,6 +56,16 @@ function writeFully(fd: number, source: Uint8Array, offset: number): void {
     const count = writeSync(fd, source, done, Math.min(source.length - done, requestBytesMax), offset + done);
     if (count === 0) throw systemError("write", -constants.errno.EIO);
     done += count;
+  }
+}
+
+function writeDirect(directFd: number, source: Uint8Array, offset: number): boolean {
+  try {
+    writeFully(directFd, source, offset);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === "EINVAL") return false;
+    throw error;
   }
 }
 

@@ -96,7 +96,8 @@ async function openFile(path: string, options: OpenOptions, linux: LinuxCalls): 
   if (options.exclusive === true || options.holdDevice === true) flags |= fs.constants.O_EXCL;
   if (options.truncate === true) flags |= fs.constants.O_TRUNC;
   const fd = await openDescriptor(path, flags, options.mode ?? 0o600);
-  const file = new NodeFile(path, fd, linux);
+  const directFd = options.direct === true ? await openDirect(path, flags) : undefined;
+  const file = new NodeFile(path, fd, { directFd, linux });
   try {
     await file.prepare();
   } catch (error) {
@@ -104,6 +105,17 @@ async function openFile(path: string, options: OpenOptions, linux: LinuxCalls): 
     throw error;
   }
   return file;
+}
+
+/** A second descriptor past the page cache; undefined where the file system or the platform has no such thing. */
+async function openDirect(path: string, flags: number): Promise<number | undefined> {
+  const { O_DIRECT, O_CREAT, O_EXCL, O_TRUNC } = fs.constants as Partial<typeof fs.constants>;
+  if (O_DIRECT === undefined) return undefined;
+  try {
+    return await openDescriptor(path, (flags & ~((O_CREAT ?? 0) | (O_EXCL ?? 0) | (O_TRUNC ?? 0))) | O_DIRECT);
+  } catch {
+    return undefined;
+  }
 }
 
 async function removeFile(path: string): Promise<void> {

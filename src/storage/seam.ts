@@ -53,14 +53,21 @@ export interface OpenOptions {
   readonly truncate?: boolean;
   /** O_EXCL without creating, for block devices: fails while it is mounted or held by another. */
   readonly holdDevice?: boolean;
+  /** Have {@link StorageFile.directFd} where the file system can. */
+  readonly direct?: boolean;
   /** Permission bits of a created file; default 0600. */
   readonly mode?: number;
 }
+
+/** What direct writes are aligned to: no device in use has larger sectors. */
+export const DIRECT_BYTES = 4096;
 
 export interface StorageFile {
   readonly path: string;
   /** For {@link LaneStorage}. Valid until close. */
   readonly fd: number;
+  /** The same file past the page cache, for {@link LaneStorage.writeDirect}; undefined: not asked for, or not to be had. */
+  readonly directFd?: number | undefined;
   /** Fills `target` from `offset`; returns bytes read, fewer only at the end of the file. */
   read(target: Uint8Array, offset: number): Promise<number>;
   /** Writes all of `source` or throws. */
@@ -89,6 +96,12 @@ export interface LaneStorage {
   read(fd: number, target: Uint8Array, offset: number): number;
   /** Writes all of `source` or throws. */
   write(fd: number, source: Uint8Array, offset: number): void;
+  /**
+   * Writes all of `source` to a {@link StorageFile.directFd}, past the page cache: what is written once and not read soon costs no memory
+   * and half the processor time there. Memory, offset and length must be multiples of {@link DIRECT_BYTES}. As durable as `write`: not,
+   * before a sync. False: the system wants another alignment, and some of it may be written; the caller writes it with `write`.
+   */
+  writeDirect?(directFd: number, source: Uint8Array, offset: number): boolean;
   /**
    * Makes a range read as zeros and gives its space back where the file system can. Returns false when it cannot
    * punch (nothing was changed): the caller writes zeros.

@@ -232,7 +232,7 @@ class Process implements SimulatedProcess {
     }
     const fd = this.#disk.nextFd();
     this.#handles.set(fd, { file: node, path, writable });
-    return this.#openFile(fd, path);
+    return { ...this.#openFile(fd, path), directFd: options.direct === true ? fd : undefined };
   }
 
   async rename(from: string, to: string): Promise<void> {
@@ -397,6 +397,10 @@ class Process implements SimulatedProcess {
       read: (fd, target, offset) => this.#read(fd, target, offset),
       write: (fd, source, offset) => {
         this.#write(fd, source, offset);
+      },
+      writeDirect: (fd, source, offset) => {
+        this.#write(fd, source, offset);
+        return true;
       },
       punch: (fd, offset, length) => {
         const { file, path } = this.#handle(fd, true);

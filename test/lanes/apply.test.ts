@@ -2,9 +2,10 @@
 import fc from "fast-check";
 import { beforeEach, describe, expect, test } from "vitest";
 import { digestBytes, KIB, MIB, PART_BYTES, partsPerBlock } from "../../src/base/units.ts";
-import { type ApplyRequest, type ApplyResult, applyState } from "../../src/lanes/jobs.ts";
+import { type ApplyRequest, type ApplyResult, applyState, type SaveResult } from "../../src/lanes/jobs.ts";
+import { DIRECT_BYTES } from "../../src/storage/seam.ts";
 import { doJob } from "../../src/lanes/lanes.ts";
-import { areaB } from "../../src/lanes/slot-layout.ts";
+import { areaA, areaB } from "../../src/lanes/slot-layout.ts";
 import {
   anyBlockBytes,
   anyCodec,
@@ -13,12 +14,12 @@ import {
   anyPatches,
   blocksOf,
   differingPartsOf,
-  digesters,
   digestOf,
   hashOf,
   maskOf,
   memoryFiles,
   memoryLane,
+  partDigestsOf,
   partsOf,
   patched,
 } from "./kit.ts";
@@ -30,6 +31,7 @@ const fd = 5;
 
 beforeEach(() => {
   files.failing = {};
+  files.writeDirect = undefined;
   files.canPunch = true;
   files.writes.length = 0;
   files.punched.length = 0;
@@ -46,8 +48,8 @@ interface Frame {
   readonly codec?: "stored" | "lz4";
 }
 
-/** Applies parts of `after` to a replica that holds `before`. */
-function apply(frame: Frame, more: Partial<ApplyRequest> = {}, held: Buffer = frame.before): ApplyResult {
+/** Puts parts of `after` into the slot, for a replica that holds `before`. */
+function land(frame: Frame, more: Partial<ApplyRequest> = {}, held: Buffer = frame.before): ApplyRequest {
   const { blocks, parts, before, after, blockBytes = 64 * KIB, digestKind = "xxh64", codec = "stored" } = frame;
   files.files.set(fd, Buffer.from(held));
   const old = blocksOf(before, blockBytes);
@@ -66,22 +68,32 @@ function apply(frame: Frame, more: Partial<ApplyRequest> = {}, held: Buffer = fr
     slot.set(raw, areaB);
     payloadBytes = raw.length;
   }
-  return doJob(lane, "apply", {
-    slot: 0,
-    disk: "disk",
-    fd,
-    sizeBytes: after.length,
+  const received = {
     payloadBytes,
     codec: used,
     rawBytes: raw.length,
     blocks,
     masks: Buffer.concat(parts.map((numbers) => maskOf(numbers, blockBytes))),
     digests: Buffer.concat(blocks.map((block) => digestOf(digestKind, now[block] ?? empty))),
+  };
+  return {
+    slot: 0,
+    disk: "disk",
+    fd,
+    directFd: undefined,
+    sizeBytes: after.length,
+    ...received,
     base: Buffer.concat(blocks.map((block) => digestOf(digestKind, old[block] ?? empty))),
+    checked: undefined,
     blockBytes,
     digestKind,
     ...more,
-  });
+  };
+}
+
+/** Applies parts of `after` to a replica that holds `before`. */
+function apply(frame: Frame, more: Partial<ApplyRequest> = {}, held: Buffer = frame.before): ApplyResult {
+  return doJob(lane, "apply", land(frame, more, held));
 }
 
 const replica = (): Buffer => files.files.get(fd) ?? Buffer.alloc(0);
@@ -217,40 +229,24 @@ describe("apply", () => {
 });
 
 describe("old parts", () => {
-  test("digests of the parts of every block that is as the table says", () => {
+  test("digests of the parts of every block, as it lies there", () => {
     fc.assert(
       fc.property(
-        fc.record({ blockBytes: anyBlockBytes, digestKind: anyDigest, length: anyLength, patches: anyPatches }),
-        fc.infiniteStream(fc.constantFrom(true, true, false)),
-        ({ blockBytes, digestKind, length, patches }, asSaid) => {
+        fc.record({ blockBytes: anyBlockBytes, length: anyLength, patches: anyPatches }),
+        ({ blockBytes, length, patches }) => {
           const disk = patched(Buffer.alloc(length), patches);
           files.files.set(fd, disk);
           const blocks = blocksOf(disk, blockBytes);
-          const good = blocks.map(() => asSaid.next().value as boolean);
-          const base = Buffer.concat(
-            blocks.map((block, index) =>
-              good[index] === true ? digestOf(digestKind, block) : randomBytes(digestBytes(digestKind)),
-            ),
-          );
           const numbers = blocks.map((_block, index) => index);
-          const answer = doJob(lane, "oldParts", {
-            disk: "disk",
-            fd,
-            sizeBytes: length,
-            blocks: numbers,
-            base,
-            blockBytes,
-            digestKind,
-          });
+          const answer = doJob(lane, "oldParts", { disk: "disk", fd, sizeBytes: length, blocks: numbers, blockBytes });
           expect(answer.known.length).toBe(Math.ceil(blocks.length / 8));
-          const known = numbers.filter((index) => ((answer.known[index >> 3] ?? 0) & (1 << (index & 7))) !== 0);
-          expect(known).toEqual(numbers.filter((index) => good[index]));
-          const expected = known.flatMap((index) => partsOf(blocks[index] ?? Buffer.alloc(0)));
+          expect(numbers.filter((index) => ((answer.known[index >> 3] ?? 0) & (1 << (index & 7))) !== 0)).toEqual(
+            numbers,
+          );
+          const expected = blocks.flatMap(partDigestsOf);
           expect(answer.parts.length).toBe(expected.length * 4);
           const parts = Buffer.from(answer.parts);
-          expect(expected.map((_part, index) => parts.readUInt32LE(index * 4))).toEqual(
-            expected.map((part) => digesters.xxh64.part(part)),
-          );
+          expect(expected.map((_part, index) => parts.readUInt32LE(index * 4))).toEqual(expected);
         },
       ),
       { numRuns: 40 },
@@ -260,10 +256,169 @@ describe("old parts", () => {
   test("a block that cannot be read is not known, and no failure", () => {
     files.files.set(fd, Buffer.alloc(64 * KIB, 1));
     files.failing = { read: "EIO" };
-    const request = { disk: "disk", fd, sizeBytes: 64 * KIB, blocks: [0], base: randomBytes(8) };
-    const answer = doJob(lane, "oldParts", { ...request, blockBytes: 64 * KIB, digestKind: "xxh64" });
+    const request = { disk: "disk", fd, sizeBytes: 64 * KIB, blocks: [0], blockBytes: 64 * KIB };
+    const answer = doJob(lane, "oldParts", request);
     expect([...answer.known]).toEqual([0]);
     expect(answer.parts.length).toBe(0);
+  });
+});
+
+describe("save", () => {
+  /** What the first `blocks` of the frame hold in these parts, kept before the frame is applied. */
+  function save(request: ApplyRequest, kept: readonly number[], parts: readonly (readonly number[])[]): SaveResult {
+    const { blockBytes, digestKind, blocks, base, slot, disk, sizeBytes } = request;
+    const { payloadBytes, codec, rawBytes, masks, digests } = request;
+    const width = digestBytes(digestKind);
+    return doJob(lane, "save", {
+      ...{ slot, disk, fd, sizeBytes, blockBytes, digestKind, seed: 7, codec: "stored" },
+      blocks: kept.map((index) => blocks[index] ?? 0),
+      masks: Buffer.concat(kept.map((index) => maskOf(parts[index] ?? [], blockBytes))),
+      base: Buffer.concat(kept.map((index) => Buffer.from(base.subarray(index * width, (index + 1) * width)))),
+      frame: { payloadBytes, codec, rawBytes, blocks, masks, digests },
+    });
+  }
+
+  test("any change over any content: what is kept is the old content, and apply does with it what it does alone", () => {
+    fc.assert(
+      fc.property(
+        fc.record({ blockBytes: anyBlockBytes, digestKind: anyDigest, codec: anyCodec, length: anyLength }),
+        fc.record({ before: anyPatches, change: anyPatches }),
+        fc.infiniteStream(fc.boolean()),
+        ({ blockBytes, digestKind, codec, length }, patches, choices) => {
+          const choice = (): boolean => choices.next().value === true;
+          const before = patched(Buffer.alloc(length), patches.before);
+          const after = patched(before, patches.change);
+          const was = blocksOf(before, blockBytes);
+          const blocks: number[] = [];
+          const parts: number[][] = [];
+          for (const [block, content] of blocksOf(after, blockBytes).entries()) {
+            const differing = differingPartsOf(was[block] ?? content, content);
+            if (differing.length === 0) continue;
+            blocks.push(block);
+            parts.push(choice() ? everyPart(blockBytes) : differing);
+          }
+          if (blocks.length === 0) return;
+          const request = land({ blocks, parts, before, after, blockBytes, digestKind, codec });
+          // Some have been kept before, or some of their parts.
+          const kept = blocks.flatMap((_block, index) => (choice() ? [index] : []));
+          const wanted = parts.map((numbers) => numbers.filter((_part, at) => at === 0 || choice()));
+          const result = save(request, kept, wanted);
+          expect([...result.damaged]).toEqual(kept.map(() => 0));
+          const old = kept.flatMap((index) =>
+            (wanted[index] ?? []).map((part) => partsOf(was[blocks[index] ?? 0] ?? before)[part] ?? before),
+          );
+          const bytes = old.length * PART_BYTES;
+          expect(hashOf(lane.slot(0).subarray(areaA, areaA + bytes))).toBe(hashOf(Buffer.concat(old)));
+          expect(result.contentBytes.reduce((sum, each) => sum + each, 0)).toBe(bytes);
+          const states = blocks.map((_block, index) =>
+            kept.includes(index) ? applyState.written : applyState.unchecked,
+          );
+          expect([...result.checked]).toEqual(states);
+          // Area A is free again by then.
+          lane.slot(0).fill(0xee, areaA, areaA + MIB);
+          const applied = doJob(lane, "apply", { ...request, checked: result.checked });
+          expect([...applied.states]).toEqual(blocks.map(() => applyState.written));
+          expect(hashOf(replica())).toBe(hashOf(after));
+        },
+      ),
+      { numRuns: 60 },
+    );
+  });
+
+  test("parts over content that rotted: told by either digest, and the block is not written", () => {
+    const before = randomBytes(128 * KIB);
+    const after = Buffer.from(before);
+    after.fill(3, 5 * PART_BYTES, 6 * PART_BYTES);
+    after.fill(3, 64 * KIB, 64 * KIB + PART_BYTES);
+    const held = Buffer.from(before);
+    held[100] = (held[100] ?? 0) ^ 1;
+    const parts = [[5], [0]];
+    const request = land({ blocks: [0, 1], parts, before, after }, {}, held);
+    const result = save(request, [0, 1], parts);
+    expect([...result.damaged]).toEqual([1, 0]);
+    expect([...result.checked]).toEqual([applyState.mismatch, applyState.written]);
+    const applied = doJob(lane, "apply", { ...request, checked: result.checked });
+    expect([...applied.states]).toEqual([applyState.mismatch, applyState.written]);
+    expect(files.writes.map((write) => write.offset)).toEqual([64 * KIB]);
+  });
+
+  test("content that cannot be read: parts are asked for whole, a whole block replaces it", () => {
+    const before = randomBytes(128 * KIB);
+    const after = randomBytes(128 * KIB);
+    const parts = [[5], everyPart(64 * KIB)];
+    const request = land({ blocks: [0, 1], parts, before, after });
+    lane.scratch.fill(0xaa);
+    files.failing = { read: "EIO" };
+    const result = save(request, [0, 1], parts);
+    expect([...result.damaged]).toEqual([1, 1]);
+    expect([...result.checked]).toEqual([applyState.damaged, applyState.written]);
+    // Nothing of another block is taken for it.
+    expect(
+      lane
+        .slot(0)
+        .subarray(areaA, areaA + PART_BYTES)
+        .every((byte) => byte === 0),
+    ).toBe(true);
+    const applied = doJob(lane, "apply", { ...request, checked: result.checked });
+    expect([...applied.states]).toEqual([applyState.damaged, applyState.written]);
+    expect(hashOf(replica().subarray(64 * KIB))).toBe(hashOf(after.subarray(64 * KIB)));
+  });
+});
+
+describe("long runs", () => {
+  const directFd = 9;
+  const long = MIB - 300;
+  const frame = (codec: "stored" | "lz4"): Frame => ({
+    blocks: Array.from({ length: 16 }, (_unused, block) => block),
+    parts: Array.from({ length: 16 }, () => everyPart(64 * KIB)),
+    before: Buffer.alloc(long),
+    after: Buffer.alloc(long, "some words, again and again "),
+    codec,
+  });
+
+  test.each(["stored", "lz4"] as const)("%s: go past the page cache in whole units, the rest through it", (codec) => {
+    const direct: { offset: number; length: number }[] = [];
+    files.writeDirect = (to, source, offset) => {
+      expect(to).toBe(directFd);
+      expect(source.byteOffset % DIRECT_BYTES).toBe(0);
+      direct.push({ offset, length: source.length });
+      replica().set(source, offset);
+      return true;
+    };
+    const result = apply(frame(codec), { directFd });
+    expect(direct).toEqual([{ offset: 0, length: MIB - DIRECT_BYTES }]);
+    expect(files.writes.map(({ offset, length }) => ({ offset, length }))).toEqual([
+      { offset: MIB - DIRECT_BYTES, length: DIRECT_BYTES - 300 },
+    ]);
+    expect(result.writtenBytes).toBe(long);
+    expect(hashOf(replica())).toBe(hashOf(frame(codec).after));
+  });
+
+  test("where the system refuses, all goes through the page cache, over what may have been written", () => {
+    files.writeDirect = (_to, source, offset) => {
+      replica().fill(0x55, offset, offset + source.length / 2);
+      return false;
+    };
+    apply(frame("stored"), { directFd });
+    expect(hashOf(replica())).toBe(hashOf(frame("stored").after));
+  });
+
+  test("a failure of the device is a failure of the write", () => {
+    files.writeDirect = () => {
+      throw Object.assign(new Error("EIO"), { code: "EIO" });
+    };
+    expect(() => apply(frame("stored"), { directFd })).toThrow(expect.objectContaining({ code: "write-failed" }));
+  });
+
+  test("scattered parts are left to the kernel", () => {
+    files.writeDirect = () => {
+      throw new Error("not for parts");
+    };
+    const before = Buffer.alloc(MIB, 1);
+    const after = Buffer.from(before);
+    after.fill(2, 3 * PART_BYTES, 4 * PART_BYTES);
+    apply({ blocks: [0], parts: [[3]], before, after }, { directFd });
+    expect(files.writes).toEqual([{ fd, offset: 3 * PART_BYTES, length: PART_BYTES }]);
   });
 });
 

@@ -2,12 +2,13 @@
 import { createHash } from "node:crypto";
 import fc from "fast-check";
 import { digestBytes, type DigestKind, KIB, maskBytes, MIB, PART_BYTES } from "../../src/base/units.ts";
+import { createBufferPool } from "../../src/base/buffer-pool.ts";
 import { createDigester, type Digester } from "../../src/codec/digest.ts";
 import { createLane, type Lane } from "../../src/lanes/lane.ts";
 import { slotBytes } from "../../src/lanes/slot-layout.ts";
 import type { LaneStorage } from "../../src/storage/seam.ts";
 
-export interface MemoryFiles extends LaneStorage {
+export interface MemoryFiles extends Omit<LaneStorage, "writeDirect"> {
   readonly files: Map<number, Buffer>;
   /** Writes, in order: where and how long. */
   readonly writes: { readonly fd: number; readonly offset: number; readonly length: number }[];
@@ -15,6 +16,7 @@ export interface MemoryFiles extends LaneStorage {
   /** An errno for the next calls of this kind. */
   failing: Partial<Record<"read" | "write" | "punch" | "datasync", string>>;
   canPunch: boolean;
+  writeDirect: LaneStorage["writeDirect"] | undefined;
 }
 
 export function memoryFiles(): MemoryFiles {
@@ -30,6 +32,7 @@ export function memoryFiles(): MemoryFiles {
     punched: [],
     failing: {},
     canPunch: true,
+    writeDirect: undefined,
     read(fd, target, offset) {
       check("read");
       const piece = content(fd).subarray(offset, offset + target.length);
@@ -61,8 +64,9 @@ export function memoryFiles(): MemoryFiles {
 
 export const slotCount = 2;
 
-export async function memoryLane(storage: LaneStorage, lz4?: "wasm"): Promise<Lane> {
-  return await createLane({ memory: new SharedArrayBuffer(slotCount * slotBytes), storage, lz4 });
+export async function memoryLane(storage: MemoryFiles | LaneStorage, lz4?: "wasm"): Promise<Lane> {
+  const { memory } = createBufferPool({ slotBytes, slotCount });
+  return await createLane({ memory, storage: storage as LaneStorage, lz4 });
 }
 
 /** Digesters for expectations, apart from the lane's. */
@@ -70,6 +74,13 @@ export const digesters: Readonly<Record<DigestKind, Digester>> = {
   xxh64: await createDigester("xxh64"),
   sha256: await createDigester("sha256"),
 };
+
+/** Part digests of a block, as numbers. */
+export function partDigestsOf(block: Buffer): number[] {
+  const digests = Buffer.alloc((block.length / PART_BYTES) * 4);
+  digesters.xxh64.parts(block, digests, 0);
+  return partsOf(block).map((_part, index) => digests.readUInt32LE(index * 4));
+}
 
 export function digestOf(kind: DigestKind, block: Uint8Array): Buffer {
   const digest = Buffer.alloc(digestBytes(kind));

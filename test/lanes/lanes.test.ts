@@ -172,6 +172,8 @@ describe.skipIf(!built)(`worker lanes${built ? "" : " (skipped: dist is not buil
           slot,
           disk: "disk",
           fd: replica.fd,
+          directFd: undefined,
+          checked: undefined,
           sizeBytes: content.length,
           payloadBytes,
           codec: shipment.codec,

@@ -14,12 +14,12 @@ import {
   anyLength,
   anyPatches,
   blocksOf,
-  digesters,
   digestOf,
   hashOf,
   maskOf,
   memoryFiles,
   memoryLane,
+  partDigestsOf,
   partsOf,
   patched,
 } from "./kit.ts";
@@ -88,7 +88,7 @@ describe("scan", () => {
           expect([...result.states]).toEqual(states);
 
           const differing = blocks.filter((_block, index) => states[index] === blockState.differs);
-          const partDigests = differing.flatMap((block) => partsOf(block).map((part) => digesters.xxh64.part(part)));
+          const partDigests = differing.flatMap(partDigestsOf);
           expect(result.parts.length).toBe(partDigests.length * 4);
           const found = Buffer.from(result.parts);
           expect(partDigests.map((_part, index) => found.readUInt32LE(index * 4))).toEqual(partDigests);

@@ -5,7 +5,8 @@ import { toReplicationError } from "../../src/base/errors.ts";
 import { silentLogger } from "../../src/base/logger.ts";
 import type { Clock } from "../../src/base/clock.ts";
 import type { Random } from "../../src/base/random.ts";
-import { blockCount, blockLength, type Geometry, KIB, pageCount } from "../../src/base/units.ts";
+import { blockCount, blockLength, type Geometry, KIB, PART_BYTES, pageCount } from "../../src/base/units.ts";
+import { countParts } from "../../src/base/part-mask.ts";
 import { createBufferPool } from "../../src/base/buffer-pool.ts";
 import { createLane } from "../../src/lanes/lane.ts";
 import { createInlineLanes, type Lanes } from "../../src/lanes/lanes.ts";
@@ -157,7 +158,13 @@ export async function keepParts(
 ): Promise<void> {
   const slot = await pool.acquire();
   try {
-    await keeperOf(writer, lanes).keep([block], Uint8Array.of(mask), base, slot);
+    const rawBytes = countParts(Uint8Array.of(mask)) * PART_BYTES;
+    const frame = { payloadBytes: rawBytes, codec: "stored", rawBytes, blocks: [block] } as const;
+    await keeperOf(writer, lanes).keep(
+      { ...frame, masks: Uint8Array.of(mask), digests: new Uint8Array(8) },
+      base,
+      slot,
+    );
   } finally {
     slot.release();
   }

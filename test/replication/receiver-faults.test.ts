@@ -4,7 +4,7 @@ import { ReplicationError } from "../../src/base/errors.ts";
 import type { Logger } from "../../src/base/logger.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
-import type { ApplyRequest, JobName } from "../../src/lanes/jobs.ts";
+import type { SaveRequest, JobName } from "../../src/lanes/jobs.ts";
 import type { Lanes } from "../../src/lanes/lanes.ts";
 import type { LinkedPair } from "../../src/testing/linked-pair.ts";
 import { randomBytes } from "../random.ts";
@@ -56,7 +56,7 @@ describe("a write that fails", () => {
       if (name !== "apply") return await run();
       pair?.toServer.cutAfter(0);
       for (let turn = 0; turn < 20; turn++) await new Promise((resolve) => setImmediate(resolve));
-      const { fd } = request as ApplyRequest;
+      const { fd } = request as SaveRequest;
       kit.receiving.storage.lanes.write(fd, randomBytes(4_096), 0);
       throw new ReplicationError("write-failed", "the device failed");
     };
@@ -75,7 +75,7 @@ describe("a write that fails", () => {
     await image.write(randomBytes(4 * MIB), 0);
     let tries = 0;
     around = async (name, request, run) => {
-      if (name !== "apply" || !(request as ApplyRequest).blocks.includes(20)) return await run();
+      if (name !== "apply" || !(request as SaveRequest).blocks.includes(20)) return await run();
       // Ends the test where the sender would go on for ever.
       throw ++tries > 20 ? new ReplicationError("usage", "still trying") : new ReplicationError("write-failed", "EIO");
     };
@@ -114,11 +114,11 @@ describe("skipEmpty", () => {
   });
 });
 
-test("a block whose old content changed since it was kept is asked for again, and the log says so", async () => {
+test("a block whose old content changed since its parts were compared is asked for again, and the log says so", async () => {
   const image = createMemoryImage(MIB);
   await image.write(randomBytes(MIB), 0);
   await kit.send(image);
-  // Two blocks differ; the second is changed behind our back between keeping and applying.
+  // Two blocks differ; the second is changed behind our back between the answer about its parts and keeping them.
   const content = await contentOf(image);
   for (const block of [2, 5]) {
     content.fill(block, block * 64 * KIB + 4_096, block * 64 * KIB + 8_192);
@@ -126,9 +126,9 @@ test("a block whose old content changed since it was kept is asked for again, an
   }
   let done = false;
   around = async (name, request, run) => {
-    if (name === "apply" && !done) {
+    if (name === "save" && !done) {
       done = true;
-      const { fd, blocks } = request as ApplyRequest;
+      const { fd, blocks } = request as SaveRequest;
       expect(blocks).toEqual([2, 5]);
       kit.receiving.storage.lanes.write(fd, randomBytes(4_096), 5 * 64 * KIB + 40_960);
     }

@@ -3,11 +3,13 @@ import * as fs from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { createBufferPool } from "../../src/base/buffer-pool.ts";
 import { InvariantError } from "../../src/base/errors.ts";
 import { GIB, MIB } from "../../src/base/units.ts";
 import { fileBytesMax } from "../../src/storage/file-system.ts";
 import { loadLinuxCalls } from "../../src/storage/linux.ts";
 import { createNodeStorage, nodeLaneStorage } from "../../src/storage/node-storage.ts";
+import { DIRECT_BYTES } from "../../src/storage/seam.ts";
 import { createScratch, hasCommand, mountTmpfs, type Scratch, whyNoTmpfs } from "./scratch.ts";
 
 const linux = loadLinuxCalls();
@@ -42,6 +44,34 @@ describe("files", () => {
     expect(target.toString("latin1")).toBe("lloîîîîî");
     expect(await file.read(target, 5)).toBe(0);
     expect(nodeLaneStorage().read(file.fd, target, 4)).toBe(1);
+    await file.close();
+  });
+
+  test("a direct write goes past the page cache and is read like any other; what is not aligned is refused, and nothing else", async (context) => {
+    const path = scratch.file("a");
+    const file = await storage.open(path, { write: true, create: true, direct: true });
+    try {
+      const { directFd } = file;
+      if (directFd === undefined) return context.skip("the file system of the temporary folder has no direct writes");
+      const pool = createBufferPool({ slotBytes: 4 * DIRECT_BYTES, slotCount: 1 });
+      const memory = Buffer.from(pool.memory, 0, 4 * DIRECT_BYTES);
+      for (let at = 0; at < memory.length; at++) memory[at] = at % 251;
+      const { writeDirect } = nodeLaneStorage();
+      await file.write(Buffer.alloc(5 * DIRECT_BYTES, 9), 0);
+      expect(writeDirect?.(directFd, memory, DIRECT_BYTES)).toBe(true);
+      expect(fs.readFileSync(path).equals(Buffer.concat([Buffer.alloc(DIRECT_BYTES, 9), memory]))).toBe(true);
+      expect(writeDirect?.(directFd, memory.subarray(1), 0)).toBe(false);
+      const reading = fs.openSync(path, "r");
+      expect(() => writeDirect?.(reading, memory, 0)).toThrow(expect.objectContaining({ code: "EBADF" }));
+      fs.closeSync(reading);
+    } finally {
+      await file.close();
+    }
+  });
+
+  test("a file that nobody asked it for has no direct descriptor", async () => {
+    const file = await storage.open(scratch.file("a"), { write: true, create: true });
+    expect(file.directFd).toBeUndefined();
     await file.close();
   });
 
