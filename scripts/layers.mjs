@@ -25,8 +25,9 @@ export const layers = {
   replica: { level: 3 },
   replication: { level: 4 },
   failover: { level: 5, only: ["base"], pure: true },
-  site: { level: 6 },
-  cli: { level: 7 },
+  library: { level: 6 },
+  site: { level: 7 },
+  cli: { level: 8 },
 };
 
 /** Files outside the pure folders that are pure all the same; globs. */

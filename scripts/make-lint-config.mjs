@@ -54,7 +54,10 @@ function importPatterns(name) {
     patterns.push({ regex: `^(?:${anyOf(names)})(?:/|$)`, message: `Not in src/${name}: ${why}.` });
   }
   if (name !== "cli") {
-    patterns.push({ regex: "^(?:\\.\\./)+index\\.ts$", message: "The public API is for users and for cli." });
+    patterns.push({
+      regex: "^(?:\\.\\./)+index\\.ts$",
+      message: "The public API is for users; here, import from where it is made.",
+    });
   }
   return layer.pure === true ? [...patterns, purePattern] : patterns;
 }

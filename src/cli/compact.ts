@@ -1,4 +1,4 @@
-import { ReplicationError } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
@@ -19,8 +19,6 @@ Example:
 `;
 
 export const compactVerb: Verb = {
-  name: "compact",
-  summary: "join undo logs after points were removed, to get space back",
   help,
   async run(args, io) {
     const given = parseArguments(args, {

@@ -1,5 +1,6 @@
 import { resolve } from "node:path";
-import { createEngine, ReplicationError } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { createEngine } from "../replication/engine.ts";
 import { openImage } from "../image/open-image.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import { MIB } from "../base/units.ts";
@@ -28,8 +29,6 @@ const rangesShown = 20;
 const grain = 4_096;
 
 export const compareVerb: Verb = {
-  name: "compare",
-  summary: "compare two images or recovery points",
   help,
   async run(args, io) {
     const given = parseArguments(args, {

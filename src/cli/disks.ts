@@ -1,5 +1,6 @@
 import { systemClock } from "../base/clock.ts";
-import { type DiskSummary, ReplicationError, type Store } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
+import type { DiskSummary, Store } from "../replica/store.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
@@ -19,8 +20,6 @@ Example:
 `;
 
 export const disksVerb: Verb = {
-  name: "disks",
-  summary: "list the disks of a store",
   help,
   async run(args, io) {
     const given = parseArguments(args, { verb: "disks", flags: storeFlags, options: storeOptions, positionals: [] });

@@ -1,5 +1,5 @@
 import { systemClock } from "../base/clock.ts";
-import { ReplicationError } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
 import { optional, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
@@ -26,8 +26,6 @@ Example:
 const ownerCharsMax = 200;
 
 export const holdVerb: Verb = {
-  name: "hold",
-  summary: "keep a recovery point from being removed",
   help,
   async run(args, io) {
     const given = parseArguments(args, {

@@ -42,8 +42,6 @@ interface Found {
 }
 
 export const inspectVerb: Verb = {
-  name: "inspect",
-  summary: "show what a file of a store, an image or a capture of frames is",
   help,
   async run(args, io) {
     const given = parseArguments(args, { verb: "inspect", flags: ["json"], positionals: ["FILE"] });

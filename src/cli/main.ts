@@ -1,42 +1,84 @@
 #!/usr/bin/env node
 /** The binary: finds the verb, runs it, turns what it throws into a message and an exit code. */
-import { ReplicationError } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
 import { version } from "../version.ts";
 import { toReplicationError } from "../base/errors.ts";
-import { compactVerb } from "./compact.ts";
-import { compareVerb } from "./compare.ts";
-import { disksVerb } from "./disks.ts";
 import { exitCodeOf, exitCodes } from "./exit-codes.ts";
-import { holdVerb } from "./hold.ts";
-import { inspectVerb } from "./inspect.ts";
-import { pkiVerb } from "./pki.ts";
-import { pointsVerb } from "./points.ts";
-import { pruneVerb } from "./prune.ts";
-import { recvVerb } from "./recv.ts";
-import { releaseVerb } from "./release.ts";
-import { restoreVerb } from "./restore.ts";
-import { repairVerb } from "./repair.ts";
-import { rollbackVerb } from "./rollback.ts";
-import { sendVerb } from "./send.ts";
-import type { CliIo, Verb } from "./verb.ts";
-import { verifyVerb } from "./verify.ts";
+import type { CliIo, VerbEntry } from "./verb.ts";
 
-const verbs: readonly Verb[] = [
-  pkiVerb,
-  recvVerb,
-  sendVerb,
-  disksVerb,
-  pointsVerb,
-  restoreVerb,
-  verifyVerb,
-  pruneVerb,
-  holdVerb,
-  releaseVerb,
-  compactVerb,
-  repairVerb,
-  rollbackVerb,
-  compareVerb,
-  inspectVerb,
+/** What can be asked for. Only the verb that is meant is loaded: the others would be most of the time a short command takes. */
+const verbs: readonly VerbEntry[] = [
+  {
+    name: "pki",
+    summary: "make certificates: init an authority, issue a node's",
+    load: async () => (await import("./pki.ts")).pkiVerb,
+  },
+  {
+    name: "recv",
+    summary: "receive disks and keep a replica of each",
+    load: async () => (await import("./recv.ts")).recvVerb,
+  },
+  {
+    name: "send",
+    summary: "send the state of an image to a receiver",
+    load: async () => (await import("./send.ts")).sendVerb,
+  },
+  { name: "disks", summary: "list the disks of a store", load: async () => (await import("./disks.ts")).disksVerb },
+  {
+    name: "points",
+    summary: "list the recovery points of a disk",
+    load: async () => (await import("./points.ts")).pointsVerb,
+  },
+  {
+    name: "restore",
+    summary: "write a recovery point to an image file or a block device",
+    load: async () => (await import("./restore.ts")).restoreVerb,
+  },
+  {
+    name: "verify",
+    summary: "read recovery points again and compare them with their digests",
+    load: async () => (await import("./verify.ts")).verifyVerb,
+  },
+  {
+    name: "prune",
+    summary: "remove recovery points that the retention policy does not keep",
+    load: async () => (await import("./prune.ts")).pruneVerb,
+  },
+  {
+    name: "hold",
+    summary: "keep a recovery point from being removed",
+    load: async () => (await import("./hold.ts")).holdVerb,
+  },
+  {
+    name: "release",
+    summary: "end the hold of a recovery point",
+    load: async () => (await import("./release.ts")).releaseVerb,
+  },
+  {
+    name: "compact",
+    summary: "join undo logs after points were removed, to get space back",
+    load: async () => (await import("./compact.ts")).compactVerb,
+  },
+  {
+    name: "repair",
+    summary: "find what has rotted in a replica and have the next send heal it",
+    load: async () => (await import("./repair.ts")).repairVerb,
+  },
+  {
+    name: "rollback",
+    summary: "make the replica's file the newest recovery point again",
+    load: async () => (await import("./rollback.ts")).rollbackVerb,
+  },
+  {
+    name: "compare",
+    summary: "compare two images or recovery points",
+    load: async () => (await import("./compare.ts")).compareVerb,
+  },
+  {
+    name: "inspect",
+    summary: "show what a file of a store, an image or a capture of frames is",
+    load: async () => (await import("./inspect.ts")).inspectVerb,
+  },
 ];
 
 function overview(): string {
@@ -63,10 +105,11 @@ async function run(args: readonly string[], io: CliIo): Promise<number> {
     (name === undefined ? io.err : io.out)(overview());
     return name === undefined ? exitCodes.usage : exitCodes.done;
   }
-  const verb = verbs.find((known) => known.name === name);
-  if (verb === undefined) {
+  const entry = verbs.find((known) => known.name === name);
+  if (entry === undefined) {
     throw new ReplicationError("usage", `${JSON.stringify(name)} is no verb; replicate --help lists them`);
   }
+  const verb = await entry.load();
   if (rest.includes("--help") || rest.includes("-h")) {
     io.out(verb.help);
     return exitCodes.done;
@@ -118,7 +161,7 @@ async function main(): Promise<void> {
   } catch (thrown) {
     const error = toReplicationError(thrown);
     report(error, args, io);
-    const verb = verbs.find((known) => known.name === args[0]);
+    const verb = await verbs.find((known) => known.name === args[0])?.load();
     process.exitCode = verb?.exitCodes?.[error.code] ?? exitCodeOf(error.code);
   }
 }

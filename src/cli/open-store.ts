@@ -2,7 +2,7 @@
 import { hostname } from "node:os";
 import { systemClock } from "../base/clock.ts";
 import { systemRandom } from "../base/random.ts";
-import { openStore, type Store } from "../index.ts";
+import { openStore, type Store } from "../replica/store.ts";
 import { createNodeStorage } from "../storage/node-storage.ts";
 import type { Storage } from "../storage/seam.ts";
 import { needed, type ParsedArguments } from "./arguments.ts";

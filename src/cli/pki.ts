@@ -1,6 +1,7 @@
 import { systemClock } from "../base/clock.ts";
 import { systemRandom } from "../base/random.ts";
-import { createAuthority, issueCertificate, ReplicationError } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { createAuthority, issueCertificate } from "../transport/pki.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { formatTime, parseCount } from "./values.ts";
@@ -26,8 +27,6 @@ Example:
 `;
 
 export const pkiVerb: Verb = {
-  name: "pki",
-  summary: "make certificates: init an authority, issue a node's",
   help,
   async run(args, io) {
     const [action, ...rest] = args;

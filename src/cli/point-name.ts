@@ -1,7 +1,7 @@
 /** How people name a recovery point: `DISK@POINT`. */
 import { ReplicationError } from "../base/errors.ts";
-import type { Point, Store } from "../index.ts";
-import { checkDiskName } from "../replica/store.ts";
+import type { Point, Store } from "../replica/store.ts";
+import { checkDiskName } from "../base/disk-name.ts";
 
 export const pointHelp = `POINT is a number, "latest" (the default), "latest-app" (the newest that an application agreed to), a label (the newest point
 that has it), or a time such as 2026-11-25T05:00Z or 2026-11-25 (UTC unless it names an offset): the newest point of that time

@@ -1,6 +1,6 @@
 import { systemClock } from "../base/clock.ts";
 import type { StoredPoints, Verdict } from "../replica/store.ts";
-import type { Point } from "../index.ts";
+import type { Point } from "../replica/store.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
@@ -22,8 +22,6 @@ Example:
 `;
 
 export const pointsVerb: Verb = {
-  name: "points",
-  summary: "list the recovery points of a disk",
   help,
   async run(args, io) {
     const given = parseArguments(args, {

@@ -1,6 +1,7 @@
 /** Progress lines, and the closing lines of a send. */
 import { systemClock } from "../base/clock.ts";
-import type { Sender, SendProgress, SendReport } from "../index.ts";
+import type { SendReport } from "../replication/report.ts";
+import type { Sender, SendProgress } from "../replication/sender.ts";
 import type { Funnel } from "../replication/report.ts";
 import { formatDuration, formatSize } from "./values.ts";
 import type { CliIo } from "./verb.ts";

@@ -1,4 +1,5 @@
-import { ReplicationError, type Store } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
+import type { Store } from "../replica/store.ts";
 import { parsePolicy } from "../replica/retention/policy.ts";
 import type { Verdict } from "../replica/store.ts";
 import { parseArguments } from "./arguments.ts";
@@ -26,8 +27,6 @@ Example:
 `;
 
 export const pruneVerb: Verb = {
-  name: "prune",
-  summary: "remove recovery points that the retention policy does not keep",
   help,
   async run(args, io) {
     const given = parseArguments(args, {

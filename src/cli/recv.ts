@@ -1,5 +1,7 @@
 import { watchCredentials } from "../transport/credential-watch.ts";
-import { createEngine, createReceiver, ReplicationError } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { createReceiver } from "../library/receiving.ts";
+import { createEngine } from "../replication/engine.ts";
 import { needed, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
@@ -40,8 +42,6 @@ Example:
 `;
 
 export const recvVerb: Verb = {
-  name: "recv",
-  summary: "receive disks and keep a replica of each",
   help,
   async run(args, io) {
     const given = parseArguments(args, {

@@ -1,4 +1,4 @@
-import { ReplicationError } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { ownerOf, parseNamedPoint } from "./hold.ts";
@@ -21,8 +21,6 @@ Example:
 `;
 
 export const releaseVerb: Verb = {
-  name: "release",
-  summary: "end the hold of a recovery point",
   help,
   async run(args, io) {
     const given = parseArguments(args, {

@@ -1,4 +1,6 @@
-import { createEngine, ReplicationError, repair } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { repair } from "../library/points.ts";
+import { createEngine } from "../replication/engine.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
@@ -22,8 +24,6 @@ Example:
 const shownMax = 20;
 
 export const repairVerb: Verb = {
-  name: "repair",
-  summary: "find what has rotted in a replica and have the next send heal it",
   help,
   async run(args, io) {
     const given = parseArguments(args, {

@@ -1,6 +1,7 @@
 import { resolve } from "node:path";
 import { systemClock } from "../base/clock.ts";
-import { ReplicationError, restorePoint } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { restorePoint } from "../library/points.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
@@ -28,8 +29,6 @@ Example:
 `;
 
 export const restoreVerb: Verb = {
-  name: "restore",
-  summary: "write a recovery point to an image file or a block device",
   help,
   exitCodes: { "store-damaged": exitCodes.differs, "replica-unreadable": exitCodes.differs },
   async run(args, io) {

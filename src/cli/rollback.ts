@@ -1,4 +1,6 @@
-import { createEngine, ReplicationError, rollBack } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { rollBack } from "../library/points.ts";
+import { createEngine } from "../replication/engine.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
@@ -18,8 +20,6 @@ Example:
 `;
 
 export const rollbackVerb: Verb = {
-  name: "rollback",
-  summary: "make the replica's file the newest recovery point again",
   help,
   async run(args, io) {
     const given = parseArguments(args, {

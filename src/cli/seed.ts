@@ -1,6 +1,9 @@
 /** `recv --from-dir`: an initial copy that came in files. */
 import { resolve } from "node:path";
-import { createEngine, importSeed, openStore, ReplicationError } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { importSeed } from "../library/receiving.ts";
+import { openStore } from "../replica/store.ts";
+import { createEngine } from "../replication/engine.ts";
 import { needed, optional, type ParsedArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";

@@ -1,15 +1,12 @@
 import { resolve } from "node:path";
 import { systemClock } from "../base/clock.ts";
 import { isBlockSize } from "../base/units.ts";
-import { checkDiskName } from "../replica/store.ts";
-import {
-  createEngine,
-  createSender,
-  loadCredentials,
-  openSource,
-  ReplicationError,
-  type SendReport,
-} from "../index.ts";
+import { checkDiskName } from "../base/disk-name.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { createSender, openSource } from "../library/sending.ts";
+import { createEngine } from "../replication/engine.ts";
+import type { SendReport } from "../replication/report.ts";
+import { loadCredentials } from "../transport/credentials.ts";
 import { needed, type ParsedArguments, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
@@ -52,8 +49,6 @@ Example:
 `;
 
 export const sendVerb: Verb = {
-  name: "send",
-  summary: "send the state of an image to a receiver",
   help,
   async run(args, io) {
     const given = parseArguments(args, {

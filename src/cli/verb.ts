@@ -15,10 +15,15 @@ export interface CliIo {
   readonly columns: number;
 }
 
-export interface Verb {
+/** A verb as the list of verbs has it. */
+export interface VerbEntry {
   readonly name: string;
-  /** One line for the list of verbs. */
+  /** One line. */
   readonly summary: string;
+  readonly load: () => Promise<Verb>;
+}
+
+export interface Verb {
   /** For `--help`: usage, options, an example. */
   readonly help: string;
   /** Exit codes of errors where this verb has its own. */

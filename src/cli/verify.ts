@@ -1,5 +1,7 @@
 import { systemClock } from "../base/clock.ts";
-import { ReplicationError, type Store, verifyPoint } from "../index.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { verifyPoint } from "../library/points.ts";
+import type { Store } from "../replica/store.ts";
 import { optional, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { type OpenedStore, openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
@@ -29,8 +31,6 @@ Example:
 type Report = Awaited<ReturnType<typeof verifyPoint>>;
 
 export const verifyVerb: Verb = {
-  name: "verify",
-  summary: "read recovery points again and compare them with their digests",
   help,
   exitCodes: { "store-damaged": exitCodes.differs },
   async run(args, io) {

@@ -1,7 +1,7 @@
 /** What runs in a lane's worker thread. */
 import { parentPort, workerData } from "node:worker_threads";
 import { invariant } from "../base/errors.ts";
-import { nodeLaneStorage } from "../storage/node-storage.ts";
+import { nodeLaneStorage } from "../storage/node-lanes.ts";
 import { createLane } from "./lane.ts";
 import { carryError, doJob } from "./lanes.ts";
 import type { LaneAnswer, LaneCall, LaneSetup } from "./worker-lanes.ts";

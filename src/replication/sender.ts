@@ -14,7 +14,7 @@ import type { DigestKind, Geometry } from "../base/units.ts";
 import type { CodecName } from "../codec/compression.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
-import { checkDiskName } from "../replica/store.ts";
+import { checkDiskName } from "../base/disk-name.ts";
 import type { Link } from "../transport/link.ts";
 import { offer } from "../wire/handshake.ts";
 import type { Durable, Open, Opened } from "../wire/messages.ts";

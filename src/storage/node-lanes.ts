@@ -3,7 +3,7 @@ import { fdatasyncSync, readSync, writeSync } from "node:fs";
 import { constants } from "node:os";
 import { errnoOf, invariant } from "../base/errors.ts";
 import { GIB } from "../base/units.ts";
-import type { LinuxCalls } from "./linux.ts";
+import { type LinuxCalls, loadLinuxCalls } from "./linux.ts";
 import type { LaneStorage } from "./seam.ts";
 import { systemError } from "./system-error.ts";
 
@@ -37,6 +37,19 @@ export function createNodeLanes(linux: () => LinuxCalls): LaneStorage {
       const pages = linux().cachedPages?.(fd, offset, Math.max(length, 1)) ?? -1;
       return pages < 0 ? undefined : pages > 0;
     },
+  };
+}
+
+/** The positional face alone, for a worker thread; loads nothing until a hint or a hole asks for it. */
+export function nodeLaneStorage(): LaneStorage {
+  return createNodeLanes(lazily(loadLinuxCalls));
+}
+
+export function lazily<T extends object>(make: () => T): () => T {
+  let made: T | undefined;
+  return () => {
+    made ??= make();
+    return made;
   };
 }
 

@@ -9,8 +9,8 @@ import { lockFile, lockName } from "./file-lock.ts";
 import { fileBytesMax } from "./file-system.ts";
 import { type LinuxCalls, loadLinuxCalls } from "./linux.ts";
 import { NodeFile, toFileStat } from "./node-file.ts";
-import { createNodeLanes } from "./node-lanes.ts";
-import type { Capabilities, FileStat, LaneStorage, OpenOptions, Storage, StorageFile } from "./seam.ts";
+import { createNodeLanes, lazily } from "./node-lanes.ts";
+import type { Capabilities, FileStat, OpenOptions, Storage, StorageFile } from "./seam.ts";
 
 const openDescriptor = promisify(fs.open);
 const closeDescriptor = promisify(fs.close);
@@ -63,19 +63,6 @@ export function createNodeStorage(options: { readonly linux?: LinuxCalls; readon
       const facts = fs.fstatSync(file.fd, { bigint: true });
       return facts.isBlockDevice() ? deviceWriteCounter(deviceName(facts.rdev)) : undefined;
     },
-  };
-}
-
-/** The positional face alone, for a worker thread; loads nothing until a hint or a hole asks for it. */
-export function nodeLaneStorage(): LaneStorage {
-  return createNodeLanes(lazily(loadLinuxCalls));
-}
-
-function lazily<T extends object>(make: () => T): () => T {
-  let made: T | undefined;
-  return () => {
-    made ??= make();
-    return made;
   };
 }
 

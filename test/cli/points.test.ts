@@ -335,16 +335,16 @@ describe("the verbs", () => {
     [holdVerb, ["disk@3", "--for", "soon"]],
     [holdVerb, ["disk@3", "--owner", "anybody"]],
     [releaseVerb, ["disk@3", "--owner", "jo", "--anybody"]],
-  ] as const)("wrong usage of $name: %j", async (verb, args) => {
+  ] as const)("wrong usage: %s %j", async (verb, args) => {
     await expect(run(verb, args)).rejects.toMatchObject({ code: "usage" });
   });
 
   test("a store that is not there", async () => {
-    for (const verb of [pointsVerb, verifyVerb, pruneVerb, disksVerb]) {
+    for (const [name, verb] of Object.entries({ pointsVerb, verifyVerb, pruneVerb, disksVerb })) {
       const io = { out: () => undefined, err: () => undefined, env: {}, cwd: ".", isTerminal: false, columns: 80 };
       const args = ["--store", join(kit.pair.folder, "nowhere"), ...(verb === pointsVerb ? ["disk"] : [])];
       const ran = verb.run(args, { ...io, signal: new AbortController().signal });
-      await expect(ran, verb.name).rejects.toMatchObject({ code: "store-not-found" });
+      await expect(ran, name).rejects.toMatchObject({ code: "store-not-found" });
     }
   });
 });

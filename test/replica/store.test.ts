@@ -1,7 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { silentLogger } from "../../src/base/logger.ts";
 import { GIB, MIB } from "../../src/base/units.ts";
-import { checkDiskName, openStore, type Store } from "../../src/replica/store.ts";
+import { checkDiskName } from "../../src/base/disk-name.ts";
+import { openStore, type Store } from "../../src/replica/store.ts";
 import {
   createSimulatedDisk,
   type DiskOptions,

@@ -8,7 +8,8 @@ import { InvariantError } from "../../src/base/errors.ts";
 import { GIB, MIB } from "../../src/base/units.ts";
 import { fileBytesMax } from "../../src/storage/file-system.ts";
 import { loadLinuxCalls } from "../../src/storage/linux.ts";
-import { createNodeStorage, nodeLaneStorage } from "../../src/storage/node-storage.ts";
+import { nodeLaneStorage } from "../../src/storage/node-lanes.ts";
+import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import { DIRECT_BYTES } from "../../src/storage/seam.ts";
 import { createScratch, hasCommand, mountTmpfs, type Scratch, whyNoTmpfs } from "./scratch.ts";
 

@@ -5,7 +5,7 @@
 import { crc32 } from "node:zlib";
 import { invariant, ReplicationError } from "../../base/errors.ts";
 import { GIB } from "../../base/units.ts";
-import { isDiskName } from "../../replica/layout.ts";
+import { isDiskName } from "../../base/disk-name.ts";
 import type { StateFormat } from "../../replica/state-file.ts";
 
 export const seedFormat: StateFormat = { format: "replicate seed", version: 1 };

@@ -1,0 +1,172 @@
+/** Sending images: sources, senders over the network and into files. */
+import { createHash } from "node:crypto";
+import { resolve } from "node:path";
+import { ReplicationError } from "../base/errors.ts";
+import { openImage } from "../image/open-image.ts";
+import type { Engine } from "../replication/engine.ts";
+import { createSeedTarget } from "../replication/seed/export.ts";
+import type { Sender, SenderOptions, SendSource } from "../replication/sender.ts";
+import { createSender as createBareSender } from "../replication/sender.ts";
+import type { FileLock } from "../storage/seam.ts";
+import { type CredentialSource, connectTls } from "../transport/tls.ts";
+import { version } from "../version.ts";
+
+/**
+ * Opens what `location` names: a raw image file or a block device. What it is, is decided by content.
+ * Errors: `image-not-found`, `image-format-unsupported`, `image-format-mismatch`, `image-in-use`, `image-unreadable`, `image-busy`
+ * when a process of this user sends it to the same `target` already, and `locks-unsupported` when that cannot be told.
+ */
+export async function openSource(
+  location: string,
+  options: {
+    readonly engine: Engine;
+    /** Read the bytes as they are, whatever they look like. */
+    readonly format?: "raw" | undefined;
+    /** Send an image that changes meanwhile, at the user's word; the point says `none`. */
+    readonly allowLive?: boolean;
+    /** Where it will be sent, for the lock that keeps one host from sending the same image twice at a time. */
+    readonly target?: string;
+  },
+): Promise<SendSource & { close(): Promise<void> }> {
+  const { engine } = options;
+  const scheme = /^([a-z][a-z0-9+]+):\/\//.exec(location)?.[1];
+  if (scheme !== undefined) {
+    throw new ReplicationError(
+      "image-format-unsupported",
+      `${location}: images over ${scheme} are not supported by this version`,
+    );
+  }
+  const image = await openImage(location, {
+    storage: engine.storage,
+    clock: engine.clock,
+    format: options.format,
+    allowLive: options.allowLive ?? false,
+  });
+  const lock = await lockSource(location, options.target, engine).catch(async (error: unknown) => {
+    await image.reader.close();
+    throw error;
+  });
+  return {
+    reader: image.reader,
+    name: image.path,
+    identity: hash(`${engine.host} ${image.path} ${image.identity}`),
+    guard: options.allowLive === true ? undefined : image.guard,
+    async close() {
+      await image.reader.close();
+      await lock?.release();
+    },
+  };
+}
+
+/** Keeps this user's other processes from sending the same image to the same target meanwhile. Undefined: there are no locks here. */
+async function lockSource(location: string, target: string | undefined, engine: Engine): Promise<FileLock | undefined> {
+  const { storage } = engine;
+  if (!storage.capabilities.locks || storage.lockName === undefined) return undefined;
+  let lock: FileLock | undefined;
+  try {
+    lock = await storage.lockName(hash(`${instanceOf(engine, location)} ${target ?? ""}`));
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new ReplicationError(
+      "locks-unsupported",
+      `no lock can be made for sending ${location} (${reason}): set TMPDIR to a folder of a local file system that this user can write to`,
+      { cause: error },
+    );
+  }
+  if (lock !== undefined) return lock;
+  throw new ReplicationError(
+    "image-busy",
+    `${location} is being sent to ${target ?? "a receiver"} by another process of this host`,
+  );
+}
+
+/** Stable over restarts: the same image of the same host is the same sender, and takes over from itself at once. */
+function instanceOf(engine: Engine, location: string): string {
+  return hash(`${engine.host} ${resolve(location)}`);
+}
+
+function hash(text: string): string {
+  return createHash("sha256").update(text).digest("hex").slice(0, 32);
+}
+
+/** How to send; see {@link SenderOptions} for what the fields mean. */
+export interface CreateSenderOptions
+  extends Omit<
+    SenderOptions,
+    "connect" | "instance" | "software" | "lanes" | "pool" | "clock" | "random" | "log" | "codecs"
+  > {
+  readonly engine: Engine;
+  readonly receiver: NetworkReceiver | SeedFolder;
+}
+
+interface NetworkReceiver {
+  readonly host: string;
+  readonly port: number;
+  readonly credentials: CredentialSource;
+  /** SHA-256 of the receiver's certificate: accept exactly it instead of any of the authority. */
+  readonly fingerprint?: string | undefined;
+}
+
+/** In place of a receiver: an initial copy into files, for {@link importSeed} elsewhere. Makes no point; files are not encrypted. */
+interface SeedFolder {
+  /** Made when it is missing. One that is not empty is `target-exists`, except for what an export of the same disk that was interrupted left. */
+  readonly directory: string;
+  /** Remove a copy that is there, and work beside other files. */
+  readonly overwrite?: boolean | undefined;
+}
+
+/**
+ * A sender of one image. `run()` once; it resolves when the state of the image is a durable recovery point at the receiver. The source stays open:
+ * who opened it closes it.
+ */
+export function createSender(options: CreateSenderOptions): Sender {
+  const { engine, receiver, ...rest } = options;
+  const whole = {
+    ...rest,
+    lanes: engine.lanes,
+    pool: engine.pool,
+    clock: engine.clock,
+    random: engine.random,
+    log: engine.log,
+    codecs: engine.codecs,
+    software: `replicate/${version}`,
+    instance: instanceOf(engine, options.source.name),
+  };
+  if ("directory" in receiver) return createSeedSender(engine, whole, receiver);
+  return createBareSender({
+    ...whole,
+    connect: (signal) =>
+      connectTls({
+        host: receiver.host,
+        port: receiver.port,
+        credentials: receiver.credentials,
+        ...(receiver.fingerprint === undefined ? {} : { fingerprint: receiver.fingerprint }),
+        clock: engine.clock,
+        log: engine.log,
+        signal,
+      }),
+  });
+}
+
+function createSeedSender(engine: Engine, options: Omit<SenderOptions, "connect">, folder: SeedFolder): Sender {
+  const { storage, clock, log, codecs } = engine;
+  const target = createSeedTarget({
+    ...{ storage, clock, log, software: options.software },
+    directory: resolve(folder.directory),
+    overwrite: folder.overwrite,
+    // Who will read it is not known, and not everybody has zstd.
+    codecs: codecs.filter((codec) => codec !== "zstd" || options.codec === "zstd"),
+  });
+  // What went wrong with a folder once goes wrong again, and nothing of an attempt is of use to the next.
+  const sender = createBareSender({ ...options, connect: target.connect, connections: 1, attemptsMax: 1 });
+  return {
+    progress: () => sender.progress(),
+    async run(signal) {
+      try {
+        return await sender.run(signal);
+      } finally {
+        await target.settled();
+      }
+    },
+  };
+}
