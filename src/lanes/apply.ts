@@ -34,7 +34,7 @@ const longRunBytes = 256 * KIB;
  */
 export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
   const { blockBytes, blocks, masks } = request;
-  const raw = unpack(lane, request.slot, request);
+  const raw = unpack(lane, request.slot, request, areaA);
   const digester = lane.digester(request.digestKind);
   const width = digestBytes(request.digestKind);
   const found = new Uint8Array(width);
@@ -65,12 +65,12 @@ export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
   return { states, writtenBytes: writer.bytes };
 }
 
-/** The content of a frame: where it came, or decompressed to area A. */
-export function unpack(lane: Lane, slotIndex: number, frame: ReceivedFrame): Uint8Array {
+/** The content of a frame: where it came, or decompressed to `place` in the slot. */
+export function unpack(lane: Lane, slotIndex: number, frame: ReceivedFrame, place: number): Uint8Array {
   const slot = lane.slot(slotIndex);
   const packed = slot.subarray(areaB, areaB + frame.payloadBytes);
   if (frame.codec === "stored") return packed;
-  const raw = slot.subarray(areaA, areaA + frame.rawBytes);
+  const raw = slot.subarray(place, place + frame.rawBytes);
   lane.codecs.get(frame.codec).decompress(packed, raw);
   return raw;
 }

@@ -144,8 +144,9 @@ export interface ApplyResult {
  * the same reading tells whether it gives its digests, so that `apply` only writes.
  */
 export interface SaveRequest extends BlockShape {
-  /** Area A takes the old content, one block's parts behind the other's. */
   readonly slot: number;
+  /** Where in the slot the old content goes, one block's parts behind the other's: {@link oldContentAt}. */
+  readonly contentAt: number;
   /** Name of the disk, for messages. */
   readonly disk: string;
   readonly fd: number;
@@ -176,14 +177,17 @@ export interface SaveResult {
   readonly checked: Uint8Array;
 }
 
-/** Receiver: writes `contentBytes` of area A behind the place of `head`, then `head`. */
+/** Receiver: writes `contentBytes` of the slot behind the place of `head`, then `head`; with zeros up to a whole page, or without. */
 export interface AppendRequest {
   readonly slot: number;
   /** For messages. */
   readonly path: string;
   readonly fd: number;
+  /** The same file past the page cache, for long content. */
+  readonly directFd: number | undefined;
   readonly offset: number;
   readonly head: Uint8Array;
+  readonly contentAt: number;
   readonly contentBytes: number;
 }
 

@@ -6,15 +6,16 @@ import { invariant } from "../base/errors.ts";
 import type { Digester } from "../codec/digest.ts";
 import { checkNew, overlay, readOld, unpack, writing } from "./apply.ts";
 import { applyState, type AppendRequest, type ReceivedFrame, type SaveRequest, type SaveResult } from "./jobs.ts";
+import { DIRECT_BYTES } from "../storage/seam.ts";
 import type { Lane } from "./lane.ts";
 import { areaA, areaABytes } from "./slot-layout.ts";
 
-/** Bytes appended at least this long are handed to the device at once: their sync follows. */
-const writebackBytesMin = 64 * 1024;
+/** Content at least this long is given to the device at once: its sync follows. */
+const longAppendBytes = 64 * 1024;
 
 export function save(lane: Lane, request: SaveRequest): SaveResult {
   const { blockBytes, blocks, masks, base, frame } = request;
-  const area = lane.slot(request.slot).subarray(areaA, areaA + areaABytes);
+  const area = lane.slot(request.slot).subarray(request.contentAt, request.contentAt + areaABytes);
   const width = digestBytes(request.digestKind);
   const perMask = maskBytes(blockBytes);
   const damaged = new Uint8Array(blocks.length);
@@ -74,7 +75,8 @@ class FrameCheck {
     this.#frame = frame;
     this.#blockBytes = blockBytes;
     this.inAreaA = frame.codec !== "stored";
-    this.#raw = unpack(lane, slot, frame);
+    // Behind any place the old content may begin at, so that it never overtakes.
+    this.#raw = unpack(lane, slot, frame, areaA + DIRECT_BYTES);
     this.#digester = lane.digester(digestKind);
     this.#found = new Uint8Array(digestBytes(digestKind));
     this.states = new Uint8Array(frame.blocks.length).fill(applyState.unchecked);
@@ -109,15 +111,44 @@ function gather(block: Uint8Array, mask: Uint8Array, target: Uint8Array): void {
 }
 
 export function append(lane: Lane, request: AppendRequest): null {
-  const { path, fd, offset, head, contentBytes } = request;
+  const { path, fd, offset, head, contentAt, contentBytes } = request;
+  const slot = lane.slot(request.slot);
   writing(path, offset, () => {
+    if (appendDirect(lane, request)) return;
     // The head last: who reads the log meanwhile takes a batch with a good head for a whole one.
     if (contentBytes > 0) {
-      const content = lane.slot(request.slot).subarray(areaA, areaA + contentBytes);
-      lane.storage.write(fd, content, offset + head.length);
+      lane.storage.write(fd, slot.subarray(contentAt, contentAt + contentBytes), offset + head.length);
     }
     lane.storage.write(fd, head, offset);
   });
-  if (contentBytes >= writebackBytesMin) lane.storage.startWriteback(fd, offset, head.length + contentBytes);
+  if (contentBytes >= longAppendBytes) lane.storage.startWriteback(fd, offset, head.length + contentBytes);
   return null;
+}
+
+/**
+ * Past the page cache: old content is hardly ever read, and the sync that follows has nothing left to write. Whole pages, so zeros fill up the
+ * last one; those with the head last.
+ */
+function appendDirect(
+  lane: Lane,
+  { slot: index, directFd, offset, head, contentAt, contentBytes }: AppendRequest,
+): boolean {
+  const start = contentAt - head.length;
+  const { writeDirect } = lane.storage;
+  if (directFd === undefined || writeDirect === undefined || contentBytes < longAppendBytes) return false;
+  if (start < 0 || start % DIRECT_BYTES !== 0 || offset % DIRECT_BYTES !== 0) return false;
+  const slot = lane.slot(index);
+  const end = contentAt + contentBytes;
+  const padded = wholePages(end);
+  slot.fill(0, end, padded);
+  slot.set(head, start);
+  const behind = wholePages(contentAt);
+  return (
+    (behind >= padded || writeDirect(directFd, slot.subarray(behind, padded), offset + behind - start)) &&
+    writeDirect(directFd, slot.subarray(start, behind), offset)
+  );
+}
+
+function wholePages(bytes: number): number {
+  return Math.ceil(bytes / DIRECT_BYTES) * DIRECT_BYTES;
 }

@@ -6,6 +6,7 @@
  * Receiver: area B takes the payload as it came, area A the decompressed form.
  */
 import { limits } from "../base/limits.ts";
+import { DIRECT_BYTES } from "../storage/seam.ts";
 import { EXTENT_BYTES_MAX, KIB } from "../base/units.ts";
 
 /** Room for prelude and header of a data frame: blocks, masks and digests of 256 blocks fit. */
@@ -17,6 +18,14 @@ export const areaB: number = areaA + areaABytes + headRoom;
 export const areaBBytes: number = limits.framePayloadBytesMax;
 /** Bytes of one slot of the pool. */
 export const slotBytes: number = areaB + areaBBytes;
+
+/**
+ * Where old content goes, a receiver's, so that a head of `headBytes` right before it begins on a page: both can then be written past the page
+ * cache in one piece. Up to a page behind the start of area A; a head that is too long for the room before is written for itself.
+ */
+export function oldContentAt(headBytes: number): number {
+  return areaA + (headBytes > headRoom ? 0 : headBytes % DIRECT_BYTES);
+}
 
 /** Slots that fit the memory bound of a pool. */
 export function slotsFor(poolBytes: number): number {

@@ -32,7 +32,7 @@ export async function recoverUndoLog(
   sequence: number,
 ): Promise<RecoveredLog | undefined> {
   const path = paths.undo(sequence);
-  const file = await inFile("write-failed", `opening ${path}`, () => storage.open(path, { write: true }));
+  const file = await inFile("write-failed", `opening ${path}`, () => storage.open(path, { write: true, direct: true }));
   try {
     const { sizeBytes } = await inFile("store-damaged", `reading ${path}`, () => file.stat());
     await inFile("sync-failed", `syncing ${path}`, () => file.datasync());
@@ -124,9 +124,9 @@ export async function createUndoLog(storage: Storage, paths: DiskPaths, header: 
 
 async function createOrOpen(storage: Storage, path: string): Promise<StorageFile> {
   try {
-    return await storage.open(path, { write: true, exclusive: true, mode: 0o600 });
+    return await storage.open(path, { write: true, exclusive: true, mode: 0o600, direct: true });
   } catch (error) {
     if (errnoOf(error) !== "EEXIST") throw error;
-    return storage.open(path, { write: true });
+    return storage.open(path, { write: true, direct: true });
   }
 }

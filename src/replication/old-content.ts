@@ -9,6 +9,7 @@ import type { Logger } from "../base/logger.ts";
 import { blocksPerPage, digestBytes, EXTENT_BYTES_MAX, maskBytes, pageBlocks, pageCount } from "../base/units.ts";
 import { isZero } from "../codec/digest.ts";
 import type { ReceivedFrame, SaveResult } from "../lanes/jobs.ts";
+import { oldContentAt } from "../lanes/slot-layout.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import type { DiskWriter, UndoEntryHead, UndoWriter } from "../replica/store.ts";
 import { undoFlags } from "../replica/store.ts";
@@ -194,8 +195,10 @@ export class OldContent {
   ): Promise<{ readonly end: number; readonly checked: Uint8Array }> {
     const { disk, lanes, writer } = this.#o;
     const { blockBytes, digestKind, sizeBytes } = writer.record;
+    const contentAt = oldContentAt(undo.headBytes(wanted.blocks.length));
     const result = await lanes.run("save", {
       slot: slot.index,
+      contentAt,
       disk,
       fd: writer.replicaFd,
       sizeBytes,
@@ -212,7 +215,8 @@ export class OldContent {
     const contentBytes = result.contentBytes.reduce((sum, bytes) => sum + bytes, 0);
     const batch = undo.batch(heads, contentBytes);
     const { offset, head } = batch;
-    await lanes.run("append", { slot: slot.index, path: undo.path, fd: undo.fd, offset, head, contentBytes });
+    const { path, fd, directFd } = undo;
+    await lanes.run("append", { slot: slot.index, path, fd, directFd, offset, head, contentAt, contentBytes });
     undo.wrote(batch);
     return { end: batch.end, checked: result.checked };
   }

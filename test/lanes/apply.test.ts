@@ -2,10 +2,16 @@
 import fc from "fast-check";
 import { beforeEach, describe, expect, test } from "vitest";
 import { digestBytes, KIB, MIB, PART_BYTES, partsPerBlock } from "../../src/base/units.ts";
-import { type ApplyRequest, type ApplyResult, applyState, type SaveResult } from "../../src/lanes/jobs.ts";
+import {
+  type ApplyRequest,
+  type ApplyResult,
+  applyState,
+  type AppendRequest,
+  type SaveResult,
+} from "../../src/lanes/jobs.ts";
 import { DIRECT_BYTES } from "../../src/storage/seam.ts";
 import { doJob } from "../../src/lanes/lanes.ts";
-import { areaA, areaB } from "../../src/lanes/slot-layout.ts";
+import { areaA, areaB, oldContentAt } from "../../src/lanes/slot-layout.ts";
 import {
   anyBlockBytes,
   anyCodec,
@@ -264,12 +270,16 @@ describe("old parts", () => {
 });
 
 describe("save", () => {
+  /** The farthest place there is. */
+  const contentAt = areaA + DIRECT_BYTES - 1;
+
   /** What the first `blocks` of the frame hold in these parts, kept before the frame is applied. */
   function save(request: ApplyRequest, kept: readonly number[], parts: readonly (readonly number[])[]): SaveResult {
     const { blockBytes, digestKind, blocks, base, slot, disk, sizeBytes } = request;
     const { payloadBytes, codec, rawBytes, masks, digests } = request;
     const width = digestBytes(digestKind);
     return doJob(lane, "save", {
+      contentAt,
       ...{ slot, disk, fd, sizeBytes, blockBytes, digestKind, seed: 7, codec: "stored" },
       blocks: kept.map((index) => blocks[index] ?? 0),
       masks: Buffer.concat(kept.map((index) => maskOf(parts[index] ?? [], blockBytes))),
@@ -308,14 +318,14 @@ describe("save", () => {
             (wanted[index] ?? []).map((part) => partsOf(was[blocks[index] ?? 0] ?? before)[part] ?? before),
           );
           const bytes = old.length * PART_BYTES;
-          expect(hashOf(lane.slot(0).subarray(areaA, areaA + bytes))).toBe(hashOf(Buffer.concat(old)));
+          expect(hashOf(lane.slot(0).subarray(contentAt, contentAt + bytes))).toBe(hashOf(Buffer.concat(old)));
           expect(result.contentBytes.reduce((sum, each) => sum + each, 0)).toBe(bytes);
           const states = blocks.map((_block, index) =>
             kept.includes(index) ? applyState.written : applyState.unchecked,
           );
           expect([...result.checked]).toEqual(states);
           // Area A is free again by then.
-          lane.slot(0).fill(0xee, areaA, areaA + MIB);
+          lane.slot(0).fill(0xee, areaA, contentAt + MIB);
           const applied = doJob(lane, "apply", { ...request, checked: result.checked });
           expect([...applied.states]).toEqual(blocks.map(() => applyState.written));
           expect(hashOf(replica())).toBe(hashOf(after));
@@ -356,12 +366,78 @@ describe("save", () => {
     expect(
       lane
         .slot(0)
-        .subarray(areaA, areaA + PART_BYTES)
+        .subarray(contentAt, contentAt + PART_BYTES)
         .every((byte) => byte === 0),
     ).toBe(true);
     const applied = doJob(lane, "apply", { ...request, checked: result.checked });
     expect([...applied.states]).toEqual([applyState.damaged, applyState.written]);
     expect(hashOf(replica().subarray(64 * KIB))).toBe(hashOf(after.subarray(64 * KIB)));
+  });
+});
+
+describe("append", () => {
+  const head = randomBytes(300);
+  const offset = 5 * DIRECT_BYTES;
+
+  /** What a log holds after old content was appended to it. */
+  function append(contentBytes: number, more: Partial<AppendRequest> = {}): { log: Buffer; content: Buffer } {
+    const contentAt = oldContentAt(head.length);
+    const slot = lane.slot(1).fill(0x77);
+    const content = randomBytes(contentBytes);
+    slot.set(content, contentAt);
+    const log = Buffer.alloc(offset + MIB + 8 * DIRECT_BYTES, 0x55);
+    files.files.set(fd, log);
+    doJob(lane, "append", { slot: 1, path: "log", fd, directFd: 9, offset, head, contentAt, contentBytes, ...more });
+    return { log, content };
+  }
+
+  test("long content goes past the page cache in whole pages, those with the head last", () => {
+    const offsets: number[] = [];
+    files.writeDirect = (to, source, at) => {
+      expect(to).toBe(9);
+      expect([source.byteOffset, source.length, at].map((each) => each % DIRECT_BYTES)).toEqual([0, 0, 0]);
+      offsets.push(at);
+      files.files.get(fd)?.set(source, at);
+      return true;
+    };
+    const { log, content } = append(MIB);
+    const end = offset + head.length + MIB;
+    const padded = Math.ceil(end / DIRECT_BYTES) * DIRECT_BYTES;
+    const expected = Buffer.concat([
+      Buffer.alloc(offset, 0x55),
+      head,
+      content,
+      Buffer.alloc(padded - end),
+      Buffer.alloc(log.length - padded, 0x55),
+    ]);
+    expect(hashOf(log)).toBe(hashOf(expected));
+    expect(offsets).toEqual([offset + DIRECT_BYTES, offset]);
+    expect(files.writes).toEqual([]);
+  });
+
+  const elsewhere: readonly (readonly [string, number, Partial<AppendRequest>])[] = [
+    ["short content", 3 * PART_BYTES, {}],
+    ["no descriptor for it", MIB, { directFd: undefined }],
+    ["a head that does not begin on a page", MIB, { head: randomBytes(301) }],
+    ["a system that refuses", MIB, {}],
+  ];
+  test.each(elsewhere)("%s: content, then head, through the page cache", (_name, bytes, more) => {
+    files.writeDirect = () => false;
+    const { log, content } = append(bytes, more);
+    const written = more.head ?? head;
+    const expected = Buffer.concat([Buffer.alloc(offset, 0x55), written, content]);
+    expect(hashOf(log.subarray(0, expected.length))).toBe(hashOf(expected));
+    expect(log.subarray(expected.length).every((byte) => byte === 0x55)).toBe(true);
+    expect(files.writes.map((write) => write.offset)).toEqual([offset + written.length, offset]);
+  });
+
+  test("a head too long for the room in front of it", () => {
+    const long = randomBytes(20 * KIB);
+    files.writeDirect = () => {
+      throw new Error("not in front of the slot");
+    };
+    append(MIB, { head: long, contentAt: oldContentAt(long.length) });
+    expect(files.writes.map((write) => write.offset)).toEqual([offset + long.length, offset]);
   });
 });
 

@@ -382,6 +382,8 @@ export function holdContents(): HeldContents {
         },
         lanes: {
           ...lanes,
+          // Then what is appended comes the other way, content and head apart.
+          writeDirect: () => false,
           write(fd, source, offset) {
             if (!held.on || !logs.has(fd) || undoBatchMagic.compare(source, 0, 8) === 0) {
               lanes.write(fd, source, offset);

@@ -100,6 +100,16 @@ export class UndoWriter {
     return this.#file.fd;
   }
 
+  /** The same file past the page cache; see {@link StorageFile.directFd}. */
+  get directFd(): number | undefined {
+    return this.#file.directFd;
+  }
+
+  /** Bytes a batch of `count` entries has before their contents. */
+  headBytes(count: number): number {
+    return UNDO_BATCH_HEADER_BYTES + count * entryHeadBytes(this.header);
+  }
+
   /** Bytes of the log, with what is still being written. */
   get sizeBytes(): number {
     return this.#end;
