@@ -14,6 +14,13 @@ export { openStore, type DiskSummary, type Point, type PointReader, type Store }
 export { loadCredentials } from "./transport/credentials.ts";
 export { watchCredentials } from "./transport/credential-watch.ts";
 export { createAuthority, issueCertificate } from "./transport/pki.ts";
-export { type CreateSenderOptions, createSender, openSource } from "./library/sending.ts";
+export {
+  type CreateMachineSenderOptions,
+  createMachineSender,
+  type CreateSenderOptions,
+  createSender,
+  openSource,
+} from "./library/sending.ts";
+export type { MachineReport, MachineSender } from "./replication/machine.ts";
 export { type CreateReceiverOptions, createReceiver, importSeed, type Receiver } from "./library/receiving.ts";
 export { repair, restorePoint, rollBack, verifyPoint } from "./library/points.ts";

@@ -7,6 +7,8 @@ export const limits = {
   /** Bytes of a frame's header (msgpack). */
   frameHeaderBytesMax: 64 * KIB,
   /** Bytes of a frame's payload: one extent, or its stored form with a codec's worst growth. */
+  /** Disks that are cut together. */
+  groupDisksMax: 64,
   framePayloadBytesMax: MIB + 16 * KIB,
   /** Text of an error that crosses the wire. */
   errorTextCharsMax: 2_000,

@@ -1,6 +1,6 @@
 /** How people name a recovery point: `DISK@POINT`. */
 import { ReplicationError } from "../base/errors.ts";
-import type { Point, Store } from "../replica/store.ts";
+import type { CutState, Point, Store } from "../replica/store.ts";
 import { checkDiskName } from "../base/disk-name.ts";
 
 export const pointHelp = `POINT is a number, "latest" (the default), "latest-app" (the newest that an application agreed to), a label (the newest point
@@ -37,12 +37,16 @@ export interface Choice {
   readonly points: readonly Point[];
   /** Points whose records cannot be read. */
   readonly unreadable: readonly { readonly point: number; readonly message: string }[];
+  /** Of points that other disks have a part of; one that is not complete is only chosen by its number. */
+  readonly cuts?: ReadonlyMap<number, CutState> | undefined;
 }
 
 /** The number of the point a text names, which need not exist when the text is a number. Throws `point-not-found`, `store-damaged`. */
 export function choosePoint(choice: Choice, text = "latest"): number {
-  const { disk, points, unreadable } = choice;
+  const { disk, unreadable, cuts } = choice;
   if (/^\d+$/.test(text)) return Number(text);
+  const points = choice.points.filter(({ point }) => cuts?.get(point)?.complete !== false);
+  if (points.length === 0 && choice.points.length > 0) throw onlyPieces(choice);
   if (text === "latest") {
     const newest = points.at(-1);
     // An older point must not pass for the newest one.
@@ -63,6 +67,14 @@ export function choosePoint(choice: Choice, text = "latest"): number {
         ? `no point with the label ${JSON.stringify(text)}, which is no number and no time either`
         : `no point of ${text} or before`;
   throw new ReplicationError("point-not-found", `disk ${disk} has ${what}; replicate points lists what there is`);
+}
+
+function onlyPieces({ disk, points, cuts }: Choice): ReplicationError {
+  const missing = cuts?.get(points.at(-1)?.point ?? 0)?.missing.join(", ") ?? "";
+  return new ReplicationError(
+    "point-not-found",
+    `disk ${disk} has no point of which all disks that were cut together have theirs (missing now: ${missing}); name a point by its number to take it alone`,
+  );
 }
 
 /** Times are labels and may contradict the order: the latest time counts, and among equal ones the newest point. */

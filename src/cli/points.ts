@@ -1,5 +1,5 @@
 import { systemClock } from "../base/clock.ts";
-import type { StoredPoints, Verdict } from "../replica/store.ts";
+import type { CutState, StoredPoints, Verdict } from "../replica/store.ts";
 import type { Point } from "../replica/store.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
@@ -83,17 +83,23 @@ function pointEvent(
     storedBytes: found.storedBytes.get(point.point) ?? 0,
     held: hold === undefined ? null : { owner: hold.owner, until: hold.until ?? null },
     keptBy: verdict?.keep === true ? verdict.rule : null,
+    cut: point.cut?.id ?? null,
+    cutComplete: found.cuts.get(point.point)?.complete ?? null,
   };
 }
 
 function pointsText(rows: readonly Row[], found: StoredPoints, now: number): string {
-  const table = [["POINT", "TIME", "CONSISTENCY", "LABEL", "SIZE", "STORED", "HELD", "KEPT BY"]];
+  const withCuts = <T>(cell: T): T[] => (found.cuts.size > 0 ? [cell] : []);
+  const table = [
+    ["POINT", "TIME", "CONSISTENCY", ...withCuts("CUT WITH"), "LABEL", "SIZE", "STORED", "HELD", "KEPT BY"],
+  ];
   for (const { point, verdict } of rows) {
     const hold = holdOf(point, now);
     table.push([
       String(point.point),
       formatTime(point.time),
       point.consistency,
+      ...withCuts(cutText(found.cuts.get(point.point))),
       point.label ?? "-",
       formatSize(point.sizeBytes),
       formatSize(found.storedBytes.get(point.point) ?? 0),
@@ -102,6 +108,13 @@ function pointsText(rows: readonly Row[], found: StoredPoints, now: number): str
     ]);
   }
   return textTable(table);
+}
+
+/** The disks a point was cut together with. */
+function cutText(cut: CutState | undefined): string {
+  if (cut === undefined) return "-";
+  const others = cut.others.map(({ disk, point }) => `${disk}@${point}`).join(" ");
+  return cut.complete ? others : `INCOMPLETE: no point of ${cut.missing.join(" ")}`;
 }
 
 export function heldText(hold: NonNullable<Point["hold"]>): string {

@@ -1,5 +1,6 @@
 /** Progress lines, and the closing lines of a send. */
 import { systemClock } from "../base/clock.ts";
+import type { MachineSender } from "../replication/machine.ts";
 import type { SendReport } from "../replication/report.ts";
 import type { Sender, SendProgress } from "../replication/sender.ts";
 import type { Funnel } from "../replication/report.ts";
@@ -15,6 +16,26 @@ export function showProgress(sender: Sender, io: CliIo, options: { readonly json
     ...options,
     facts: (seconds) => facts(sender.progress(), seconds),
     line: (seconds) => progressLine(sender.progress(), seconds),
+  });
+}
+
+/** The same for several disks at once: their sums, on a terminal; a line for each, as JSON. */
+export function showMachineProgress(sender: MachineSender, io: CliIo, options: { readonly json: boolean }): () => void {
+  const sum = (of: (funnel: Funnel) => number): number =>
+    sender.progress().reduce((total, { progress }) => total + of(progress.funnel), 0);
+  return showLine(io, {
+    ...options,
+    facts: (seconds) => sender.progress().map(({ disk, progress }) => ({ ...facts(progress, seconds), disk })),
+    line: (seconds) => {
+      const disks = sender.progress();
+      const shipped = disks.filter(({ progress }) => progress.phase === "waiting" || progress.phase === "done").length;
+      const work = {
+        facts: {},
+        doneBytes: sum((funnel) => funnel.scannedBytes),
+        totalBytes: sum((funnel) => funnel.sizeBytes),
+      };
+      return workLine({ ...work, title: `${shipped} of ${disks.length} disks` }, seconds);
+    },
   });
 }
 
@@ -52,7 +73,7 @@ function showLine(
   io: CliIo,
   options: {
     readonly json: boolean;
-    readonly facts: (seconds: number) => object;
+    readonly facts: (seconds: number) => object | readonly object[];
     readonly line: (seconds: number) => string;
   },
 ): () => void {
@@ -62,8 +83,10 @@ function showLine(
   const width = io.columns - 1;
   const show = (): void => {
     const seconds = (systemClock.monotonic() - startedAt) / 1000;
-    if (json) io.out(`${JSON.stringify({ event: "progress", ...options.facts(seconds) })}\n`);
-    else io.err(`\r${options.line(seconds).slice(0, width).padEnd(width)}`);
+    if (json) {
+      for (const facts of [options.facts(seconds)].flat())
+        io.out(`${JSON.stringify({ event: "progress", ...facts })}\n`);
+    } else io.err(`\r${options.line(seconds).slice(0, width).padEnd(width)}`);
   };
   const stop = systemClock.every(json ? reportMillis : redrawMillis, show);
   let stopped = false;

@@ -1,20 +1,17 @@
-import { resolve } from "node:path";
-import { systemClock } from "../base/clock.ts";
-import { isBlockSize } from "../base/units.ts";
-import { checkDiskName } from "../base/disk-name.ts";
-import { ReplicationError } from "../base/errors.ts";
-import { createSender, openSource } from "../library/sending.ts";
-import { createEngine } from "../replication/engine.ts";
+import { createMachineSender, createSender, openSource } from "../library/sending.ts";
+import { createEngine, type Engine } from "../replication/engine.ts";
+import type { MachineReport } from "../replication/machine.ts";
 import type { SendReport } from "../replication/report.ts";
-import { loadCredentials } from "../transport/credentials.ts";
-import { needed, type ParsedArguments, parseArguments } from "./arguments.ts";
+import { type ParsedArguments, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
-import { doneEvent, funnelText, showProgress } from "./progress.ts";
-import { formatSize, parseAddress, parseCount, parseRate, parseSize, parseWord } from "./values.ts";
-import type { Verb } from "./verb.ts";
+import { doneEvent, funnelText, showMachineProgress, showProgress } from "./progress.ts";
+import { networkReceiver, parseDestination, parseMachine, sendOptions } from "./send-options.ts";
+import { formatSize, parseCount, parseWord } from "./values.ts";
+import type { CliIo, Verb } from "./verb.ts";
 
 const help = `usage: replicate send IMAGE HOST:PORT/DISK --tls DIR/NAME [options]
+       replicate send MACHINE HOST:PORT --disk NAME=IMAGE --disk NAME=IMAGE ... --tls DIR/NAME [options]
        replicate send IMAGE DISK --to-dir DIR [options]
 
 Sends the state of an image: only what differs from what the receiver holds. Ends when that state is a durable recovery point there.
@@ -22,6 +19,9 @@ A lost connection is made again and the copy goes on; a send that was stopped go
 
   IMAGE                  a raw image file or a block device
   HOST:PORT/DISK         the receiver, and the name of the disk there (1 to 63 of a-z 0-9 . _ -)
+  MACHINE                with --disk: its disks are sent as they are at one moment, as MACHINE.NAME each. A point is made of all or of none of
+                         them, unless the sender dies in between: then the cut is incomplete, which replicate points tells
+  --disk NAME=IMAGE      a disk of the machine; given once for each
   --tls DIR/NAME         folder with ca.pem, cert.pem and key.pem (see replicate pki)
   --fingerprint SHA256   accept exactly the receiver certificate with this fingerprint
   --block SIZE           block of a new disk, 16KiB to 1MiB (default 64KiB)
@@ -45,6 +45,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 4 refused (a person must decide), 1
 
 Example:
   replicate send /var/lib/libvirt/images/web.raw backup.example:7000/web --tls pki/web
+  replicate send db backup.example:7000 --disk sys=/dev/vg0/db-sys --disk data=/dev/vg0/db-data --tls pki/db
   replicate send /var/lib/libvirt/images/web.raw web --to-dir /media/portable/web
 `;
 
@@ -68,86 +69,108 @@ export const sendVerb: Verb = {
         "to-dir",
         "log-level",
       ],
+      lists: ["disk"],
       positionals: ["IMAGE", "HOST:PORT/DISK"],
     });
-    const [image = "", place = ""] = given.positionals;
-    const destination = parseDestination(given, place, io.cwd);
-    const json = given.flag("json");
-    const options = sendOptions(given);
-    const lanes = given.text("lanes");
-    const log = createLog(io, { level: parseLevel(given.text("log-level"), "warn"), json });
-    const receiver = "tls" in destination ? await networkReceiver(destination, log) : destination;
-    const engine = await createEngine({
-      log,
-      lz4: io.env["REPLICATE_LZ4"] === "wasm" ? "wasm" : undefined,
-      ...(lanes === undefined ? {} : { lanes: parseCount(lanes, "--lanes", { min: 1, max: 64 }) }),
-    });
+    const { json, log, engine } = await prepare(given, io);
     try {
-      const allowLive = given.flag("allow-live");
-      const format =
-        given.text("format") === undefined ? undefined : parseWord(given.text("format") ?? "", "--format", ["raw"]);
-      await using source = disposable(
-        await openSource(image, { engine, format, allowLive, target: destination.target }),
-      );
-      const sender = createSender({
-        engine,
-        source,
-        disk: destination.disk,
-        receiver,
-        consistency: allowLive ? "none" : "crash",
-        ...options,
-      });
-      const stop = showProgress(sender, io, { json });
-      try {
-        const report = await sender.run(io.signal);
-        stop();
-        if ("directory" in receiver) io.out(seedText(report, receiver.directory, json));
-        else io.out(json ? `${JSON.stringify(doneEvent(report))}\n` : funnelText(report));
-        return exitCodes.done;
-      } finally {
-        stop();
-      }
+      return await (given.texts("disk").length > 0
+        ? sendMachine(given, { io, engine, log, json })
+        : sendDisk(given, { io, engine, log, json }));
     } finally {
       await engine.close();
     }
   },
 };
 
-interface Folder {
-  readonly disk: string;
-  readonly target: string;
-  readonly directory: string;
-  readonly overwrite: boolean;
+interface Surroundings {
+  readonly io: CliIo;
+  readonly engine: Engine;
+  readonly log: ReturnType<typeof createLog>;
+  readonly json: boolean;
 }
 
-interface Network {
-  readonly disk: string;
-  readonly target: string;
-  readonly host: string;
-  readonly port: number;
-  readonly tls: string;
-  readonly fingerprint: string | undefined;
+/** What is wrong with the words is said before anything is started. */
+async function prepare(given: ParsedArguments, io: CliIo): Promise<Omit<Surroundings, "io">> {
+  const [, place = ""] = given.positionals;
+  if (given.texts("disk").length > 0) parseMachine(given);
+  else parseDestination(given, place, io.cwd);
+  sendOptions(given);
+  const json = given.flag("json");
+  const lanes = given.text("lanes");
+  const log = createLog(io, { level: parseLevel(given.text("log-level"), "warn"), json });
+  const engine = await createEngine({
+    log,
+    lz4: io.env["REPLICATE_LZ4"] === "wasm" ? "wasm" : undefined,
+    ...(lanes === undefined ? {} : { lanes: parseCount(lanes, "--lanes", { min: 1, max: 64 }) }),
+  });
+  return { json, log, engine };
 }
 
-function parseDestination(given: ParsedArguments, place: string, cwd: string): Folder | Network {
-  const folder = given.text("to-dir");
-  const overwrite = given.flag("force");
-  if (folder !== undefined) {
-    const directory = resolve(cwd, folder);
-    // The host of HOST:PORT/DISK means nothing here.
-    const disk = parseDisk(place.slice(place.lastIndexOf("/") + 1));
-    return { disk, target: directory, directory, overwrite };
+function imageOptions(given: ParsedArguments) {
+  const format = given.text("format");
+  return {
+    allowLive: given.flag("allow-live"),
+    format: format === undefined ? undefined : parseWord(format, "--format", ["raw"]),
+  };
+}
+
+async function sendDisk(given: ParsedArguments, { io, engine, log, json }: Surroundings): Promise<number> {
+  const [image = "", place = ""] = given.positionals;
+  const destination = parseDestination(given, place, io.cwd);
+  const receiver = "tls" in destination ? await networkReceiver(destination, log) : destination;
+  const how = imageOptions(given);
+  await using source = disposable(await openSource(image, { engine, ...how, target: destination.target }));
+  const sender = createSender({
+    engine,
+    source,
+    disk: destination.disk,
+    receiver,
+    consistency: how.allowLive ? "none" : "crash",
+    ...sendOptions(given),
+  });
+  const stop = showProgress(sender, io, { json });
+  try {
+    const report = await sender.run(io.signal);
+    stop();
+    if ("directory" in receiver) io.out(seedText(report, receiver.directory, json));
+    else io.out(json ? `${JSON.stringify(doneEvent(report))}\n` : funnelText(report));
+    return exitCodes.done;
+  } finally {
+    stop();
   }
-  if (overwrite) throw new ReplicationError("usage", "send: --force goes with --to-dir");
-  const tls = needed(given.text("tls"), "send", "--tls DIR/NAME");
-  return { ...parseTarget(place), target: place, tls, fingerprint: given.text("fingerprint") };
 }
 
-async function networkReceiver({ host, port, tls, fingerprint }: Network, log: ReturnType<typeof createLog>) {
-  const credentials = await loadCredentials(tls, {});
-  const days = Math.floor((credentials.expiresAt - systemClock.now()) / 86_400_000);
-  if (days < 30) log.warn({ days }, `the certificate in ${tls} expires in ${days} days: replicate pki issue --renew`);
-  return { host, port, credentials, fingerprint };
+async function sendMachine(given: ParsedArguments, { io, engine, log, json }: Surroundings): Promise<number> {
+  const { machine, images, ...network } = parseMachine(given);
+  const receiver = await networkReceiver(network, log);
+  const how = imageOptions(given);
+  const disks: { name: string; source: Awaited<ReturnType<typeof openSource>> }[] = [];
+  let stop = (): void => {};
+  try {
+    for (const { name, image } of images) {
+      const target = `${network.target}/${machine}.${name}`;
+      disks.push({ name, source: await openSource(image, { engine, ...how, target }) });
+    }
+    const { skipEmpty: _none, ...options } = sendOptions(given);
+    const consistency = how.allowLive ? "none" : "crash";
+    const sender = createMachineSender({ engine, receiver, machine, disks, consistency, ...options });
+    stop = showMachineProgress(sender, io, { json });
+    const report = await sender.run(io.signal);
+    stop();
+    io.out(machineText(machine, report, json));
+    return exitCodes.done;
+  } finally {
+    stop();
+    for (const { source } of disks) await source.close();
+  }
+}
+
+function machineText(machine: string, { cut, disks, seconds }: MachineReport, json: boolean): string {
+  if (!json) return `${disks.map(funnelText).join("")}${machine}: ${disks.length} disks, cut together\n`;
+  const points = Object.fromEntries(disks.map(({ disk, point }) => [disk, point]));
+  const event = { event: "machine", machine, cut, points, seconds: Number(seconds.toFixed(3)) };
+  return [...disks.map(doneEvent), event].map((line) => `${JSON.stringify(line)}\n`).join("");
 }
 
 /** A copy into files makes no point: that is done where they are applied. */
@@ -158,49 +181,6 @@ function seedText(report: SendReport, directory: string, json: boolean): string 
     `${disk}: the copy of ${formatSize(funnel.sizeBytes)} is in ${directory}: ${formatSize(funnel.wireBytes)}, in ${seconds.toFixed(1)} s. ` +
     `At the receiver: replicate recv --store STORE --from-dir DIR --owner NAME\n`
   );
-}
-
-function sendOptions(given: ParsedArguments) {
-  const optional = <T>(name: string, parse: (text: string) => T): T | undefined => {
-    const text = given.text(name);
-    return text === undefined ? undefined : parse(text);
-  };
-  const codec = optional("codec", (text) => parseWord(text, "--codec", ["auto", "lz4", "deflate", "zstd", "none"]));
-  return {
-    blockBytes: optional("block", parseBlock),
-    digestKind: optional("digest", (text) => parseWord(text, "--digest", ["xxh64", "sha256"])),
-    codec: codec === "none" ? ("stored" as const) : codec,
-    rate: optional("rate", parseRate),
-    connections: optional("connections", (text) => parseCount(text, "--connections", { min: 1, max: 16 })),
-    label: given.text("label"),
-    skipEmpty: given.flag("skip-empty"),
-    adopt: given.flag("adopt"),
-    allowShrink: given.flag("allow-shrink"),
-  };
-}
-
-function parseBlock(text: string): number {
-  const bytes = parseSize(text, "--block");
-  if (isBlockSize(bytes)) return bytes;
-  throw new ReplicationError("usage", `--block: ${JSON.stringify(text)} is not a power of two from 16KiB to 1MiB`);
-}
-
-/** `HOST:PORT/DISK`. */
-function parseTarget(text: string): { readonly host: string; readonly port: number; readonly disk: string } {
-  const at = text.lastIndexOf("/");
-  if (at < 0 || at === text.length - 1) {
-    throw new ReplicationError("usage", `send: ${JSON.stringify(text)} is not HOST:PORT/DISK`);
-  }
-  return { ...parseAddress(text.slice(0, at), "HOST:PORT/DISK"), disk: parseDisk(text.slice(at + 1)) };
-}
-
-function parseDisk(disk: string): string {
-  try {
-    checkDiskName(disk);
-    return disk;
-  } catch (error) {
-    throw new ReplicationError("usage", `send: ${error instanceof Error ? error.message : String(error)}`);
-  }
 }
 
 function disposable<T extends { close(): Promise<void> }>(resource: T): T & AsyncDisposable {

@@ -1,9 +1,11 @@
 /** Sending images: sources, senders over the network and into files. */
 import { createHash } from "node:crypto";
 import { resolve } from "node:path";
+import { checkDiskName } from "../base/disk-name.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { openImage } from "../image/open-image.ts";
 import type { Engine } from "../replication/engine.ts";
+import { createMachineSender as createBareMachineSender, type MachineSender } from "../replication/machine.ts";
 import { createSeedTarget } from "../replication/seed/export.ts";
 import type { Sender, SenderOptions, SendSource } from "../replication/sender.ts";
 import { createSender as createBareSender } from "../replication/sender.ts";
@@ -145,6 +147,32 @@ export function createSender(options: CreateSenderOptions): Sender {
         log: engine.log,
         signal,
       }),
+  });
+}
+
+/** How to send several disks; see {@link CreateSenderOptions} for what the fields mean. */
+export interface CreateMachineSenderOptions
+  extends Omit<CreateSenderOptions, "source" | "disk" | "receiver" | "cut" | "skipEmpty"> {
+  readonly receiver: NetworkReceiver;
+  /** The disks at the receiver are named `MACHINE.NAME`. */
+  readonly machine: string;
+  readonly disks: readonly { readonly name: string; readonly source: SendSource }[];
+}
+
+/**
+ * A sender of several disks as they are at one moment. `run()` once; it resolves when each has its point of the cut. Sources stay open. Throws `usage`,
+ * `disk-name-invalid`.
+ */
+export function createMachineSender(options: CreateMachineSenderOptions): MachineSender {
+  const { machine, disks, ...rest } = options;
+  const { clock, random } = options.engine;
+  const named = disks.map(({ name, source }) => ({ disk: `${machine}.${name}`, source }));
+  for (const { disk } of named) checkDiskName(disk);
+  return createBareMachineSender({
+    disks: named,
+    createSender: ({ disk, source }, cut) => createSender({ ...rest, disk, source, cut }),
+    clock,
+    random,
   });
 }
 

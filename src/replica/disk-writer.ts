@@ -8,7 +8,7 @@ import { type DiskRecord, geometryOf, writeRecord } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { Doubt } from "./doubt.ts";
-import { listPoints, type Point, readPoint, writePoint } from "./point.ts";
+import { type Cut, listPoints, type Point, readPoint, writePoint } from "./point.ts";
 import type { StoreParts } from "./open-disk.ts";
 import type { PointReader } from "./point-reader.ts";
 import { prunePoints } from "./prune.ts";
@@ -31,6 +31,8 @@ export interface CommitFacts {
   readonly cycle: string;
   readonly source: string;
   readonly sourceName: string;
+  /** Where other disks are cut at the same moment. */
+  readonly cut?: Cut | undefined;
 }
 
 /**

@@ -89,11 +89,13 @@ const stateDecoders: readonly StateDecoder[] = [
     format: pointFormat.format,
     name: /^[0-9]{10}\.json$/,
     decode(path, bytes) {
-      const { hold, closed, logs, ...facts } = decodePoint(path, bytes);
+      const { hold, cut, closed, logs, ...facts } = decodePoint(path, bytes);
       return {
         ...facts,
         heldBy: hold?.owner,
         heldUntil: hold?.until,
+        cut: cut?.id,
+        cutMembers: cut?.members.join(" "),
         closedLogBytes: closed?.sizeBytes,
         logs: logs?.map(({ name }) => name).join(" "),
       };

@@ -1,4 +1,5 @@
 /** A point's record, `points/<sequence>.json`. Its appearance is the commit. */
+import { isDiskName } from "../base/disk-name.ts";
 import { ReplicationError } from "../base/errors.ts";
 import type { Storage } from "../storage/seam.ts";
 import type { DiskPaths } from "./layout.ts";
@@ -20,6 +21,14 @@ export interface Hold {
   readonly owner: string;
   /** Milliseconds since 1970 UTC; undefined: until it is released. */
   readonly until: number | undefined;
+}
+
+/** A moment several disks have points of: a machine's disks are cut together. */
+export interface Cut {
+  /** The same in all of these points, and in no others. */
+  readonly id: string;
+  /** Names of the disks, this one among them. */
+  readonly members: readonly string[];
 }
 
 /** An undo log by its file name in `points/`, closed. */
@@ -47,6 +56,7 @@ export interface Point {
   /** mtime of the replica at the commit, nanoseconds since 1970 as decimal text: a later one means that somebody else wrote to it. */
   readonly replicaModified?: string | undefined;
   readonly hold?: Hold | undefined;
+  readonly cut?: Cut | undefined;
   /** The log of the point before, which this commit closed; undefined: that was the empty disk before the first point. */
   readonly closed?: ClosedLog | undefined;
   /**
@@ -73,6 +83,7 @@ function parsePoint(content: StateContent): Point {
     sourceName: content.text("sourceName"),
     replicaModified: content.optionalText("replicaModified"),
     hold: parseHold(content.optionalObject("hold")),
+    cut: parseCut(content.optionalObject("cut")),
     closed: parseClosed(content.optionalObject("closed")),
     logs: content.optionalList("logs")?.map((log) => parseNamedLog(log)),
   };
@@ -80,6 +91,19 @@ function parsePoint(content: StateContent): Point {
 
 function parseHold(content: StateContent | undefined): Hold | undefined {
   return content === undefined ? undefined : { owner: content.text("owner"), until: content.optionalInteger("until") };
+}
+
+function parseCut(content: StateContent | undefined): Cut | undefined {
+  if (content === undefined) return undefined;
+  return {
+    id: content.text("id"),
+    members: (content.optionalList("members") ?? []).map((member) => {
+      const disk = member.text("disk");
+      // Never a path: a name decides which folder is looked into.
+      if (!isDiskName(disk)) throw damaged(content.path, `"cut" names ${JSON.stringify(disk)}`);
+      return disk;
+    }),
+  };
 }
 
 function parseClosed(content: StateContent | undefined): ClosedLog | undefined {
@@ -128,7 +152,7 @@ export async function writePoint(storage: Storage, paths: DiskPaths, point: Poin
 
 function pointContent(point: Point): StateRecord {
   const { time, label, consistency, root, sizeBytes, generation, term, cycle, source, sourceName } = point;
-  const { replicaModified, hold, closed, logs } = point;
+  const { replicaModified, hold, cut, closed, logs } = point;
   return {
     point: point.point,
     time,
@@ -143,6 +167,7 @@ function pointContent(point: Point): StateRecord {
     sourceName,
     replicaModified,
     hold: hold === undefined ? undefined : { ...hold },
+    cut: cut === undefined ? undefined : { id: cut.id, members: cut.members.map((disk) => ({ disk })) },
     closed: closed === undefined ? undefined : closedContent(closed),
     logs: logs?.map(({ name, closed: log }) => ({ name, ...closedContent(log) })),
   };

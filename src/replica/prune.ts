@@ -2,10 +2,11 @@
  * Removes recovery points, and nothing but names: the logs of a point go to the list of the point before it, so no content is copied and no
  * space is needed. Everything here is done with `chain.lock` held.
  */
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { ReplicationError } from "../base/errors.ts";
 import type { FileLock } from "../storage/seam.ts";
 import { neededLogs, ownLogs } from "./chain.ts";
+import { cutStates, loadCompanions, sparedByCuts } from "./cuts.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
@@ -46,11 +47,8 @@ export async function prunePoints(
   const reachable = points.filter(({ point }) => point > barrier);
   if (reachable.length === 0) return [];
   const now = clock.now();
-  const verdicts = decideRetention(
-    reachable.map(({ point, time, label, hold }) => ({ point, time, label, held: hold })),
-    options.policy,
-    { nowMax: now + aheadMillisMax, holdNow: now, timeZone: options.timeZone },
-  );
+  const spared = await sparedPoints(store, paths, reachable, options);
+  const verdicts = judge(reachable, spared, options, now);
   if (options.dryRun === true) return verdicts;
   const settled: Verdict[] = [];
   let left: readonly Point[] = reachable;
@@ -75,6 +73,37 @@ export async function prunePoints(
     }
   }
   return settled;
+}
+
+function judge(
+  points: readonly Point[],
+  spared: ReadonlyMap<number, string>,
+  options: PruneOptions,
+  now: number,
+): readonly Verdict[] {
+  return decideRetention(
+    points.map(({ point, time, label, hold }) => ({ point, time, label, held: hold, spared: spared.get(point) })),
+    options.policy,
+    { nowMax: now + aheadMillisMax, holdNow: now, timeZone: options.timeZone },
+  );
+}
+
+/** Points that stay for the sake of their cut. What the other disks keep is judged as if nothing was cut together. */
+async function sparedPoints(
+  store: StoreParts,
+  paths: DiskPaths,
+  points: readonly Point[],
+  options: PruneOptions,
+): Promise<ReadonlyMap<number, string>> {
+  const disk = basename(paths.directory);
+  const companions = await loadCompanions(store, disk, points);
+  const now = store.clock.now();
+  const kept = new Map<string, ReadonlySet<number>>();
+  for (const [name, theirs] of companions.points) {
+    const verdicts = judge(theirs, new Map(), options, now);
+    kept.set(name, new Set(verdicts.flatMap(({ point, keep }) => (keep ? [point] : []))));
+  }
+  return sparedByCuts(cutStates(disk, points, companions), (name, point) => kept.get(name)?.has(point) === true);
 }
 
 /** Sets or ends a hold. `releaseOf`: its owner, or `anybody`. Throws `point-not-found`, and `not-allowed` when another owner's hold that has not ended would be changed or go. */

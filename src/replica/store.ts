@@ -17,6 +17,7 @@ import { type DiskSummary, summarize } from "./disk-summary.ts";
 import { inFile } from "./file-error.ts";
 import { readRecord } from "./disk-record.ts";
 import { isDiskName } from "../base/disk-name.ts";
+import { type CutState, loadCutStates } from "./cuts.ts";
 import { type DiskPaths, diskPaths, type StorePaths, storePaths } from "./layout.ts";
 import { notFound, openDisk, type OpenResult, type StoreParts } from "./open-disk.ts";
 import type { Hold } from "./point.ts";
@@ -28,6 +29,7 @@ import { newName, syncDirectory } from "./state-file.ts";
 import { type StoredPoints, withStoredBytes } from "./stored-bytes.ts";
 import { policyTextOf, readStoreRecord, writeStoreRecord } from "./store-record.ts";
 
+export type { CutState };
 export type { Holder } from "./disk-lock.ts";
 export type { Compaction } from "./compact.ts";
 export type { DiskRecord } from "./disk-record.ts";
@@ -36,7 +38,7 @@ export type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 export { inspectStoreFile, type StoreFileDescription } from "./inspect.ts";
 export type { Verdict } from "./retention/decide.ts";
 export type { OpenResult } from "./open-disk.ts";
-export type { Hold, Point } from "./point.ts";
+export type { Cut, Hold, Point } from "./point.ts";
 export type { DiskPoints, PointReader } from "./point-reader.ts";
 export type { StoredPoints } from "./stored-bytes.ts";
 export { type EntryHead as UndoEntryHead, entryFlags as undoFlags } from "./undo/format.ts";
@@ -145,7 +147,11 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     summary: (name) => summarize(parts, name),
     create: (name, facts) => createDisk(parts, name, facts),
     openWriter: (name, holder) => openDisk(parts, name, holder),
-    points: async (name) => withStoredBytes(storage, diskPaths(path, name), await listDiskPoints(parts, name)),
+    async points(name) {
+      const found = await listDiskPoints(parts, name);
+      const cuts = await loadCutStates(parts, name, found.points);
+      return { ...(await withStoredBytes(storage, diskPaths(path, name), found)), cuts };
+    },
     openPoint: (name, sequence) => openPoint(parts, name, sequence),
     policy,
     async prune(name, { keep, dryRun = false } = {}) {

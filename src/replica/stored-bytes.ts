@@ -1,11 +1,14 @@
 /** What the points of a disk take beside the replica: the bytes of their undo logs. */
 import type { Storage } from "../storage/seam.ts";
 import { ownLogs } from "./chain.ts";
+import type { CutState } from "./cuts.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { DiskPoints } from "./point-reader.ts";
 
-/** The points of a disk with what each takes. */
+/** The points of a disk with what each takes, and with those of other disks each belongs to. */
 export interface StoredPoints extends DiskPoints {
+  /** By point, of those that are part of a cut. */
+  readonly cuts: ReadonlyMap<number, CutState>;
   /**
    * By point: length in bytes of its own undo logs, of the newest point the one that is open. What an older point needs of newer ones does
    * not count.
@@ -14,7 +17,11 @@ export interface StoredPoints extends DiskPoints {
 }
 
 /** A log that a removal beside us takes away counts 0. */
-export async function withStoredBytes(storage: Storage, paths: DiskPaths, found: DiskPoints): Promise<StoredPoints> {
+export async function withStoredBytes(
+  storage: Storage,
+  paths: DiskPaths,
+  found: DiskPoints,
+): Promise<Omit<StoredPoints, "cuts">> {
   const storedBytes = new Map<number, number>();
   const lists = ownLogs(found.points);
   for (const [index, { point }] of found.points.entries()) {

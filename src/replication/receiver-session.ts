@@ -22,6 +22,7 @@ import { checkDataShape } from "./data-shape.ts";
 import { watchLiveness } from "./liveness.ts";
 import { type Answer, answerBlocks, answerPages, answerParts } from "./receiver-answers.ts";
 import { SessionDisk } from "./receiver-disk.ts";
+import { factsOf } from "./receiver-commit.ts";
 import { openedMessage, openForSender, sizeShrunk } from "./receiver-open.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
 
@@ -422,10 +423,7 @@ export class ReceiverSession {
     if (!created && newest !== undefined) point = newest;
     else {
       point = await writer.commit({
-        time: commit.time,
-        label: commit.label,
-        consistency: commit.consistency,
-        cycle: commit.cycle,
+        ...factsOf(commit, this.#disk),
         source: open.source,
         sourceName: open.sourceName,
       });

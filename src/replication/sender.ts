@@ -39,6 +39,19 @@ export interface SendSource {
   readonly guard?: { begin(): Promise<void>; check(): Promise<void> } | undefined;
 }
 
+/** What a sender has to do with those of other disks that are cut at the same moment; see machine.ts. */
+export interface SharedCut {
+  /** What all points of the cut have in common, and the names of all its disks. */
+  readonly group: string;
+  readonly members: readonly string[];
+  /** Milliseconds since 1970 UTC: the time of all its points. */
+  readonly time: number;
+  /** All of this disk lies at the receiver, and its image has not changed. True: of the others too, and the point may be made. */
+  shipped(): boolean;
+  /** Resolves when {@link shipped} would say so. */
+  allShipped(signal: AbortSignal): Promise<void>;
+}
+
 export interface SenderOptions {
   readonly source: SendSource;
   /** Name of the disk at the receiver: 1 to 63 of a-z 0-9 . _ -; another one is `disk-name-invalid`. */
@@ -69,6 +82,7 @@ export interface SenderOptions {
   readonly skipEmpty?: boolean | undefined;
   readonly adopt?: boolean | undefined;
   readonly allowShrink?: boolean | undefined;
+  readonly cut?: SharedCut | undefined;
   /** Attempts in a row without any progress before giving up; default 8. While the receiver has never answered: 3. */
   readonly attemptsMax?: number | undefined;
 }
@@ -102,6 +116,8 @@ class SenderRun implements Sender {
   #phase: SendProgress["phase"] = "connecting";
   #attempt = 0;
   #wireBefore = 0;
+  /** Bytes read when the guard last found the image unchanged. */
+  #checkedReadBytes: number | undefined;
   /** The receiver has answered, if only to say that it is busy. */
   #everReached = false;
   #reason: SendReason | undefined;
@@ -133,8 +149,14 @@ class SenderRun implements Sender {
       const before = this.#progressMark();
       try {
         const report = await this.#tryOnce(signal, startedAt);
-        this.#phase = "done";
-        return report;
+        if (report !== undefined) {
+          this.#phase = "done";
+          return report;
+        }
+        this.#phase = "waiting";
+        await this.#o.cut?.allShipped(signal);
+        failures = 0;
+        this.#attempt--;
       } catch (thrown) {
         if (signal.aborted) throw toReplicationError(signal.reason, "aborted");
         const error = toReplicationError(thrown);
@@ -170,7 +192,8 @@ class SenderRun implements Sender {
     return pages > before.pages || (keeps && bytes > before.bytes);
   }
 
-  async #tryOnce(signal: AbortSignal, startedAt: number): Promise<SendReport> {
+  /** One session. Undefined: everything is there, and the point waits for other disks of the cut; what was applied is kept for a resume. */
+  async #tryOnce(signal: AbortSignal, startedAt: number): Promise<SendReport | undefined> {
     const { clock } = this.#o;
     const repeats = new RepeatQueue();
     const session = new SenderSession({
@@ -193,6 +216,10 @@ class SenderRun implements Sender {
       this.#everReached = true;
       const plan = planSession(open, opened);
       const durable = plan.kind === "already-durable" ? undefined : await this.#compare(session, plan, opened, repeats);
+      if (durable === "waits") {
+        await session.close();
+        return undefined;
+      }
       const report = this.#report(plan, durable, opened, startedAt);
       await session.close();
       return { ...report, funnel: { ...this.progress().funnel } };
@@ -237,7 +264,7 @@ class SenderRun implements Sender {
     plan: Plan & { readonly kind: "compare" },
     opened: Opened,
     repeats: RepeatQueue,
-  ): Promise<Durable> {
+  ): Promise<Durable | "waits"> {
     const { source, lanes, pool, clock } = this.#o;
     const signal = session.signal;
     this.#reason ??= plan.reason;
@@ -286,13 +313,15 @@ class SenderRun implements Sender {
       // Counted before the wait: a request that arrives from here on makes another commit necessary.
       const served = repeats.count;
       await repeats.settled();
-      await source.guard?.check();
+      await this.#checkSource();
+      if (this.#o.cut?.shipped() === false) return "waits";
       const root = memory.pages.root();
       const durable = session.commit({
         root,
         cycle: this.#cycle,
         sizeBytes: source.reader.sizeBytes,
-        time: clock.now(),
+        time: this.#o.cut?.time ?? clock.now(),
+        ...(this.#o.cut === undefined ? {} : { group: this.#o.cut.group, members: this.#o.cut.members }),
         ...(this.#o.label === undefined ? {} : { label: this.#o.label }),
         consistency: this.#o.consistency ?? "crash",
         skipEmpty: this.#o.skipEmpty ?? false,
@@ -305,6 +334,18 @@ class SenderRun implements Sender {
         `disk ${this.#o.disk}: the receiver made a point of another state than the one it was sent`,
       );
     }
+  }
+
+  /**
+   * The image has not changed since its guard began. Of disks that are cut together one may change as soon as it is shipped, while the others are
+   * not: what lies at the receiver is what counts, and nothing is looked at again unless something was read again.
+   */
+  async #checkSource(): Promise<void> {
+    const { cut, source } = this.#o;
+    if (cut !== undefined && this.#checkedReadBytes === this.#funnel.readBytes) return;
+    const { readBytes } = this.#funnel;
+    await source.guard?.check();
+    this.#checkedReadBytes = readBytes;
   }
 
   /** What was learnt of the source stays while the geometry does. */

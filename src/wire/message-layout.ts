@@ -214,6 +214,11 @@ export const layouts: Layouts = {
       label: optional("l", label),
       consistency: required("k", oneOf(["crash", "application", "none"] as const)),
       skipEmpty: required("e", flag()),
+      group: optional("g", id),
+      members: optional("gm", list(name(wireLimits.diskNameCharsMax), 1, limits.groupDisksMax)),
+    },
+    check({ group, members }) {
+      if ((group === undefined) !== (members === undefined)) wrong("gm (members): goes with g (group)");
     },
   },
   durable: {

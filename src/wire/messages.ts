@@ -185,6 +185,10 @@ export interface Commit {
   readonly consistency: "crash" | "application" | "none";
   /** True: when nothing changed, commit no point (`--skip-empty`). */
   readonly skipEmpty: boolean;
+  /** Of disks that are cut together: what all their points have in common, chosen anew for each cut. */
+  readonly group?: string;
+  /** With `group`: names of all disks of the cut, this one among them. */
+  readonly members?: readonly string[];
 }
 
 /** R→S: the point is on disk. Nothing before this message retires anything at the sender. */

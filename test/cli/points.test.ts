@@ -160,6 +160,8 @@ describe("the verbs", () => {
         "storedBytes",
         "held",
         "keptBy",
+        "cut",
+        "cutComplete",
       ]);
     }
     expect(lines).toMatchObject([

@@ -97,10 +97,7 @@ const decorations = fc.array(
       freq: 8,
     }),
     inUse: fc.oneof({ weight: 8, arbitrary: fc.constant(false) }, { weight: 1, arbitrary: fc.constant(true) }),
-    group: fc.option(fc.record({ id: fc.constantFrom("a", "b", "c"), complete: fc.boolean() }), {
-      nil: undefined,
-      freq: 5,
-    }),
+    spared: fc.option(fc.constant("another disk"), { nil: undefined, freq: 5 }),
   }),
   { minLength: 60, maxLength: 60 },
 );

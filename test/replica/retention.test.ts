@@ -26,18 +26,14 @@ import {
 import { referenceGrid, referenceKeep } from "./retention-reference.ts";
 
 describe("for any points and any policy", () => {
-  test("never dropped: the newest, a point held, a point in use, a point of a group that is kept", () => {
+  test("never dropped: the newest, a point held, a point in use, a point that is spared", () => {
     fc.assert(
       fc.property(decorated, anyPolicy, (points, policy) => {
         const stays = new Set(kept(points, policy));
-        const groups = new Set(
-          points.filter((p) => p.group?.complete === true && stays.has(p.point)).map((p) => p.group?.id),
-        );
         for (const [index, point] of points.entries()) {
           const isHeld = point.held !== undefined && (point.held.until === undefined || point.held.until > noon);
           const isProtected = index === points.length - 1 || isHeld || point.inUse === true;
-          const isOfGroup = point.group?.complete === true && groups.has(point.group.id);
-          if (isProtected || isOfGroup) expect(stays).toContain(point.point);
+          if (isProtected || point.spared !== undefined) expect(stays).toContain(point.point);
         }
       }),
     );
@@ -267,7 +263,7 @@ describe("grid", () => {
   });
 });
 
-describe("holds, readers, groups", () => {
+describe("holds, readers, points that are spared", () => {
   const hours = [-9, -8, -7, -6, 0].map((hour) => noon + hour * HOUR);
 
   test("a hold ends at its time, by the caller's clock", () => {
@@ -292,26 +288,12 @@ describe("holds, readers, groups", () => {
     ]);
   });
 
-  test("a complete group stays as a whole or goes as a whole", () => {
-    const group = (id: string, complete: boolean): Pick<RetainedPoint, "group"> => ({ group: { id, complete } });
-    const [a, b, c, d, e] = series(hours) as [
-      RetainedPoint,
-      RetainedPoint,
-      RetainedPoint,
-      RetainedPoint,
-      RetainedPoint,
-    ];
-    const points = [
-      { ...a, ...group("g1", true) },
-      { ...b, ...group("g2", true) },
-      { ...c, ...group("g2", true), inUse: true },
-      { ...d, ...group("g3", false) },
-      { ...e, ...group("g3", false) },
-    ];
+  test("a point that is spared says why", () => {
+    const points = series(hours).map((point) => (point.point === 2 ? { ...point, spared: "another disk" } : point));
     expect(rules(points, "last=1")).toEqual([
       "- no rule keeps it",
-      "+ its group g2 has a point that is kept",
-      "+ in use",
+      "+ another disk",
+      "- no rule keeps it",
       "- no rule keeps it",
       "+ newest",
     ]);

@@ -214,6 +214,20 @@ export const goldenFrames: Readonly<Record<string, Golden>> = {
       skipEmpty: false,
     },
   },
+  "commit-cut": {
+    message: {
+      type: "commit",
+      root,
+      frames: [17],
+      cycle,
+      sizeBytes: 42_949_672_960,
+      time: 1_795_600_000_000,
+      consistency: "crash",
+      skipEmpty: false,
+      group: "75094632-c81c-4537-a695-33d1123d0489",
+      members: ["web1.root", "web1.data"],
+    },
+  },
   durable: { message: { type: "durable", point: 42, root, cycle, created: true } },
   heartbeat: { message: { type: "heartbeat", bytes: 9_007_199_254_740_991, phase: "apply" } },
   error: {

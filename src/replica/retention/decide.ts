@@ -18,8 +18,8 @@ export interface RetainedPoint {
   readonly held?: { readonly owner: string; readonly until?: number | undefined } | undefined;
   /** Somebody reads it. */
   readonly inUse?: boolean | undefined;
-  /** The machine or group point it is part of. `complete`: every member has its point. */
-  readonly group?: { readonly id: string; readonly complete: boolean } | undefined;
+  /** Why it stays, for reasons that lie outside its disk, such as another disk's point of the same cut. */
+  readonly spared?: string | undefined;
   readonly label?: string | undefined;
 }
 
@@ -54,7 +54,7 @@ function protection(point: RetainedPoint, isNewest: boolean, holdNow: number): s
     const until = point.held?.until;
     return `held by ${point.held?.owner}${until === undefined ? "" : ` until ${writeTime(until)}`}`;
   }
-  return point.inUse === true ? "in use" : undefined;
+  return point.inUse === true ? "in use" : point.spared;
 }
 
 function isHeld(point: RetainedPoint, holdNow: number): boolean {
@@ -91,25 +91,16 @@ function judgeOnce(
   options: RetentionOptions,
   calendar: Calendar | undefined,
 ): Judgement[] {
-  const verdicts = judgePolicy(points, policy, options, calendar).map((verdict, index): Judgement => {
+  return judgePolicy(points, policy, options, calendar).map((verdict, index): Judgement => {
     const point = points[index];
     const rule = point === undefined ? undefined : protection(point, index === points.length - 1, options.holdNow);
     return rule === undefined ? verdict : { keep: true, rule };
   });
-  const keptGroups = new Set<string>();
-  for (const [index, { group }] of points.entries()) {
-    if (group?.complete === true && verdicts[index]?.keep === true) keptGroups.add(group.id);
-  }
-  return verdicts.map((verdict, index) => {
-    const group = points[index]?.group;
-    if (verdict.keep || group?.complete !== true || !keptGroups.has(group.id)) return verdict;
-    return { keep: true, rule: `its group ${group.id} has a point that is kept` };
-  });
 }
 
 /**
- * One verdict a point, ascending by sequence number. Never dropped: the newest point, a point in use, a point held, and a point of a
- * complete group of which another given point is kept. What is kept is kept again when it is judged again with the same options, unless
+ * One verdict a point, ascending by sequence number. Never dropped: the newest point, a point in use, a point held, and one that is
+ * spared. What is kept is kept again when it is judged again with the same options, unless
  * labels contradict each other so much that they do not settle in a few passes.
  *
  * Throws `usage` for a time zone that is not known. Cost: n log n.

@@ -1,0 +1,122 @@
+/** What `send` is told: where to, and how. */
+import { resolve } from "node:path";
+import { systemClock } from "../base/clock.ts";
+import { checkDiskName } from "../base/disk-name.ts";
+import { ReplicationError } from "../base/errors.ts";
+import { isBlockSize } from "../base/units.ts";
+import { loadCredentials } from "../transport/credentials.ts";
+import { needed, type ParsedArguments } from "./arguments.ts";
+import type { createLog } from "./log.ts";
+import { parseAddress, parseCount, parseRate, parseSize, parseWord } from "./values.ts";
+
+interface Folder {
+  readonly disk: string;
+  readonly target: string;
+  readonly directory: string;
+  readonly overwrite: boolean;
+}
+
+interface Network {
+  readonly disk: string;
+  readonly target: string;
+  readonly host: string;
+  readonly port: number;
+  readonly tls: string;
+  readonly fingerprint: string | undefined;
+}
+
+export function parseDestination(given: ParsedArguments, place: string, cwd: string): Folder | Network {
+  const folder = given.text("to-dir");
+  const overwrite = given.flag("force");
+  if (folder !== undefined) {
+    const directory = resolve(cwd, folder);
+    // The host of HOST:PORT/DISK means nothing here.
+    const disk = parseDisk(place.slice(place.lastIndexOf("/") + 1));
+    return { disk, target: directory, directory, overwrite };
+  }
+  if (overwrite) throw new ReplicationError("usage", "send: --force goes with --to-dir");
+  const tls = needed(given.text("tls"), "send", "--tls DIR/NAME");
+  return { ...parseTarget(place), target: place, tls, fingerprint: given.text("fingerprint") };
+}
+
+export async function networkReceiver(
+  { host, port, tls, fingerprint }: Pick<Network, "host" | "port" | "tls" | "fingerprint">,
+  log: ReturnType<typeof createLog>,
+) {
+  const credentials = await loadCredentials(tls, {});
+  const days = Math.floor((credentials.expiresAt - systemClock.now()) / 86_400_000);
+  if (days < 30) log.warn({ days }, `the certificate in ${tls} expires in ${days} days: replicate pki issue --renew`);
+  return { host, port, credentials, fingerprint };
+}
+
+export function sendOptions(given: ParsedArguments) {
+  const optional = <T>(name: string, parse: (text: string) => T): T | undefined => {
+    const text = given.text(name);
+    return text === undefined ? undefined : parse(text);
+  };
+  const codec = optional("codec", (text) => parseWord(text, "--codec", ["auto", "lz4", "deflate", "zstd", "none"]));
+  return {
+    blockBytes: optional("block", parseBlock),
+    digestKind: optional("digest", (text) => parseWord(text, "--digest", ["xxh64", "sha256"])),
+    codec: codec === "none" ? ("stored" as const) : codec,
+    rate: optional("rate", parseRate),
+    connections: optional("connections", (text) => parseCount(text, "--connections", { min: 1, max: 16 })),
+    label: given.text("label"),
+    skipEmpty: given.flag("skip-empty"),
+    adopt: given.flag("adopt"),
+    allowShrink: given.flag("allow-shrink"),
+  };
+}
+
+function parseBlock(text: string): number {
+  const bytes = parseSize(text, "--block");
+  if (isBlockSize(bytes)) return bytes;
+  throw new ReplicationError("usage", `--block: ${JSON.stringify(text)} is not a power of two from 16KiB to 1MiB`);
+}
+
+/** Several disks of one machine. */
+interface Machine extends Omit<Network, "disk"> {
+  readonly machine: string;
+  readonly images: readonly { readonly name: string; readonly image: string }[];
+}
+
+export function parseMachine(given: ParsedArguments): Machine {
+  const [machine = "", target = ""] = given.positionals;
+  for (const option of ["to-dir", "force", "skip-empty"]) {
+    if (given.text(option) !== undefined || given.flag(option)) {
+      throw new ReplicationError("usage", `send: --${option} does not go with --disk`);
+    }
+  }
+  const images = given.texts("disk").map((text) => {
+    const at = text.indexOf("=");
+    if (at < 1 || at === text.length - 1) {
+      throw new ReplicationError("usage", `send: --disk ${JSON.stringify(text)} is not NAME=IMAGE`);
+    }
+    const name = text.slice(0, at);
+    parseDisk(`${machine}.${name}`);
+    return { name, image: text.slice(at + 1) };
+  });
+  if (new Set(images.map(({ name }) => name)).size < images.length) {
+    throw new ReplicationError("usage", "send: two of the --disk have the same name");
+  }
+  const tls = needed(given.text("tls"), "send", "--tls DIR/NAME");
+  return { machine, images, ...parseAddress(target, "HOST:PORT"), target, tls, fingerprint: given.text("fingerprint") };
+}
+
+/** `HOST:PORT/DISK`. */
+function parseTarget(text: string): { readonly host: string; readonly port: number; readonly disk: string } {
+  const at = text.lastIndexOf("/");
+  if (at < 0 || at === text.length - 1) {
+    throw new ReplicationError("usage", `send: ${JSON.stringify(text)} is not HOST:PORT/DISK`);
+  }
+  return { ...parseAddress(text.slice(0, at), "HOST:PORT/DISK"), disk: parseDisk(text.slice(at + 1)) };
+}
+
+function parseDisk(disk: string): string {
+  try {
+    checkDiskName(disk);
+    return disk;
+  } catch (error) {
+    throw new ReplicationError("usage", `send: ${error instanceof Error ? error.message : String(error)}`);
+  }
+}
