@@ -22,5 +22,11 @@ export {
   openSource,
 } from "./library/sending.ts";
 export type { MachineReport, MachineSender } from "./replication/machine.ts";
-export { type CreateReceiverOptions, createReceiver, importSeed, type Receiver } from "./library/receiving.ts";
+export {
+  adoptImage,
+  type CreateReceiverOptions,
+  createReceiver,
+  importSeed,
+  type Receiver,
+} from "./library/receiving.ts";
 export { repair, restorePoint, rollBack, verifyPoint } from "./library/points.ts";

@@ -23,6 +23,11 @@ const verbs: readonly VerbEntry[] = [
     summary: "send the state of an image to a receiver",
     load: async () => (await import("./send.ts")).sendVerb,
   },
+  {
+    name: "adopt",
+    summary: "make an image that exists the replica of a new disk, to spare the initial copy",
+    load: async () => (await import("./adopt.ts")).adoptVerb,
+  },
   { name: "disks", summary: "list the disks of a store", load: async () => (await import("./disks.ts")).disksVerb },
   {
     name: "points",
@@ -33,11 +38,13 @@ const verbs: readonly VerbEntry[] = [
     name: "restore",
     summary: "write a recovery point to an image file or a block device",
     load: async () => (await import("./restore.ts")).restoreVerb,
+    beginsAnew: true,
   },
   {
     name: "verify",
     summary: "read recovery points again and compare them with their digests",
     load: async () => (await import("./verify.ts")).verifyVerb,
+    beginsAnew: true,
   },
   {
     name: "prune",
@@ -73,6 +80,7 @@ const verbs: readonly VerbEntry[] = [
     name: "compare",
     summary: "compare two images or recovery points",
     load: async () => (await import("./compare.ts")).compareVerb,
+    beginsAnew: true,
   },
   {
     name: "inspect",
@@ -140,7 +148,9 @@ async function main(): Promise<void> {
       signals++;
       // A second one means it: no waiting for the last writes.
       if (signals > 1) process.exit(exitCodes.interrupted);
-      stop.abort(new ReplicationError("aborted", "stopped on request; run it again to go on"));
+      const anew = verbs.find((verb) => verb.name === args[0])?.beginsAnew === true;
+      const then = anew ? "another run begins anew" : "run it again to go on";
+      stop.abort(new ReplicationError("aborted", `stopped on request; ${then}`));
     });
   }
   const io: CliIo = {

@@ -2,12 +2,12 @@ import { watchCredentials } from "../transport/credential-watch.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { createReceiver } from "../library/receiving.ts";
 import { createEngine } from "../replication/engine.ts";
-import { needed, parseArguments } from "./arguments.ts";
+import { needed, optional, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { machineTimeZone } from "./open-store.ts";
 import { importFromFolder } from "./seed.ts";
-import { formatTime, parseAddress, parseCount, parseSize } from "./values.ts";
+import { formatTime, parseAddress, parseCount, parseSize, parseWord } from "./values.ts";
 import type { Verb } from "./verb.ts";
 import { youngCollector } from "./young-garbage.ts";
 
@@ -23,6 +23,8 @@ Receives disks and keeps a replica of each in the store.
                          times. Without it any certificate of an authority made by replicate pki may create disks, and a disk
                          belongs to the certificate that created it
   --reserve SIZE         free space to keep on the store's file system (default 1 GiB, at most 5 %)
+  --when-full WHAT       stop: refuse new deltas below the reserve (default); drop-oldest: drop the oldest points of the disk until there
+                         is room, never its newest, nor one that is held or in use, nor those behind such a one
   --keep POLICY          which recovery points stay; stored, and followed after each commit from now on. Written as
                          last=N,hourly=N,daily=N,weekly=N,monthly=N,yearly=N or grid=1x1h(keep=all)|24x1h|14x1d|8x7d (the default),
                          or all; last=0 keeps the newest only
@@ -57,9 +59,9 @@ export const recvVerb: Verb = {
     const tls = needed(given.text("tls"), "recv", "--tls DIR/NAME");
     const json = given.flag("json");
     const log = createLog(io, { level: parseLevel(given.text("log-level"), "info"), json });
-    if (given.text("when-full") !== undefined) {
-      log.warn({}, "--when-full has no effect yet: a delta that does not fit is refused");
-    }
+    const whenFull = optional(given.text("when-full"), (text) =>
+      parseWord(text, "--when-full", ["stop", "drop-oldest"]),
+    );
     const reserve = given.text("reserve");
     const lanes = given.text("lanes");
     const engine = await createEngine({
@@ -76,6 +78,7 @@ export const recvVerb: Verb = {
         ...address,
         allow: parseAllow(given.texts("allow")),
         reserveBytes: reserve === undefined ? undefined : parseSize(reserve, "--reserve"),
+        whenFull,
         keep: given.text("keep"),
         timeZone: machineTimeZone(),
         singleProcess: given.flag("single-process"),

@@ -33,6 +33,7 @@ A lost connection is made again and the copy goes on; a send that was stopped go
   --label TEXT           a name for the point
   --skip-empty           make no point when nothing changed
   --adopt                the image replaces another one that was sent under this name
+  --allow-shrink         the disk may become smaller than its newest point; older points keep their size
   --allow-live           send an image although it is being written to; the point is marked as inconsistent
   --format raw           read the bytes as they are, whatever they look like
   --to-dir DIR           an initial copy into files, for a portable disk: no connection is made, and options of one have no effect. The

@@ -21,6 +21,8 @@ export interface VerbEntry {
   /** One line. */
   readonly summary: string;
   readonly load: () => Promise<Verb>;
+  /** Stopped, it has nothing to go on with: another run begins anew. */
+  readonly beginsAnew?: boolean;
 }
 
 export interface Verb {

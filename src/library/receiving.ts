@@ -1,7 +1,8 @@
 /** Receiving: a store that listens, and initial copies that came as files. */
 import { resolve } from "node:path";
 import { ReplicationError } from "../base/errors.ts";
-import { openStore, type Point, type Store } from "../replica/store.ts";
+import { type Adopted, type ImageToAdopt, openStore, type Point, type Store } from "../replica/store.ts";
+import { adoptDisk } from "../replication/adopt.ts";
 import type { Engine } from "../replication/engine.ts";
 import type { IdentityLimits } from "../replication/identity-limits.ts";
 import type { Authorize } from "../replication/receiver.ts";
@@ -21,6 +22,11 @@ export interface CreateReceiverOptions {
   /** Identity → patterns of disk names (`*` any characters). Without it any certificate of an authority made by `replicate pki` may create disks, which it then owns. */
   readonly allow?: ReadonlyMap<string, readonly string[]> | undefined;
   readonly reserveBytes?: number | undefined;
+  /**
+   * When free space is below the reserve, or a delta runs out of room. `stop` (the default): new deltas are refused. `drop-oldest`: the oldest points of that disk
+   * go, one after another, until there is room; never the newest, one that is held or in use, or one behind such a point.
+   */
+  readonly whenFull?: "stop" | "drop-oldest" | undefined;
   /** What one identity may take. Defaults: 128 sessions at a time, 1024 disks, whose sizes add up to 1 PiB. `Infinity`: no limit. */
   readonly perIdentity?: Partial<IdentityLimits> | undefined;
   /** Retention policy to store and follow from now on; default: the one that is stored. Written as docs/retention.md says. */
@@ -79,6 +85,7 @@ export async function createReceiver(options: CreateReceiverOptions): Promise<Re
     authorize: authorizeBy(options.allow),
     software: `replicate/${version}`,
     perIdentity: options.perIdentity,
+    whenFull: options.whenFull,
     ...(options.onPoint === undefined ? {} : { onPoint: options.onPoint }),
   });
   const listener = await listenTls({
@@ -138,7 +145,7 @@ function matches(pattern: string, name: string): boolean {
 /**
  * Applies an initial copy that was sent into a folder. Interrupted, it goes on when it is called again; a copy the store has already is left alone
  * (`created` false). Errors: `seed-not-found`, `seed-damaged`, `version-unsupported`, `feature-unsupported`, `target-exists` when the disk has other points,
- * `disk-owned`, `disk-busy`, `no-space`, `size-shrunk`, `block-size-differs`, `digest-kind-differs`, `aborted`, and those of a write.
+ * `disk-owned`, `disk-busy`, `no-space`, `block-size-differs`, `digest-kind-differs`, `aborted`, and those of a write.
  */
 export function importSeed(
   store: Store,
@@ -158,4 +165,29 @@ export function importSeed(
     ...{ store, storage, lanes, pool, clock, random, log, codecs, software: `replicate/${version}` },
     ...{ directory: resolve(directory), owner, signal, onProgress },
   });
+}
+
+/**
+ * Makes a raw image file that exists the replica of a new disk, with one point, so that the first send of the disk ships only what differs: a restored backup,
+ * a shipped disk. The image is read, not changed, and stays where it lies, or is moved into the store (`move`, on one file system). From then on it is the
+ * store's: only its receiver may write to it, and it must not be removed. Called again after a crash it ends what was begun; for an image that the disk has
+ * already it does nothing (`created` false).
+ *
+ * Errors: `image-not-found`, `image-unreadable`, `image-format-unsupported`, `image-format-mismatch`, `image-in-use`, `image-busy`, `image-changed`,
+ * `target-unsuitable`, `target-exists`, `disk-owned`, `block-size-differs`, `digest-kind-differs`, `disk-busy`, `limit-exceeded`, `store-damaged`, `no-space`,
+ * `aborted`, and those of a write. After them there is no disk, and the image is as it was.
+ */
+export function adoptImage(
+  store: Store,
+  options: ImageToAdopt & {
+    readonly engine: Engine;
+    readonly disk: string;
+    readonly signal?: AbortSignal | undefined;
+    /** Bytes of the image passed so far, and its size. */
+    readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
+  },
+): Promise<Adopted> {
+  const { engine, disk, image, ...facts } = options;
+  const { lanes, pool } = engine;
+  return adoptDisk(store, disk, { ...facts, image: resolve(image), lanes, pool });
 }

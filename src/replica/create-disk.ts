@@ -1,8 +1,9 @@
 /** Makes a new disk. With disk.json, written last, it exists. */
+import { basename } from "node:path";
 import { invariant, ReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
 import { type Geometry, isBlockSize } from "../base/units.ts";
-import type { Storage } from "../storage/seam.ts";
+import type { FileLock, Storage } from "../storage/seam.ts";
 import { tableFileBytes } from "../table/digest-table.ts";
 import { type DiskRecord, readRecord, writeRecord } from "./disk-record.ts";
 import { fileError, inFile } from "./file-error.ts";
@@ -23,7 +24,7 @@ export interface NewDisk {
  * already stays as it is, and no error is made of it: two senders may meet here, and `openWriter` tells them apart.
  */
 export async function createDisk(store: StoreParts, name: string, facts: NewDisk): Promise<void> {
-  const { storage, random, locks } = store;
+  const { storage, random } = store;
   const { geometry } = facts;
   const paths = diskPaths(store.path, name);
   invariant(isBlockSize(geometry.blockBytes), "a disk has a block size that is a power of two from 16 KiB to 1 MiB");
@@ -37,14 +38,7 @@ export async function createDisk(store: StoreParts, name: string, facts: NewDisk
     );
   }
   await checkFits(storage, store.path, name, geometry.sizeBytes);
-  await makeDirectories(storage, store.path, paths);
-  const lock = await locks.exclusive(paths.applyLock);
-  if (lock === undefined) {
-    throw new ReplicationError(
-      "disk-busy",
-      `disk ${name} is being made by another process; start again when it has ended`,
-    );
-  }
+  const lock = await lockNewDisk(store, name);
   try {
     if ((await readRecord(storage, paths)) !== undefined) return;
     await removeLeftovers(storage, paths);
@@ -69,19 +63,59 @@ export async function createDisk(store: StoreParts, name: string, facts: NewDisk
   }
 }
 
-async function makeDirectories(storage: Storage, store: string, paths: DiskPaths): Promise<void> {
+/**
+ * Before a disk is made: its directories, durable, and `apply.lock`, which the caller releases. Whether there is such a disk is to be looked at then.
+ * Throws `disk-busy`, `locks-unsupported`, `no-space`, `write-failed`, `sync-failed`.
+ */
+export async function lockNewDisk({ storage, locks, path }: StoreParts, name: string): Promise<FileLock> {
+  const paths = diskPaths(path, name);
   await inFile("write-failed", `making ${paths.points}`, async () => {
     await storage.makeDirectory(paths.directory);
     await storage.makeDirectory(paths.points);
   });
-  await syncDirectory(storage, storePaths(store).disks);
+  await syncDirectory(storage, storePaths(path).disks);
+  const lock = await locks.exclusive(paths.applyLock);
+  if (lock !== undefined) return lock;
+  throw new ReplicationError(
+    "disk-busy",
+    `disk ${name} is being made by another process; start again when it has ended`,
+  );
 }
 
-/** Files without disk.json: of a create that did not end. Points never are: then disk.json was lost, and the rest is worth keeping. */
-async function removeLeftovers(storage: Storage, paths: DiskPaths): Promise<void> {
-  const points = await inFile("store-damaged", `listing ${paths.points}`, () => storage.list(paths.points));
-  if (points !== undefined && points.length > 0) throw damaged(paths.record, "it is missing, but the disk has points");
-  await inFile("write-failed", `removing leftovers in ${paths.directory}`, () => removeFiles(storage, paths));
+/**
+ * Files without disk.json: of a create or an adoption that did not end. An adoption has a point before it has disk.json, and says so by
+ * `adopt.new`; other points never are leftovers: then disk.json was lost, and the rest is worth keeping.
+ *
+ * Order: the adoption's point → `points` synced → the other files → `adopt.new`. A crash in between leaves leftovers.
+ */
+export async function removeLeftovers(storage: Storage, paths: DiskPaths): Promise<void> {
+  const points = (await inFile("store-damaged", `listing ${paths.points}`, () => storage.list(paths.points))) ?? [];
+  const adoption = await inFile("store-damaged", `looking for ${paths.adoption}`, () => storage.stat(paths.adoption));
+  const first = [paths.point(1), newName(paths.point(1))];
+  const known = adoption === undefined ? [] : first.map((path) => basename(path));
+  if (points.some((name) => !known.includes(name))) {
+    throw damaged(paths.record, "it is missing, but the disk has points");
+  }
+  if (adoption !== undefined) await checkOtherName(storage, paths);
+  await inFile("write-failed", `removing leftovers in ${paths.directory}`, async () => {
+    if (points.length > 0) {
+      for (const path of first) await storage.unlink(path);
+      await syncDirectory(storage, paths.points);
+    }
+    await removeFiles(storage, paths);
+    await storage.unlink(paths.adoption);
+  });
+}
+
+/** An adoption gives the image a second name, and takes the first one only when disk.json is there: unless somebody else took it. */
+async function checkOtherName(storage: Storage, { replica }: DiskPaths): Promise<void> {
+  const found = await inFile("store-damaged", `looking for ${replica}`, () => storage.stat(replica));
+  if (found === undefined || found.links > 1) return;
+  throw new ReplicationError(
+    "store-damaged",
+    `${replica} is the only name left of an image whose adoption was interrupted: move it out of the store, then start again`,
+    { details: { file: replica } },
+  );
 }
 
 async function removeFiles(storage: Storage, paths: DiskPaths): Promise<void> {

@@ -1,4 +1,5 @@
 /** What a disk is, `disk.json`. It is written last when a disk is made: with it the disk exists. */
+import { isAbsolute } from "node:path";
 import { limits } from "../base/limits.ts";
 import { BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, type DigestKind, type Geometry, isBlockSize } from "../base/units.ts";
 import type { Storage } from "../storage/seam.ts";
@@ -19,6 +20,8 @@ export interface DiskRecord {
   /** Identity (certificate name) the disk belongs to. */
   readonly owner: string;
   readonly sectorBytes: number;
+  /** Absolute path of the image outside the store that is the replica; undefined: `replica.raw`. */
+  readonly image?: string | undefined;
 }
 
 export const diskFormat: StateFormat = { format: "replicate disk", version: 1 };
@@ -34,9 +37,17 @@ function parseRecord(content: StateContent): DiskRecord {
     term: content.integer("term"),
     owner: content.text("owner"),
     sectorBytes: content.oneOf("sectorBytes", [512, 4096]),
+    image: content.optionalText("image"),
   };
   if (!isBlockSize(record.blockBytes)) throw damaged(content.path, '"blockBytes" is not a power of two');
+  if (record.image !== undefined && !isImagePath(record.image)) {
+    throw damaged(content.path, '"image" is not an absolute path');
+  }
   return record;
+}
+
+function isImagePath(path: string): boolean {
+  return isAbsolute(path) && !path.includes("\0");
 }
 
 export function decodeRecord(path: string, bytes: Uint8Array): DiskRecord {
@@ -51,7 +62,7 @@ export async function readRecord(storage: Storage, paths: DiskPaths): Promise<Di
 
 /** Durable when it resolves. Order and errors: {@link writeState}. */
 export async function writeRecord(storage: Storage, paths: DiskPaths, record: DiskRecord): Promise<void> {
-  const { id, name, sizeBytes, blockBytes, digestKind, generation, term, owner, sectorBytes } = record;
+  const { id, name, sizeBytes, blockBytes, digestKind, generation, term, owner, sectorBytes, image } = record;
   await writeState(storage, paths.record, diskFormat, {
     id,
     name,
@@ -62,7 +73,13 @@ export async function writeRecord(storage: Storage, paths: DiskPaths, record: Di
     term,
     owner,
     sectorBytes,
+    image,
   });
+}
+
+/** Paths of a disk with the replica its record names: of an image that was adopted where it lies, that image. */
+export function pathsOf(paths: DiskPaths, { image }: Pick<DiskRecord, "image">): DiskPaths {
+  return image === undefined ? paths : { ...paths, replica: image };
 }
 
 export function geometryOf({ sizeBytes, blockBytes, digestKind }: DiskRecord): Geometry {

@@ -2,10 +2,11 @@
 import { ReplicationError } from "../base/errors.ts";
 import type { Storage } from "../storage/seam.ts";
 import { type Holder, readHolder } from "./disk-lock.ts";
-import { type DiskRecord, readRecord } from "./disk-record.ts";
+import { type DiskRecord, pathsOf, readRecord } from "./disk-record.ts";
 import { diskPaths, type DiskPaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
 import { listPoints, orphanLog, type Point, type PointFiles, readPoint } from "./point.ts";
+import { findReplica } from "./replica-file.ts";
 
 export interface DiskSummary {
   readonly record: DiskRecord;
@@ -30,12 +31,25 @@ export async function summarize(store: StoreParts, name: string): Promise<DiskSu
   if (record === undefined) return undefined;
   const holder = await findHolder(store, paths);
   const points = await lookAtPoints(storage, paths);
-  const replica = await storage.stat(paths.replica);
-  const trouble = points.trouble ?? (replica === undefined ? `${paths.replica} is missing` : undefined);
-  const facts = { record, newest: points.newest, holder, allocatedBytes: replica?.allocatedBytes ?? 0, trouble };
+  const replica = await lookAtReplica(storage, pathsOf(paths, record));
+  const trouble = points.trouble ?? replica.trouble;
+  const facts = { record, newest: points.newest, holder, allocatedBytes: replica.allocatedBytes, trouble };
   if (trouble !== undefined) return { ...facts, state: "damaged" };
   if (holder !== undefined) return { ...facts, state: "receiving" };
   return { ...facts, state: points.openLog ? "interrupted" : "idle" };
+}
+
+async function lookAtReplica(
+  storage: Storage,
+  paths: DiskPaths,
+): Promise<{ readonly allocatedBytes: number; readonly trouble: string | undefined }> {
+  try {
+    const { allocatedBytes } = await findReplica(storage, paths);
+    return { allocatedBytes, trouble: undefined };
+  } catch (error) {
+    if (!(error instanceof ReplicationError)) throw error;
+    return { allocatedBytes: 0, trouble: error.message };
+  }
 }
 
 async function findHolder({ storage, locks }: StoreParts, paths: DiskPaths): Promise<Holder | undefined> {

@@ -4,7 +4,7 @@ import { blockCount } from "../base/units.ts";
 import type { FileLock, StorageFile } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
 import { writeHolder } from "./disk-lock.ts";
-import { type DiskRecord, geometryOf, writeRecord } from "./disk-record.ts";
+import { type DiskRecord, geometryOf } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { Doubt } from "./doubt.ts";
@@ -13,8 +13,9 @@ import type { StoreParts } from "./open-disk.ts";
 import type { PointReader } from "./point-reader.ts";
 import { prunePoints } from "./prune.ts";
 import { removeRubbish } from "./recover.ts";
-import { checkFits, sizeError } from "./replica-file.ts";
-import { putBack } from "./rollback.ts";
+import { checkFits } from "./replica-file.ts";
+import { cutDigest, cutDisk, growDisk, isTailKept, type ResizeParts } from "./resize.ts";
+import { restoreNewest } from "./rollback.ts";
 import { fingerprintOf, removeSession, writeSession } from "./session-record.ts";
 import { emptyRoot, hexOf, settleAll, type TableFiles } from "./table-files.ts";
 import { createUndoLog } from "./undo-log.ts";
@@ -72,6 +73,10 @@ export interface DiskWriter {
   begin(): Promise<void>;
   /** Grows the replica (after `begin`) and the table. Throws `no-space` / `target-too-small` naming need and room. */
   grow(sizeBytes: number): Promise<void>;
+  /** Cuts the replica (after `begin`) and the table. All from the block the new end lies in on is in the undo log, durably. No replica write is in flight. */
+  shrink(sizeBytes: number): Promise<void>;
+  /** See {@link cutDigest}: what {@link shrink} would make of the last block's digest. Changes nothing. */
+  cutDigest(sizeBytes: number): Promise<Uint8Array | undefined>;
   /** Every replica write of the cycle has finished: see {@link OpenDisk.commit}. Resolves when the point is durable. */
   commit(facts: CommitFacts): Promise<Point>;
   /**
@@ -249,30 +254,33 @@ export class OpenDisk implements DiskWriter {
     return this.undo;
   }
 
-  /**
-   * Order: replica longer → table files longer → disk.json → table. A crash before disk.json leaves files longer than it says: with an
-   * open log that means doubt, and the replica is cut to what disk.json says; no byte was written there.
-   */
+  /** Order: {@link growDisk}. */
   async grow(sizeBytes: number): Promise<void> {
     const { paths, store } = this.#parts;
-    const { storage } = store;
-    const { name } = this.#record;
-    await checkFits(storage, paths.directory, name, sizeBytes);
+    await checkFits(store.storage, paths.replica, this.#record.name, sizeBytes);
     return this.#run(async () => {
       invariant(this.#begun, "begin comes before grow");
       invariant(sizeBytes >= this.#record.sizeBytes, "a disk that grows does not shrink");
-      if (sizeBytes === this.#record.sizeBytes) return;
-      const record = { ...this.#record, sizeBytes };
-      try {
-        await this.#parts.replica.truncate(sizeBytes);
-        await this.#parts.tableFiles.resize(geometryOf(record));
-      } catch (error) {
-        throw sizeError(error, paths.directory, name, sizeBytes);
-      }
-      await writeRecord(storage, paths, record);
-      this.#record = record;
-      this.table.resize(sizeBytes);
+      if (sizeBytes > this.#record.sizeBytes) this.#record = await growDisk(this.#resizeParts, this.#record, sizeBytes);
     });
+  }
+
+  /** Order: {@link cutDisk}. */
+  shrink(sizeBytes: number): Promise<void> {
+    return this.#run(async () => {
+      invariant(sizeBytes < this.#record.sizeBytes, "a disk that shrinks becomes smaller");
+      invariant(isTailKept(this.table, this.undo.logged, sizeBytes), "what is cut off is kept before");
+      this.#record = await cutDisk(this.#resizeParts, this.#record, sizeBytes);
+    });
+  }
+
+  cutDigest(sizeBytes: number): Promise<Uint8Array | undefined> {
+    return cutDigest(this.#resizeParts, sizeBytes);
+  }
+
+  get #resizeParts(): ResizeParts {
+    const { store, paths, replica, tableFiles } = this.#parts;
+    return { storage: store.storage, paths, replica, tableFiles, table: this.table };
   }
 
   /**
@@ -331,9 +339,9 @@ export class OpenDisk implements DiskWriter {
   }
 
   /**
-   * Order: log open, clean-stop record gone → a checkpoint that puts every block the log names in doubt, durable → replica and table written →
-   * both synced → checkpoint → clean-stop record. A crash in between: those blocks are digested anew, and the delta goes on or is rolled back
-   * again.
+   * Order: log open, clean-stop record gone → a checkpoint that puts every block the log names in doubt, durable → replica and table made the point
+   * ({@link restoreNewest}) → both synced → checkpoint → clean-stop record. A crash in between: those blocks are digested anew, and the delta goes on
+   * or is rolled back again.
    */
   rollBack(reader: PointReader, signal?: AbortSignal): Promise<number> {
     return this.#run(async () => {
@@ -341,10 +349,9 @@ export class OpenDisk implements DiskWriter {
       invariant(reader.point.point === this.#newest?.point, "a disk is rolled back to its newest point");
       const undo = await this.#begin();
       await undo.checkpoint(0);
-      const { store, replica } = this.#parts;
-      const { lanes } = store.storage;
-      const facts = { lanes, disk: this.#record.name, replicaFd: replica.fd, logged: undo.logged };
-      const blocks = await putBack({ ...facts, table: this.table, reader, signal });
+      const facts = { clock: this.#parts.store.clock, logged: undo.logged, reader, signal };
+      const { record, blocks } = await restoreNewest(this.#resizeParts, this.#record, facts);
+      this.#record = record;
       await this.#sync();
       await this.#checkpoint();
       await this.#writeSession(0);

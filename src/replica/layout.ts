@@ -15,7 +15,10 @@ export function storePaths(store: string): StorePaths {
 export interface DiskPaths {
   readonly directory: string;
   readonly record: string;
+  /** `replica.raw`. Of a disk whose record is known, `pathsOf` says what its replica is. */
   readonly replica: string;
+  /** There while an image is being adopted: until `disk.json` is there too, what lies beside it counts for nothing. */
+  readonly adoption: string;
   readonly digests: string;
   readonly pages: string;
   readonly points: string;
@@ -39,6 +42,7 @@ export function diskPaths(store: string, name: string): DiskPaths {
     directory,
     record: join(directory, "disk.json"),
     replica: join(directory, "replica.raw"),
+    adoption: join(directory, "adopt.new"),
     digests: join(directory, "digests"),
     pages: join(directory, "pages"),
     points,

@@ -6,7 +6,7 @@ import type { Random } from "../base/random.ts";
 import type { FileLock, Storage } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
 import { type DiskLocks, type Holder, readHolder, writeHolder } from "./disk-lock.ts";
-import { type DiskRecord, geometryOf, readRecord } from "./disk-record.ts";
+import { type DiskRecord, geometryOf, pathsOf, readRecord } from "./disk-record.ts";
 import { type DiskWriter, OpenDisk, type TableDamage } from "./disk-writer.ts";
 import { type Doubt, findDoubt } from "./doubt.ts";
 import { inFile } from "./file-error.ts";
@@ -61,16 +61,17 @@ export function notFound(store: StoreParts, name: string): ReplicationError {
   return new ReplicationError("disk-not-found", `the store ${store.path} has no disk ${name}`);
 }
 
-async function openLocked(store: StoreParts, name: string, paths: DiskPaths, lock: FileLock): Promise<DiskWriter> {
+async function openLocked(store: StoreParts, name: string, folder: DiskPaths, lock: FileLock): Promise<DiskWriter> {
   const { storage, log, locks } = store;
-  const record = await readRecord(storage, paths);
+  const record = await readRecord(storage, folder);
   if (record === undefined) throw notFound(store, name);
+  const paths = pathsOf(folder, record);
   // Who made the disk, or committed to it, may have been stopped before the sync of a directory: what is built on must be there to stay.
   for (const directory of [paths.directory, paths.points]) await syncDirectory(storage, directory);
   const points = await recoverPoints(storage, paths, locks);
   const closers: (() => Promise<void>)[] = [];
   try {
-    const replica = await openReplica(storage, paths.replica);
+    const replica = await openReplica(storage, paths);
     closers.push(() => replica.file.close());
     const tableFiles = await TableFiles.open(storage, paths, name);
     closers.push(() => tableFiles.close());
@@ -138,6 +139,7 @@ async function judge(found: Found): Promise<Judged> {
     sizeBytes: record.sizeBytes,
   });
   if (doubt !== undefined && doubt.blocks !== "all" && "table" in read) {
+    if (doubt.blocks === "recent") forgetTail(read.table);
     await prepareReading(found);
     return { table: read.table, doubt, resumeBlock: 0 };
   }
@@ -158,10 +160,19 @@ function nanosOf(text: string | undefined): bigint | undefined {
   return text !== undefined && /^\d{1,20}$/.test(text) ? BigInt(text) : undefined;
 }
 
+/** Digests of blocks that were cut off. A page that does not match its checksum is digested anew as a whole. */
+function forgetTail(table: DigestTable): void {
+  try {
+    table.forgetTail();
+  } catch (error) {
+    if (!(error instanceof ReplicationError) || error.code !== "store-damaged") throw error;
+  }
+}
+
 /**
- * A crash while the disk grew leaves files that are longer than disk.json says, or shorter where their new lengths were not on disk yet. What was
- * written behind the newest point's end is named in the log, so the files get their lengths and nothing else is in doubt. Files shorter than that
- * point's are damage. Returns the replica's length.
+ * A crash while the disk grew or shrank leaves files that are longer than disk.json says, or shorter where their new lengths were not on disk yet. What
+ * was written behind the newest point's end, or cut off, is named in the log, so the files get their lengths and nothing else is in doubt. Files
+ * shorter than both sizes are damage. Returns the replica's length.
  */
 async function fitFiles(found: Found, session: SessionRecord | undefined): Promise<number> {
   const { record, points, replica, tableFiles, paths } = found;
@@ -171,7 +182,8 @@ async function fitFiles(found: Found, session: SessionRecord | undefined): Promi
   const before = { ...geometryOf(record), sizeBytes: Math.min(newest.sizeBytes, record.sizeBytes) };
   if (sizeBytes < before.sizeBytes || !(await tableFiles.holds(before))) return sizeBytes;
   try {
-    if (sizeBytes !== record.sizeBytes) await replica.file.truncate(record.sizeBytes);
+    // Whatever length is seen: a failed sync may have forgotten the cut that made it so, and what was cut off would come back.
+    await replica.file.truncate(record.sizeBytes);
     await tableFiles.resize(geometryOf(record));
   } catch (error) {
     throw sizeError(error, paths.directory, record.name, record.sizeBytes);
@@ -196,12 +208,10 @@ async function startRebuild(found: Found, onDamage: () => void): Promise<DigestT
   const { storage, paths, record, replica, tableFiles } = found;
   const table = await tableFiles.empty(geometryOf(record), onDamage);
   await removeSession(storage, paths);
-  if (replica.found.sizeBytes !== record.sizeBytes) {
-    try {
-      await replica.file.truncate(record.sizeBytes);
-    } catch (error) {
-      throw sizeError(error, paths.directory, record.name, record.sizeBytes);
-    }
+  try {
+    await replica.file.truncate(record.sizeBytes);
+  } catch (error) {
+    throw sizeError(error, paths.directory, record.name, record.sizeBytes);
   }
   await prepareReading(found);
   return table;

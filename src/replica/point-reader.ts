@@ -20,7 +20,7 @@ import { createDigester, type Digester, isZero } from "../codec/digest.ts";
 import type { BlockReader, Extent } from "../image/block-device.ts";
 import { checkRange } from "../image/range.ts";
 import type { FileLock, StorageFile } from "../storage/seam.ts";
-import { type DiskRecord, readRecord } from "./disk-record.ts";
+import { type DiskRecord, pathsOf, readRecord } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
 import { diskPaths, type DiskPaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
@@ -36,6 +36,7 @@ import {
 } from "./point-chain.ts";
 import { ChainFollower, closeLogs } from "./point-follower.ts";
 import { lockPoint } from "./point-lock.ts";
+import { openReplicaToRead } from "./replica-file.ts";
 import type { BlockRange } from "./point-sources.ts";
 import { saysZero, type TablePage, TablePages } from "./point-table.ts";
 import { settleAll } from "./table-files.ts";
@@ -103,7 +104,7 @@ export async function openPoint(store: StoreParts, name: string, sequence: numbe
     closers.push(() => closeLogs(chain.logs));
     const table = await TablePages.open(storage, paths);
     closers.push(() => table.close());
-    const replica = await inFile("store-damaged", `opening ${paths.replica}`, () => storage.open(paths.replica));
+    const replica = await openReplicaToRead(storage, pathsOf(paths, disk));
     return new OpenPoint({ parts, disk, chain, table, replica, lock, digester });
   } catch (error) {
     for (const close of closers.reverse()) await close();

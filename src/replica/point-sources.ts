@@ -2,6 +2,7 @@
  * Where the blocks of one table page come from at a point: for each part the first log that holds it, for each block the first entry's
  * digest. Pure. What no log holds comes from the replica and its table.
  */
+import { isFullMask } from "../base/part-mask.ts";
 import { maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import type { UndoEntry } from "./undo/entry.ts";
 
@@ -52,6 +53,8 @@ interface Growing {
 /** Bytes a block and a piece take in memory, about. */
 const blockBytesTaken = 300;
 const pieceBytesTaken = 600;
+/** A further block of a run. */
+const sharedBytesTaken = 60;
 
 /** Takes in logs in chain order. */
 export class PageSourcesBuilder {
@@ -84,7 +87,20 @@ export class PageSourcesBuilder {
       // Says only that the block was overwritten again.
       if (entry.mask.every((byte) => byte === 0)) continue;
       const end = Math.min(entry.block + entry.run, this.#range.end);
-      for (let block = Math.max(entry.block, this.#range.first); block < end; block++) this.#take(log, block, entry);
+      let shared: (BlockSources & Growing) | undefined;
+      for (let block = Math.max(entry.block, this.#range.first); block < end; block++) {
+        const isNew = !this.#found.has(block) && this.#before?.has(block) !== true;
+        if (isNew && shared !== undefined && (block + 1) * this.#shape.blockBytes <= this.#shape.sizeBytes) {
+          this.#found.set(block, shared);
+          this.#bytes += sharedBytesTaken;
+          continue;
+        }
+        this.#take(log, block, entry);
+        // Of a run of zeros that has all of its blocks: they are told in the same words, and nothing is added to them any more.
+        const taken = this.#found.get(block);
+        if (isNew && entry.run > 1 && taken?.left === 0 && isFullMask(entry.mask, this.#shape.blockBytes))
+          shared = taken;
+      }
     }
   }
 

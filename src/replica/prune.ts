@@ -106,6 +106,40 @@ async function sparedPoints(
   return sparedByCuts(cutStates(disk, points, companions), (name, point) => kept.get(name)?.has(point) === true);
 }
 
+/** What became of the oldest point. */
+export type OldestPoint =
+  /** `bytes`: of logs that went with it, freed at once. */
+  | { readonly dropped: true; readonly point: number; readonly bytes: number }
+  | { readonly dropped: false; readonly why: string };
+
+/**
+ * Removes the oldest point of a disk, whatever the policy says: only its logs are free as soon as it is gone. One that is the newest, held, in use, or the
+ * newest that all disks cut together have, stays. Needs no room. Throws `write-failed`, `sync-failed`.
+ */
+export async function dropOldest(store: StoreParts, paths: DiskPaths): Promise<OldestPoint> {
+  const { points, unreadable } = await loadPoints(store.storage, paths, await listPoints(store.storage, paths));
+  const stays = (why: string): OldestPoint => ({ dropped: false, why });
+  const [broken] = unreadable;
+  if (broken !== undefined) return stays(`the record of point ${broken.point} cannot be read, and may name any log`);
+  const [oldest] = points;
+  if (oldest === undefined) return stays("the disk has no points");
+  const disk = basename(paths.directory);
+  const spared = sparedByCuts(cutStates(disk, points, await loadCompanions(store, disk, points)), () => false);
+  const options: PruneOptions = { policy: { kind: "keep", counts: {} }, timeZone: "UTC" };
+  const [verdict] = judge(points, spared, options, store.clock.now());
+  if (verdict?.keep !== false) return stays(`point ${oldest.point}, the oldest, stays: ${verdict?.rule}`);
+  const removal = new Removal(store, paths, points);
+  try {
+    const obstacle = await removal.take(oldest.point);
+    if (obstacle !== undefined) return stays(`point ${oldest.point}, the oldest, stays: ${obstacle}`);
+    await removal.carryOut(true);
+    const bytes = (ownLogs(points)[0] ?? []).reduce((sum, { closed }) => sum + closed.sizeBytes, 0);
+    return { dropped: true, point: oldest.point, bytes };
+  } finally {
+    await removal.release();
+  }
+}
+
 /** Sets or ends a hold. `releaseOf`: its owner, or `anybody`. Throws `point-not-found`, and `not-allowed` when another owner's hold that has not ended would be changed or go. */
 export async function holdPoint(
   store: StoreParts,

@@ -2,9 +2,11 @@
  * The replica file. Its mode is 0400: nobody but the holder of `apply.lock` writes it, and who mounts it by mistake gets it read-only.
  * The mode counts when a file is opened and not after, so an owner who is not root makes it writable for the moment of opening only.
  */
+import { dirname } from "node:path";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
 import type { FileStat, Storage, StorageFile } from "../storage/seam.ts";
 import { fileError, inFile } from "./file-error.ts";
+import type { DiskPaths } from "./layout.ts";
 import { damaged } from "./state-file.ts";
 
 export const REPLICA_MODE = 0o400;
@@ -17,11 +19,10 @@ export interface OpenReplica {
   readonly modeChanged: boolean;
 }
 
-/** Opens the replica for writing and leaves it with {@link REPLICA_MODE}. Throws `store-damaged` when it is missing. */
-export async function openReplica(storage: Storage, path: string): Promise<OpenReplica> {
-  const found = await storage.stat(path);
-  if (found === undefined) throw damaged(path, "it is missing");
-  if (found.kind !== "file") throw damaged(path, "it is not a file");
+/** Opens the replica for writing and leaves it with {@link REPLICA_MODE}. Throws `store-damaged` when it is missing, `replica-unreadable`. */
+export async function openReplica(storage: Storage, paths: DiskPaths): Promise<OpenReplica> {
+  const path = paths.replica;
+  const found = await findReplica(storage, paths);
   return inFile("replica-unreadable", `opening ${path}`, async () => {
     let modeChanged = found.mode !== REPLICA_MODE;
     let file: StorageFile;
@@ -41,6 +42,33 @@ export async function openReplica(storage: Storage, path: string): Promise<OpenR
     }
     return { file, found, modeChanged };
   });
+}
+
+/** Opens the replica for reading. Throws `store-damaged` when it is missing or cannot be opened. */
+export async function openReplicaToRead(storage: Storage, paths: DiskPaths): Promise<StorageFile> {
+  await findReplica(storage, paths);
+  return inFile("store-damaged", `opening ${paths.replica}`, () => storage.open(paths.replica));
+}
+
+/**
+ * Asked before it is opened: opening a pipe would wait for its writer. Throws `store-damaged` when it is missing or no file,
+ * `replica-unreadable` when that cannot be told.
+ */
+export async function findReplica(storage: Storage, paths: DiskPaths): Promise<FileStat> {
+  const path = paths.replica;
+  const found = await inFile("replica-unreadable", `looking for ${path}`, () => storage.stat(path));
+  if (found === undefined) throw replicaMissing(paths);
+  if (found.kind !== "file") throw damaged(path, "it is not a file");
+  return found;
+}
+
+function replicaMissing({ directory, replica }: DiskPaths): ReplicationError {
+  if (dirname(replica) === directory) return damaged(replica, "it is missing");
+  return new ReplicationError(
+    "store-damaged",
+    `${replica} is missing, the image that ${directory} has adopted where it lies: mount its file system, or put the file back`,
+    { details: { file: replica } },
+  );
 }
 
 /** Refuses a size the file system cannot hold. Throws `target-too-small` with both numbers. */

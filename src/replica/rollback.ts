@@ -1,68 +1,125 @@
 /**
- * Puts a replica back to its newest point: what an interrupted delta overwrote is written again from the undo log. The log's entries stay: they
- * are true before and after.
+ * Puts a replica back to its newest point: what an interrupted delta overwrote or cut off is written again from the undo log. The log's entries
+ * stay: they are true before and after.
  */
+import type { Clock } from "../base/clock.ts";
 import { ReplicationError } from "../base/errors.ts";
-import { blockCount, blockLength, type Geometry, pageCount } from "../base/units.ts";
-import type { LaneStorage } from "../storage/seam.ts";
-import { createPageDigests, type DigestTable } from "../table/digest-table.ts";
+import { blockLength, digestBytes, pageBlocks, pageCount } from "../base/units.ts";
+import { isZero } from "../codec/digest.ts";
+import type { DiskRecord } from "./disk-record.ts";
 import { fileError } from "./file-error.ts";
 import type { PointReader } from "./point-reader.ts";
+import { cutDisk, growDisk, type ResizeParts } from "./resize.ts";
 import { hexOf } from "./table-files.ts";
 import type { LoggedParts } from "./undo/logged.ts";
 
-export interface RollbackParts {
-  readonly lanes: LaneStorage;
-  readonly disk: string;
-  readonly replicaFd: number;
-  readonly table: DigestTable;
+export interface RollbackFacts {
+  readonly clock: Clock;
   readonly logged: LoggedParts;
   /** The newest point. */
   readonly reader: PointReader;
   readonly signal?: AbortSignal | undefined;
 }
 
+type RollbackParts = ResizeParts & RollbackFacts;
+
+/** Table pages between two pauses in which timers and signals get their turn. */
+const pagesBetweenPauses = 1_024;
+
 /**
- * Writes replica and table, and syncs nothing: the caller says before that every block the log names is in doubt, and syncs afterwards. Returns
- * the blocks that were put back. Throws `store-damaged` where the old content cannot be told, `write-failed`, `no-space`, `root-mismatch`.
+ * Order: replica and table as long as the point, where they are shorter → written → as long as the point, where they are longer. Nothing of the
+ * replica is synced: the caller says before that every block the log names is in doubt, and syncs afterwards. Returns the disk's record and the blocks
+ * that were put back. Throws `store-damaged` where the old content cannot be told, `write-failed`, `no-space`, `root-mismatch`.
  */
-export async function putBack(parts: RollbackParts): Promise<number> {
-  const { table, logged, reader, lanes, replicaFd, disk, signal } = parts;
-  const { geometry } = table;
-  const content = Buffer.alloc(geometry.blockBytes);
-  const pointBlocks = Math.ceil(reader.sizeBytes / geometry.blockBytes);
+export async function restoreNewest(
+  files: ResizeParts,
+  before: DiskRecord,
+  facts: RollbackFacts,
+): Promise<{ readonly record: DiskRecord; readonly blocks: number }> {
+  const { sizeBytes } = facts.reader;
+  let record = before;
+  if (record.sizeBytes < sizeBytes) record = await growDisk(files, record, sizeBytes);
+  const blocks = await putBack({ ...files, ...facts }, record.name);
+  // What lies behind the point's end is zero now, as it was when the delta made the disk longer.
+  if (record.sizeBytes > sizeBytes) record = await cutDisk(files, record, sizeBytes);
+  checkRoot(files.table.root(), facts.reader);
+  return { record, blocks };
+}
+
+async function putBack(parts: RollbackParts, disk: string): Promise<number> {
+  const { table, logged, clock, signal } = parts;
   let done = 0;
-  for (let block = 0; block < blockCount(geometry); block++) {
-    if (!logged.has(block)) continue;
+  for (let page = 0; page < pageCount(table.geometry); page++) {
+    const { first, count } = pageBlocks(table.geometry, page);
+    const named: number[] = [];
+    for (let block = first; block < first + count; block++) if (logged.has(block)) named.push(block);
+    if (named.length > 0) done += await putBackPage(parts, disk, page, named);
+    if (page % pagesBetweenPauses === pagesBetweenPauses - 1) await clock.sleep(0);
     signal?.throwIfAborted();
-    const digest = block < pointBlocks ? Uint8Array.from(await reader.digest(block)) : undefined;
-    if (digest === undefined || digest.every((byte) => byte === 0)) {
+  }
+  return done;
+}
+
+/** Blocks of one page that the log names. */
+async function putBackPage(
+  parts: RollbackParts,
+  disk: string,
+  page: number,
+  named: readonly number[],
+): Promise<number> {
+  const { table, reader, replica, storage } = parts;
+  const { geometry } = table;
+  const { first } = pageBlocks(geometry, page);
+  const width = digestBytes(geometry.digestKind);
+  const digests = first * geometry.blockBytes < reader.sizeBytes ? await digestsOf(reader, page) : new Uint8Array();
+  // Most of a long tail that was cut off.
+  if (digests !== undefined && isZero(digests) && table.pages.isZero(page)) return 0;
+  const content = Buffer.alloc(geometry.blockBytes);
+  let done = 0;
+  for (const block of named) {
+    const offset = block * geometry.blockBytes;
+    const at = (block - first) * width;
+    // Behind the point's end there was nothing.
+    const digest =
+      offset >= reader.sizeBytes
+        ? undefined
+        : (digests?.subarray(at, at + width) ?? Uint8Array.from(await reader.digest(block)));
+    if (digest === undefined || isZero(digest)) {
       if (table.isZero(block)) continue;
-      clearBlock(parts, block, content);
+      clearBlock(parts, disk, block, content);
       table.clear(block, 1);
     } else {
       if (Buffer.compare(digest, table.get(block)) === 0) continue;
-      const offset = block * geometry.blockBytes;
       content.fill(0);
       await reader.read(content.subarray(0, Math.min(geometry.blockBytes, reader.sizeBytes - offset)), offset);
       const bytes = content.subarray(0, blockLength(geometry, block));
       writing(disk, offset, () => {
-        lanes.write(replicaFd, bytes, offset);
+        storage.lanes.write(replica.fd, bytes, offset);
       });
       table.set(block, 1, digest);
     }
     done++;
   }
-  checkRoot(table, reader);
   return done;
 }
 
-function clearBlock({ lanes, disk, replicaFd, table }: RollbackParts, block: number, zeros: Buffer): void {
+/** Digests of a page at the point; undefined: not of every block, so they are to be asked for one by one. */
+async function digestsOf(reader: PointReader, page: number): Promise<Uint8Array | undefined> {
+  try {
+    return await reader.digests(page);
+  } catch (error) {
+    if (error instanceof ReplicationError && error.code === "store-damaged") return undefined;
+    throw error;
+  }
+}
+
+function clearBlock({ storage, replica, table }: RollbackParts, disk: string, block: number, zeros: Buffer): void {
+  const { lanes } = storage;
   const offset = block * table.geometry.blockBytes;
   const length = blockLength(table.geometry, block);
   writing(disk, offset, () => {
-    if (lanes.punch(replicaFd, offset, length)) return;
-    lanes.write(replicaFd, zeros.fill(0).subarray(0, length), offset);
+    if (lanes.punch(replica.fd, offset, length)) return;
+    lanes.write(replica.fd, zeros.fill(0).subarray(0, length), offset);
   });
 }
 
@@ -74,12 +131,8 @@ function writing(disk: string, offset: number, write: () => void): void {
   }
 }
 
-/** The table is that of the point: of a disk that has grown meanwhile, in the point's part of it. */
-function checkRoot(table: DigestTable, { point, disk }: PointReader): void {
-  const geometry: Geometry = { ...table.geometry, sizeBytes: point.sizeBytes };
-  const pages = createPageDigests(geometry);
-  for (let page = 0; page < pageCount(geometry); page++) pages.set(page, table.pages.get(page));
-  if (hexOf(pages.root()) === point.root) return;
+function checkRoot(root: Uint8Array, { point, disk }: PointReader): void {
+  if (hexOf(root) === point.root) return;
   throw new ReplicationError(
     "root-mismatch",
     `disk ${disk.name}: put back to point ${point.point}, its table is not that of the point; verify the disk`,

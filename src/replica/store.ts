@@ -10,6 +10,7 @@ import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
 import type { Geometry } from "../base/units.ts";
 import type { Storage } from "../storage/seam.ts";
+import { type Adopted, adoptImage, type ImageToAdopt, type TableToFill } from "./adopt.ts";
 import { type Compaction, compactDisk } from "./compact.ts";
 import { createDisk } from "./create-disk.ts";
 import { DiskLocks, locksUnsupported } from "./disk-lock.ts";
@@ -22,7 +23,7 @@ import { type DiskPaths, diskPaths, type StorePaths, storePaths } from "./layout
 import { notFound, openDisk, type OpenResult, type StoreParts } from "./open-disk.ts";
 import type { Hold } from "./point.ts";
 import { listDiskPoints, openPoint, type PointReader } from "./point-reader.ts";
-import { holdPoint, type PruneOptions, prunePoints } from "./prune.ts";
+import { dropOldest, holdPoint, type OldestPoint, type PruneOptions, prunePoints } from "./prune.ts";
 import type { Verdict } from "./retention/decide.ts";
 import { parsePolicy } from "./retention/policy.ts";
 import { newName, syncDirectory } from "./state-file.ts";
@@ -30,6 +31,7 @@ import { type StoredPoints, withStoredBytes } from "./stored-bytes.ts";
 import { policyTextOf, readStoreRecord, writeStoreRecord } from "./store-record.ts";
 
 export type { CutState };
+export type { Adopted, ImageToAdopt } from "./adopt.ts";
 export type { Holder } from "./disk-lock.ts";
 export type { Compaction } from "./compact.ts";
 export type { DiskRecord } from "./disk-record.ts";
@@ -40,6 +42,7 @@ export type { Verdict } from "./retention/decide.ts";
 export type { OpenResult } from "./open-disk.ts";
 export type { Cut, Hold, Point } from "./point.ts";
 export type { DiskPoints, PointReader } from "./point-reader.ts";
+export type { OldestPoint } from "./prune.ts";
 export type { StoredPoints } from "./stored-bytes.ts";
 export { type EntryHead as UndoEntryHead, entryFlags as undoFlags } from "./undo/format.ts";
 export type { UndoWriter } from "./undo/writer.ts";
@@ -62,6 +65,8 @@ export interface Store {
     name: string,
     facts: { readonly geometry: Geometry; readonly owner: string; readonly sectorBytes: number },
   ): Promise<void>;
+  /** A new disk whose replica is an image that exists; `fill` digests it. Contract and errors: {@link adoptImage}. */
+  adopt(name: string, image: ImageToAdopt, fill: (work: TableToFill) => Promise<void>): Promise<Adopted>;
   /**
    * Takes `apply.lock` and opens the disk for writing. Returns the holder when another has it (`busy`).
    * Throws `disk-not-found`, `store-damaged`, `store-version-unsupported`.
@@ -94,6 +99,11 @@ export interface Store {
   hold(name: string, point: number, hold: Hold): Promise<void>;
   /** Ends a hold of this owner, or whoever's it is (`anybody`). Throws `disk-not-found`, `point-not-found`, `not-allowed` when it is another's. */
   release(name: string, point: number, owner: string): Promise<void>;
+  /**
+   * Makes room: removes the oldest point of a disk, or says why it stays (it is the newest, held, in use). Throws `disk-not-found`, `disk-busy`, `write-failed`,
+   * `sync-failed`.
+   */
+  dropOldest(name: string): Promise<OldestPoint>;
   /** Throws `no-space` when free space is below the reserve. */
   checkReserve(): Promise<void>;
   /** Writers stay open: who opened them releases them. */
@@ -146,6 +156,7 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     disks: () => listDisks(storage, path, paths),
     summary: (name) => summarize(parts, name),
     create: (name, facts) => createDisk(parts, name, facts),
+    adopt: (name, image, fill) => adoptImage(parts, name, image, fill),
     openWriter: (name, holder) => openDisk(parts, name, holder),
     async points(name) {
       const found = await listDiskPoints(parts, name);
@@ -169,6 +180,7 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     },
     hold: (name, point, hold) => withChain(parts, name, (disk) => holdPoint(parts, disk, point, { hold })),
     release: (name, point, releaseOf) => withChain(parts, name, (disk) => holdPoint(parts, disk, point, { releaseOf })),
+    dropOldest: (name) => withChain(parts, name, (disk) => dropOldest(parts, disk)),
     checkReserve: () => checkReserve(storage, path, options.reserveBytes),
     close: () => Promise.resolve(),
   };

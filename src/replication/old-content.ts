@@ -16,6 +16,8 @@ import { undoFlags } from "../replica/store.ts";
 
 /** Table pages of zeros named ahead at most: 2 GiB of disk at the defaults. */
 const pagesAheadMax = 64;
+/** Table pages of a tail between two waits for the log: long enough for few syncs, short enough that others get their turn. */
+const pagesBetweenSyncs = 1_024;
 
 export interface OldContentOptions {
   readonly disk: string;
@@ -73,24 +75,63 @@ export class OldContent {
 
   /** As {@link keep}, for whole blocks, however many. */
   async keepWhole(blocks: readonly number[], base: Uint8Array): Promise<void> {
+    await this.#guarded(async (undo) => undo.durable(await this.#takeWhole(undo, blocks, base)));
+  }
+
+  /**
+   * Keeps everything from block `first` to the end of the disk that is not kept yet, before it is cut off; durable when it resolves. `digestsOf`: what the
+   * table says of a page, a view. Nothing else is kept or written meanwhile. Stopped in the middle, what was kept so far stays true.
+   */
+  async keepTail(first: number, digestsOf: (page: number) => Promise<Uint8Array>): Promise<void> {
+    const { writer, signal } = this.#o;
+    const { geometry, pages } = writer.table;
+    const width = digestBytes(geometry.digestKind);
+    const zero = new Uint8Array(width);
+    let end = 0;
+    const settle = (): Promise<void> => this.#guarded((undo) => undo.durable(end));
+    for (let page = Math.floor(first / blocksPerPage(geometry.digestKind)); page < pageCount(geometry); page++) {
+      signal.throwIfAborted();
+      const inPage = pageBlocks(geometry, page);
+      const digests = pages.isZero(page) ? undefined : Uint8Array.from(await digestsOf(page));
+      const { logged } = writer.undo;
+      const blocks: number[] = [];
+      const base: Uint8Array[] = [];
+      for (let block = Math.max(first, inPage.first); block < inPage.first + inPage.count; block++) {
+        const at = (block - inPage.first) * width;
+        const digest = digests?.subarray(at, at + width) ?? zero;
+        // It is named already, and what the log lacks of it is zero: as what is read behind the end.
+        if (logged.has(block) && (digest === zero || isZero(digest))) continue;
+        blocks.push(block);
+        base.push(digest);
+      }
+      if (blocks.length > 0) {
+        await this.#guarded(async (undo) => {
+          end = Math.max(end, await this.#takeWhole(undo, blocks, Buffer.concat(base)));
+        });
+      }
+      if (page % pagesBetweenSyncs === 0) await settle();
+    }
+    await settle();
+  }
+
+  /** Puts whole blocks into the log; resolves with where it must be durable to. */
+  async #takeWhole(undo: UndoWriter, blocks: readonly number[], base: Uint8Array): Promise<number> {
     const { writer, pool, signal } = this.#o;
     const { blockBytes } = writer.record;
     const full = fullMask(blockBytes);
-    await this.#guarded(async (undo) => {
-      const wanted = this.#claim(undo, blocks, () => full, base);
-      let end = 0;
-      if (wanted.blocks.length > 0) {
-        const slot = await pool.acquire(signal);
-        try {
-          const step = EXTENT_BYTES_MAX / blockBytes;
-          for (let at = 0; at < wanted.blocks.length; at += step)
-            ({ end } = await this.#save(undo, part(wanted, at, at + step), slot, undefined));
-        } finally {
-          slot.release();
-        }
+    const wanted = this.#claim(undo, blocks, () => full, base);
+    let end = 0;
+    if (wanted.blocks.length > 0) {
+      const slot = await pool.acquire(signal);
+      try {
+        const step = EXTENT_BYTES_MAX / blockBytes;
+        for (let at = 0; at < wanted.blocks.length; at += step)
+          ({ end } = await this.#save(undo, part(wanted, at, at + step), slot, undefined));
+      } finally {
+        slot.release();
       }
-      await undo.durable(Math.max(end, this.#zerosEnd));
-    });
+    }
+    return Math.max(end, this.#zerosEnd);
   }
 
   async #guarded(work: (undo: UndoWriter) => Promise<void>): Promise<void> {

@@ -41,7 +41,7 @@ export function planSession(open: Open, opened: Opened): Plan {
   if (open.sizeBytes < opened.sizeBytes && !opened.fresh && !open.allowShrink) {
     throw new ReplicationError(
       "size-shrunk",
-      `disk ${open.disk} has ${opened.sizeBytes} bytes at the receiver and the image only ${open.sizeBytes}; send it under another name, or make the image as large as it was`,
+      `disk ${open.disk} has ${opened.sizeBytes} bytes at the receiver and the image only ${open.sizeBytes}; say --allow-shrink to make the disk smaller, send it under another name, or make the image as large as it was`,
     );
   }
   return {

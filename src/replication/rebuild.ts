@@ -10,6 +10,8 @@ import { DataCursor } from "./data-cursor.ts";
 
 export interface RebuildOptions {
   readonly disk: string;
+  /** What is read, for messages; default the disk's replica. */
+  readonly file?: string | undefined;
   readonly geometry: Geometry;
   readonly replicaFd: number;
   readonly nextData: (offset: number) => { readonly start: number; readonly end: number } | undefined;
@@ -128,7 +130,7 @@ export async function digestPiece(
   const length = Math.min(count * geometry.blockBytes, geometry.sizeBytes - offset);
   const result = await lanes.run("scan", {
     slot: slot.index,
-    file: `replica of ${options.disk}`,
+    file: options.file ?? `replica of ${options.disk}`,
     diskOffset: offset,
     runs: [{ kind: "file", fd: options.replicaFd, offset, length }],
     length,

@@ -9,6 +9,7 @@ import type { Lanes } from "../lanes/lanes.ts";
 import type { DiskWriter } from "../replica/store.ts";
 import type { PageDigests } from "../table/digest-table.ts";
 import type { Data } from "../wire/messages.ts";
+import { type CutTable, cutTable } from "./cut-table.ts";
 import { OldContent } from "./old-content.ts";
 import { rebuildTable } from "./rebuild.ts";
 import { reconcile } from "./reconcile.ts";
@@ -33,7 +34,9 @@ export class SessionDisk {
   /** Pages being digested anew: half done they look like zero blocks. */
   readonly #mending = new Map<number, Promise<void>>();
   readonly #old: OldContent;
-  #targetBytes = 0;
+  #targetBytes: number | undefined;
+  /** The table as it will be, while the disk is still to be cut. */
+  #cut: CutTable | undefined;
 
   constructor(options: SessionDiskOptions) {
     this.#o = options;
@@ -44,12 +47,13 @@ export class SessionDisk {
     });
   }
 
+  /** Of the disk the sender is told of: one that becomes smaller has its new size from {@link resizeTo} on. */
   get geometry(): Geometry {
-    return this.#o.writer.table.geometry;
+    return this.#cut?.geometry ?? this.#o.writer.table.geometry;
   }
 
-  get pages(): PageDigests {
-    return this.#o.writer.table.pages;
+  get pages(): Pick<PageDigests, "get" | "isZero"> {
+    return this.#cut?.pages ?? this.#o.writer.table.pages;
   }
 
   /** True when this session may have changed replica or table. */
@@ -57,14 +61,30 @@ export class SessionDisk {
     return this.#begun !== undefined;
   }
 
-  /** True when a commit would make another state of the disk: something was written, or it is to grow. */
+  /** True when a commit would make another state of the disk: something was written, or it is to have another size. */
   get changes(): boolean {
-    return this.changed || this.#targetBytes > this.geometry.sizeBytes;
+    const { sizeBytes } = this.#o.writer.record;
+    return this.changed || (this.#targetBytes ?? sizeBytes) !== sizeBytes;
   }
 
-  /** The size this delta gives the disk; it grows when the delta begins. */
-  growTo(sizeBytes: number): void {
+  /**
+   * The size this delta gives the disk. It grows or shrinks when the delta begins, and not now: the sender may yet find that this is another image.
+   * The table is in no doubt.
+   */
+  async resizeTo(sizeBytes: number): Promise<void> {
+    const { writer } = this.#o;
+    const { geometry, pages } = writer.table;
+    if (sizeBytes < geometry.sizeBytes) {
+      this.#cut = await cutTable(
+        { ...geometry, sizeBytes },
+        { pages, page: (page) => this.page(page), lastDigest: () => writer.cutDigest(sizeBytes) },
+      );
+    }
     this.#targetBytes = sizeBytes;
+    if (this.#begun === undefined) return;
+    // A page had to be mended.
+    this.#begun = this.#begun.then(() => this.#resize());
+    await this.#begun;
   }
 
   /** Before the first overwrite. Idempotent. */
@@ -76,7 +96,43 @@ export class SessionDisk {
   async #beginOnce(): Promise<void> {
     const { writer } = this.#o;
     await writer.begin();
-    if (this.#targetBytes > writer.record.sizeBytes) await writer.grow(this.#targetBytes);
+    await this.#resize();
+  }
+
+  async #resize(): Promise<void> {
+    const { writer } = this.#o;
+    const { sizeBytes } = writer.record;
+    const target = this.#targetBytes ?? sizeBytes;
+    if (target > sizeBytes) await writer.grow(target);
+    if (target < sizeBytes) await this.#shrink(target);
+  }
+
+  /** Order: everything that is cut off, and the block the new end lies in, in the undo log and durable → cut. */
+  async #shrink(sizeBytes: number): Promise<void> {
+    const { writer, log, name } = this.#o;
+    const before = writer.record.sizeBytes;
+    const first = Math.floor(sizeBytes / writer.record.blockBytes);
+    await this.#old.keepTail(first, (page) => this.#soundPage(page));
+    await writer.shrink(sizeBytes);
+    this.#cut = undefined;
+    log.info({ disk: name, before, sizeBytes }, "the disk was made smaller; older points keep their size");
+  }
+
+  /** A page while nothing else is done to the disk. */
+  async #soundPage(page: number): Promise<Uint8Array> {
+    const { writer, pool, signal } = this.#o;
+    try {
+      return writer.table.page(page);
+    } catch (error) {
+      if (!(error instanceof ReplicationError) || error.code !== "store-damaged") throw error;
+      const slot = await pool.acquire(signal);
+      try {
+        await this.#redigest(page, page + 1, [slot]);
+      } finally {
+        slot.release();
+      }
+      return writer.table.page(page);
+    }
   }
 
   /** Makes a table in doubt true by reading the replica. */
@@ -133,7 +189,7 @@ export class SessionDisk {
     const { writer, lanes, name, signal, onProgress } = this.#o;
     const how = {
       disk: name,
-      geometry: this.geometry,
+      geometry: writer.table.geometry,
       replicaFd: writer.replicaFd,
       nextData: (offset: number) => writer.nextData(offset),
       table: writer.table,
@@ -150,6 +206,7 @@ export class SessionDisk {
   async page(page: number): Promise<Uint8Array> {
     const { writer, log, name } = this.#o;
     if (page >= pageCount(this.geometry)) throw new ReplicationError("protocol-violation", `there is no page ${page}`);
+    if (page === this.#cut?.lastPage) return this.#cut.digests;
     const mending = this.#mending.get(page);
     if (mending !== undefined) await mending;
     try {

@@ -1,8 +1,9 @@
 /** Which disk a sender gets, and how: authorised, made when it is new, claimed and locked. */
 import { ReplicationError } from "../base/errors.ts";
 import { BLOCK_BYTES_DEFAULT, type Geometry, isBlockSize } from "../base/units.ts";
-import type { DiskSummary, DiskWriter, OpenResult, Store } from "../replica/store.ts";
+import type { DiskSummary, DiskWriter, OpenResult, Point, Store } from "../replica/store.ts";
 import type { Open, Opened } from "../wire/messages.ts";
+import { makeRoom } from "./make-room.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
 import type { ReceiverSession } from "./receiver-session.ts";
 
@@ -26,7 +27,7 @@ export async function openForSender(
   await allowedSummary(surroundings, session, open);
   await surroundings.claim(open.disk, session);
   const summary = await allowedSummary(surroundings, session, open);
-  await store.checkReserve();
+  await makeRoom(surroundings, open.disk, summary === undefined);
   if (open.sizeBytes > (summary?.record.sizeBytes ?? -1)) {
     const owner = summary?.record.owner ?? session.peer.name;
     await quota.claim(open.disk, { owner, sizeBytes: open.sizeBytes });
@@ -81,12 +82,16 @@ async function createDisk(surroundings: ReceiverSurroundings, session: ReceiverS
   surroundings.log.info({ disk: open.disk, peer: session.peer.name, ...geometry }, "disk created");
 }
 
-export function sizeShrunk(open: Open, before: number): ReplicationError {
-  return new ReplicationError(
+/**
+ * Refuses a disk that becomes smaller than its newest point, unless the sender has leave. What an interrupted delta made it longer by no point has: that
+ * may go. Throws `size-shrunk`.
+ */
+export function checkShrink(open: Open, newest: Point | undefined): void {
+  const before = newest?.sizeBytes ?? 0;
+  if (open.allowShrink || open.sizeBytes >= before) return;
+  throw new ReplicationError(
     "size-shrunk",
-    open.allowShrink
-      ? `disk ${open.disk} has ${before} bytes here and the image only ${open.sizeBytes}: this version cannot make a disk smaller; send it under another name`
-      : `disk ${open.disk} has ${before} bytes here and the image only ${open.sizeBytes}; send it under another name, or make the image as large as it was`,
+    `disk ${open.disk} has ${before} bytes here and the image only ${open.sizeBytes}; say --allow-shrink to make the disk smaller (older points keep their size), send it under another name, or make the image as large as it was`,
     { details: { sizeBytes: before, imageBytes: open.sizeBytes } },
   );
 }

@@ -20,10 +20,11 @@ import type { Commit, Data, Hello, Message, Open, Zero } from "../wire/messages.
 import { createSessionRules, type SessionRules } from "../wire/session-rules.ts";
 import { checkDataShape } from "./data-shape.ts";
 import { watchLiveness } from "./liveness.ts";
+import { makeRoomAfter } from "./make-room.ts";
 import { type Answer, answerBlocks, answerPages, answerParts } from "./receiver-answers.ts";
 import { SessionDisk } from "./receiver-disk.ts";
 import { factsOf } from "./receiver-commit.ts";
-import { openedMessage, openForSender, sizeShrunk } from "./receiver-open.ts";
+import { checkShrink, openedMessage, openForSender } from "./receiver-open.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
 
 /** After these a block may be half written: nothing since the last good sync is believed. */
@@ -233,13 +234,14 @@ export class ReceiverSession {
       await disk.rebuild();
       this.#phase = "idle";
     }
-    const before = writer.record.sizeBytes;
     const already = writer.newest?.cycle === open.cycle;
-    // The disk grows with the first change, not now: the sender may yet find that this is another image.
-    if (!already) disk.growTo(open.sizeBytes);
-    if (!already && open.sizeBytes < before) throw sizeShrunk(open, before);
+    if (!already) {
+      checkShrink(open, writer.newest);
+      await disk.resizeTo(open.sizeBytes);
+    }
     const window = this.#slots.length;
-    const geometry: Geometry = { ...writer.table.geometry, sizeBytes: already ? before : open.sizeBytes };
+    const { sizeBytes } = disk.geometry;
+    const geometry: Geometry = { ...disk.geometry, sizeBytes: already ? sizeBytes : open.sizeBytes };
     this.#work = {
       writer,
       disk,
@@ -251,7 +253,7 @@ export class ReceiverSession {
       ungranted: 0,
       grantEvery: Math.max(1, window >> 2),
     };
-    this.#send(openedMessage(this.#s, writer, open, { sizeBytes: before, credit: window, interrupted }));
+    this.#send(openedMessage(this.#s, writer, open, { sizeBytes, credit: window, interrupted }));
     log.info(
       {
         disk: open.disk,
@@ -477,6 +479,7 @@ export class ReceiverSession {
         if (this.#poisoned) writer.poison();
         else if (!this.#durable && this.#openDisk?.changed === true) await writer.suspend(this.#highestBlock);
         await writer.release();
+        if (error?.code === "no-space" && !error.remote) await makeRoomAfter(this.#s, this.#disk);
       }
     } catch (failure) {
       // The disk is left as after a crash, which the next open finds and mends.

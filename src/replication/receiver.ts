@@ -14,6 +14,7 @@ import { answer as answerHello } from "../wire/handshake.ts";
 import type { Hello } from "../wire/messages.ts";
 import { Housekeeping } from "./housekeeping.ts";
 import { DiskQuota, type IdentityLimits, identityLimitsOf } from "./identity-limits.ts";
+import type { WhenFull } from "./make-room.ts";
 import { ReceiverSession } from "./receiver-session.ts";
 
 /** May this peer write this disk? Undefined: yes; else the error it gets. `owner` undefined: the disk does not exist yet. */
@@ -31,6 +32,8 @@ export interface ReceiverOptions {
   readonly codecs: readonly CodecName[];
   /** Of each identity; default: {@link identityLimitsOf} nothing. */
   readonly perIdentity?: Partial<IdentityLimits> | undefined;
+  /** When free space is below the store's reserve, or a delta runs out of room; default `stop`. */
+  readonly whenFull?: WhenFull | undefined;
   readonly onPoint?: (event: { readonly disk: string; readonly point: Point; readonly peer: PeerIdentity }) => void;
 }
 
@@ -73,6 +76,7 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
   readonly software: string;
   readonly codecs: readonly CodecName[];
   readonly onPoint: NonNullable<ReceiverOptions["onPoint"]>;
+  readonly whenFull: WhenFull | undefined;
   readonly quota: DiskQuota;
   readonly #limits: IdentityLimits;
   readonly #sessions = new Map<string, ReceiverSession>();
@@ -90,6 +94,7 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
     this.authorize = options.authorize;
     this.software = options.software;
     this.codecs = options.codecs;
+    this.whenFull = options.whenFull;
     this.onPoint = options.onPoint ?? ((): void => {});
     this.#limits = identityLimitsOf(options.perIdentity);
     this.quota = new DiskQuota(this.store, this.#limits);

@@ -81,6 +81,7 @@ export interface SenderOptions {
   readonly consistency?: "crash" | "application" | "none" | undefined;
   readonly skipEmpty?: boolean | undefined;
   readonly adopt?: boolean | undefined;
+  /** The disk may become smaller than its newest point; without it that is `size-shrunk`. Older points keep their size. */
   readonly allowShrink?: boolean | undefined;
   readonly cut?: SharedCut | undefined;
   /** Attempts in a row without any progress before giving up; default 8. While the receiver has never answered: 3. */

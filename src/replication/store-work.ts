@@ -79,8 +79,11 @@ async function withWriter<T>(
   const { writer } = opened;
   try {
     const slots = [await pool.acquire(signal)];
-    for (let more = pool.tryAcquire(); more !== undefined && slots.length < 4; more = pool.tryAcquire())
+    while (slots.length < 4) {
+      const more = pool.tryAcquire();
+      if (more === undefined) break;
       slots.push(more);
+    }
     try {
       const disk = new SessionDisk({
         ...{ name, writer, lanes, log, slots, pool, signal },

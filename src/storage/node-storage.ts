@@ -1,6 +1,6 @@
 /** {@link Storage} over node:fs, with the Linux calls where they are to be had. */
 import * as fs from "node:fs";
-import { chmod, link, mkdir, readdir, rename, rmdir, stat, statfs, unlink } from "node:fs/promises";
+import { chmod, link, mkdir, readdir, realpath, rename, rmdir, stat, statfs, unlink } from "node:fs/promises";
 import { platform, tmpdir } from "node:os";
 import { promisify } from "node:util";
 import { errnoOf } from "../base/errors.ts";
@@ -45,6 +45,7 @@ export function createNodeStorage(options: { readonly linux?: LinuxCalls; readon
     syncDirectory,
     stat: (path) => statPath(path, linux()),
     setMode: chmod,
+    realPath: (path) => realpath(path),
     async space(path) {
       const facts = await statfs(path);
       return {

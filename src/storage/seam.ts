@@ -144,6 +144,8 @@ export interface Storage {
   /** Undefined when there is no such file. */
   stat(path: string): Promise<FileStat | undefined>;
   setMode(path: string, mode: number): Promise<void>;
+  /** The path of the same file without symbolic links. Left out: there are none. */
+  realPath?(path: string): Promise<string>;
   /** Free bytes for this user in the file system that holds `path`, and the largest file it can hold (undefined: not known). */
   space(path: string): Promise<{
     readonly freeBytes: number;

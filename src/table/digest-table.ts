@@ -52,9 +52,12 @@ export interface DigestTable {
   root(): Uint8Array;
   /**
    * The disk has another size now: blocks beyond the old end are zero, blocks beyond the new end are forgotten. The owner of the files
-   * gives them their new length ({@link tableFileBytes}): before this call when they grow, after the next `write` when they shrink.
+   * gives them their new length ({@link tableFileBytes}): before this call when they grow, after it when they shrink. Throws `store-damaged` when the
+   * page the new end lies in does not match its checksum.
    */
   resize(sizeBytes: number): void;
+  /** Forgets what the last page has behind the last block: a crash while the disk shrank leaves that. Throws `store-damaged` as {@link page}. */
+  forgetTail(): void;
   /** Blocks that are not zero. Reads all pages that are not zero at the first call, then is kept up. */
   countNonZero(): number;
 }
@@ -200,6 +203,18 @@ class StoredTable implements DigestTable {
       this.#nonZero = undefined;
     }
     this.#digests.resize(geometry);
+  }
+
+  forgetTail(): void {
+    const page = pageCount(this.geometry) - 1;
+    if (page < 0) return;
+    const cached = this.#forChange(page, false);
+    const tail = cached.bytes.subarray(pageBlocks(this.geometry, page).count * this.#width);
+    if (isAllZero(tail)) return;
+    tail.fill(0);
+    cached.dirty = true;
+    cached.stale = true;
+    this.#nonZero = undefined;
   }
 
   countNonZero(): number {

@@ -159,6 +159,15 @@ class Disk {
     this.root.losePower(survives);
   }
 
+  linksOf(node: SimulatedNode, directory = this.root): number {
+    let count = 0;
+    for (const entry of directory.entries.values()) {
+      if (entry === node) count++;
+      if (entry instanceof SimulatedDirectory) count += this.linksOf(node, entry);
+    }
+    return count;
+  }
+
   *walk(path: string, directory: SimulatedDirectory): Generator<string> {
     for (const [name, node] of directory.entries) {
       if (node instanceof SimulatedDirectory) yield* this.walk(`${path}/${name}`, node);
@@ -253,6 +262,7 @@ class Process implements SimulatedProcess {
     const node = this.#disk.file(existing);
     if (this.#disk.find(created) !== undefined) throw systemError("EEXIST", created);
     this.#step("link", created);
+    node.changedNanos = this.#disk.tick();
     this.#disk.directory(dirname(created)).change({ add: { name: basename(created), node } });
   }
 
@@ -294,7 +304,7 @@ class Process implements SimulatedProcess {
   async stat(path: string): Promise<FileStat | undefined> {
     this.#live();
     const node = this.#disk.find(path);
-    return node === undefined ? undefined : statOf(node);
+    return node === undefined ? undefined : statOf(node, this.#disk.linksOf(node));
   }
 
   async setMode(path: string, mode: number): Promise<void> {
@@ -437,7 +447,10 @@ class Process implements SimulatedProcess {
       datasync: async () => {
         this.#sync(fd);
       },
-      stat: async () => statOf(this.#handle(fd, false).file),
+      stat: async () => {
+        const { file } = this.#handle(fd, false);
+        return statOf(file, this.#disk.linksOf(file));
+      },
       close: async () => {
         this.#handles.delete(fd);
       },
@@ -445,7 +458,7 @@ class Process implements SimulatedProcess {
   }
 }
 
-function statOf(node: SimulatedNode): FileStat {
+function statOf(node: SimulatedNode, links: number): FileStat {
   const isFile = node instanceof SimulatedFile;
   const changedNanos = isFile ? node.changedNanos : 0n;
   return {
@@ -457,7 +470,7 @@ function statOf(node: SimulatedNode): FileStat {
     changedNanos,
     modifiedNanos: isFile ? node.modifiedNanos : 0n,
     mode: isFile ? node.mode : 0o700,
-    links: 1,
+    links,
     sectorBytes: 512,
   };
 }

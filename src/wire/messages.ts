@@ -62,7 +62,7 @@ export interface Opened {
   /** Its cycle. Equal to the sender's own cycle: that commit was durable already, nothing is to be done. */
   readonly cycle?: string;
   readonly root?: Uint8Array;
-  /** Size of the replica before this session. */
+  /** Size of the disk the receiver answers for: of the replica before this session, at most of the source. */
   readonly sizeBytes: number;
   readonly blockBytes: number;
   readonly digestKind: DigestKind;

@@ -80,6 +80,8 @@ test("repair finds what rotted; the next send heals it; the older point says wha
   await kit.send(image, { blockBytes: 64 * KIB });
   await image.write(randomBytes(64 * KIB), MIB);
   await kit.send(image);
+  // A session is over only a little after its sender was told.
+  await kit.idle();
   expect(await run(repairVerb, ["disk"])).toMatchObject({ code: 0, lines: [{ damaged: [] }] });
   const replica = join(kit.folder, "store/disks/disk/replica.raw");
   const fd = openSync(replica, "r+");

@@ -147,9 +147,8 @@ test.concurrent("recv --keep is stored and followed; one that makes no sense is 
     "often",
   ]);
   expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining("often")]);
-  const again = await startReceiver(t, { storeDir: receiver.storeDir, tls: pki.recv, args: ["--when-full", "stop"] });
+  const again = await startReceiver(t, { storeDir: receiver.storeDir, tls: pki.recv });
   await waitForLog(again.process, { keep: "last=2" });
-  await waitForLog(again.process, { level: 40 }, /--when-full has no effect yet/);
 });
 
 test.concurrent("the receiver is killed in the middle of a delta: the newest point is restored before the sender is back", async (t) => {

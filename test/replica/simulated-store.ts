@@ -148,6 +148,18 @@ export async function putBlock(writer: DiskWriter, lanes: LaneStorage, block: nu
   }
 }
 
+/** Keeps what is cut off, then cuts, as the receiver does it; a failure poisons. */
+export async function shrinkTo(writer: DiskWriter, lanes: LaneStorage, sizeBytes: number): Promise<void> {
+  try {
+    const first = Math.floor(sizeBytes / blockBytes);
+    await keeperOf(writer, lanes).keepTail(first, (page) => Promise.resolve(writer.table.page(page)));
+    await writer.shrink(sizeBytes);
+  } catch (error) {
+    writer.poison();
+    throw toReplicationError(error, "write-failed");
+  }
+}
+
 /** Keeps parts of one block; `mask`: a bit a part. */
 export async function keepParts(
   writer: DiskWriter,

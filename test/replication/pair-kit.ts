@@ -42,7 +42,9 @@ export interface KitOptions {
   /** Stands between the receiver, its lanes and its store, and the files. */
   readonly receiverStorage?: (storage: Storage) => Storage;
   readonly receiverLog?: Logger;
-  readonly receiver?: Pick<ReceiverOptions, "perIdentity"> & Partial<Pick<ReceiverOptions, "authorize">>;
+  /** Free space the receiver's store keeps; default 0. */
+  readonly reserveBytes?: number;
+  readonly receiver?: Pick<ReceiverOptions, "perIdentity" | "whenFull"> & Partial<Pick<ReceiverOptions, "authorize">>;
 }
 
 export class PairKit {
@@ -89,7 +91,7 @@ export class PairKit {
       log: silentLogger,
       create: true,
       host,
-      reserveBytes: 0,
+      reserveBytes: options.reserveBytes ?? 0,
     });
     return new PairKit(sending, receiving, { store, folder, options });
   }

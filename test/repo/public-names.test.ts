@@ -23,10 +23,10 @@ test("exports are written so that this test sees them all", () => {
   for (const name of Object.keys(library)) expect(exported).toContain(name);
 });
 
-test("docs/library.md lists them, and there are at most 35", () => {
+test("docs/library.md lists them, and there are at most 36", () => {
   const section = document.slice(document.indexOf("\n## Names\n"));
   const rows = [...section.matchAll(/^\| (`[^|]+) \|/gm)].flatMap(([, cell = ""]) => [...cell.matchAll(/`(\w+)`/g)]);
   expect(new Set(rows.map(([, name]) => name))).toEqual(new Set(exported));
   expect(rows.length).toBe(exported.length);
-  expect(exported.length).toBeLessThanOrEqual(35);
+  expect(exported.length).toBeLessThanOrEqual(36);
 });

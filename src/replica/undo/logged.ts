@@ -1,5 +1,5 @@
 /** Which parts of a disk an open undo log holds already, and which blocks it has named since its last checkpoint. Pure. */
-import { addPart, hasPart } from "../../base/part-mask.ts";
+import { addPart, countParts, hasPart } from "../../base/part-mask.ts";
 import { PagedBits } from "../../base/paged-bits.ts";
 import { limits } from "../../base/limits.ts";
 import { maskBytes, partsPerBlock } from "../../base/units.ts";
@@ -85,13 +85,12 @@ export class LoggedParts {
     this.#named.add(block);
     if (recent) this.#recent.add(block);
     if (this.#whole.has(block)) return;
-    let missing = 0;
-    for (let part = 0; part < this.#perBlock; part++) if (!hasPart(mask, part)) missing++;
-    if (missing === 0) {
+    const parts = countParts(mask);
+    if (parts === this.#perBlock) {
       this.#whole.add(block);
       return;
     }
-    if (missing === this.#perBlock) return;
+    if (parts === 0) return;
     for (let part = 0; part < this.#perBlock; part++) {
       if (hasPart(mask, part)) this.#parts.add(block * this.#perBlock + part);
     }

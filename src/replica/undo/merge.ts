@@ -2,7 +2,7 @@
  * Several closed logs as one: what a reader finds who looks through them in order, and nothing else. Of each part the first content, of each block
  * the first digest; what was damaged stays marked.
  */
-import { countParts, hasPart } from "../../base/part-mask.ts";
+import { countParts, hasPart, isFullMask } from "../../base/part-mask.ts";
 import { invariant } from "../../base/errors.ts";
 import { maskBytes, MIB, PART_BYTES, partsPerBlock } from "../../base/units.ts";
 import type { UndoEntry, UndoLogReader } from "./entry.ts";
@@ -31,25 +31,37 @@ export interface MergeTarget {
  */
 export function* mergeLogs(readers: readonly UndoLogReader[], target: MergeTarget): Generator<MergedBatch> {
   const batch = new BatchBuilder(target);
-  for (const block of mergedBlocks(readers)) {
-    batch.add(block, firstEntries(readers, block));
+  for (const { block, run } of mergedRuns(readers)) {
+    batch.add(block, run, firstEntries(readers, block));
     if (batch.isFull) yield batch.take();
   }
   if (!batch.isEmpty) yield batch.take();
 }
 
-/** Blocks any of the logs has something of, ascending. */
-function* mergedBlocks(readers: readonly UndoLogReader[]): Generator<number> {
+/** Blocks any of the logs has something of, ascending. What holds for the first block of a run holds for all of it. */
+function* mergedRuns(readers: readonly UndoLogReader[]): Generator<{ readonly block: number; readonly run: number }> {
   const next = readers.map((reader) => reader.nextBlock(0));
   for (;;) {
     let lowest = Number.POSITIVE_INFINITY;
     for (const block of next) if (block !== undefined && block < lowest) lowest = block;
     if (lowest === Number.POSITIVE_INFINITY) return;
-    yield lowest;
+    const end = runEnd(readers, next, lowest);
+    yield { block: lowest, run: end - lowest };
     for (const [index, reader] of readers.entries()) {
-      if (next[index] === lowest) next[index] = reader.nextBlock(lowest + 1);
+      const block = next[index];
+      if (block !== undefined && block < end) next[index] = reader.nextBlock(end);
     }
   }
+}
+
+/** Where whole blocks of zeros end that one entry tells, with nothing of them in an earlier log: whatever is behind it is hidden. `next`: of each log from `block` on. */
+function runEnd(readers: readonly UndoLogReader[], next: readonly (number | undefined)[], block: number): number {
+  const index = next.indexOf(block);
+  const reader = readers[index];
+  const [entry] = reader?.entries(block, 1) ?? [];
+  if (reader === undefined || entry === undefined || !entry.zero || entry.digest === undefined) return block + 1;
+  if (entry.run === 1 || !isFullMask(entry.mask, reader.header.blockBytes)) return block + 1;
+  return next.slice(0, index).reduce<number>((end, other) => Math.min(end, other ?? end), entry.block + entry.run);
 }
 
 /** The parts an entry gives, of those no earlier one gave. */
@@ -113,7 +125,8 @@ class BatchBuilder {
     return batch;
   }
 
-  add(block: number, { digest, pieces }: FirstEntries): void {
+  /** A `run` of more than one block is one of zeros. */
+  add(block: number, run: number, { digest, pieces }: FirstEntries): void {
     const zero = new Uint8Array(maskBytes(this.#target.blockBytes));
     // The first entry of a block has its digest.
     let own = digest;
@@ -126,13 +139,13 @@ class BatchBuilder {
     for (const { entry, mask } of pieces) {
       if (entry.zero) for (const [index, byte] of mask.entries()) zero[index] = (zero[index] ?? 0) | byte;
     }
-    if (zero.some((byte) => byte !== 0) || own !== undefined) this.#addZero(block, own, zero);
+    if (zero.some((byte) => byte !== 0) || own !== undefined) this.#addZero(block, run, own, zero);
   }
 
-  #addZero(block: number, digest: Uint8Array | undefined, mask: Uint8Array): void {
+  #addZero(block: number, run: number, digest: Uint8Array | undefined, mask: Uint8Array): void {
     const flags =
       (mask.some((byte) => byte !== 0) ? entryFlags.zero : 0) + (digest === undefined ? 0 : entryFlags.digest);
-    this.#heads.push({ block, run: 1, flags, contentBytes: 0, contentChecksum: 0, digest, mask });
+    this.#heads.push({ block, run, flags, contentBytes: 0, contentChecksum: 0, digest, mask });
   }
 
   #addContent(block: number, digest: Uint8Array | undefined, damaged: boolean, pieces: readonly Piece[]): void {
@@ -192,10 +205,10 @@ export function* countMerge(readers: readonly UndoLogReader[]): Generator<undefi
   let kept = 0;
   let held = 0;
   let blocks = 0;
-  for (const block of mergedBlocks(readers)) {
+  for (const { block, run } of mergedRuns(readers)) {
     for (const { entry, mask } of firstEntries(readers, block).pieces) if (!entry.zero) kept += countParts(mask);
     for (const reader of readers) {
-      for (const entry of reader.entries(block, 1)) if (!entry.zero) held += countParts(entry.mask);
+      for (const entry of reader.entries(block, run)) if (!entry.zero) held += countParts(entry.mask);
     }
     if (++blocks % 512 === 0) yield undefined;
   }

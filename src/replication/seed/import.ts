@@ -70,7 +70,7 @@ const suspicious: ReadonlySet<ErrorCode> = new Set([
 
 /**
  * Resolves when the seed's state is a durable point. Throws `seed-not-found`, `seed-damaged`, `version-unsupported`, `feature-unsupported`; `target-exists` when the disk has
- * points of anything else; `block-size-differs`, `digest-kind-differs`, `size-shrunk` when an interrupted copy of another kind lies there; `disk-owned`, `disk-busy`,
+ * points of anything else; `block-size-differs`, `digest-kind-differs` when an interrupted copy of another kind lies there; `disk-owned`, `disk-busy`,
  * `no-space` and the other errors of a receiver; `aborted`, which leaves a state that the next run goes on from.
  */
 export async function importSeed(options: ImportOptions): Promise<ImportReport> {

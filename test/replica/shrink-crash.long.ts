@@ -1,0 +1,18 @@
+import { describe, expect, test } from "vitest";
+import { crashAt, crashes, failAt, operationsOfLife } from "./shrink-scenario.ts";
+
+const operations = await operationsOfLife();
+
+describe("a crash at every operation, in every way", () => {
+  for (const [name, survives] of Object.entries(crashes)) {
+    test(name, async () => {
+      for (const place of operations) await crashAt(place, survives?.(place.index));
+    });
+  }
+});
+
+test("a failure at every operation", async () => {
+  const places = operations.filter(({ path }) => !path.endsWith(".lock"));
+  expect(places.length).toBeGreaterThan(200);
+  for (const place of places) await failAt(place);
+});
