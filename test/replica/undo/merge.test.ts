@@ -90,7 +90,8 @@ function logOf(draws: readonly Draw[]): UndoLogReader {
     if (zero && isNew) while (run < room && !named.has(block + run)) run++;
     for (let at = block; at < block + run; at++) named.add(at);
     const digest = isNew ? { digest: zero ? 0 : fill } : {};
-    if (zero) log.entries([{ block, run, ...(run > 1 ? {} : { parts }), ...digest }]);
+    // The format allows a run of parts, too.
+    if (zero) log.entries([{ block, run, ...(fill % 2 === 0 ? {} : { parts }), ...digest }]);
     else log.entries([{ block, parts, damaged, content: Buffer.alloc(parts.length * PART_BYTES, fill), ...digest }]);
   }
   return closedReader(log);
@@ -116,16 +117,16 @@ test("whatever the logs: what is found in the one is what is found in them", () 
 
 test("a tail of zeros stays one entry a table page, and hides what later logs have there", () => {
   const zeros = new LogBuilder();
-  zeros.entries(Array.from({ length: 50 }, (_, page) => ({ block: page * perPage, run: perPage, digest: 0 })));
+  zeros.entries(Array.from({ length: 12 }, (_, page) => ({ block: page * perPage, run: perPage, digest: 0 })));
   const later = new LogBuilder();
-  for (let block = 0; block < 50 * perPage; block += 37) {
+  for (let block = 0; block < 12 * perPage; block += 37) {
     later.entries([{ block, content: Buffer.alloc(blockBytes, 7), digest: 7 }]);
   }
   const one = merged([closedReader(zeros), closedReader(later)]);
   expect(one.known.map(({ entry: { block, run } }) => [block, run])).toEqual(
-    Array.from({ length: 50 }, (_, page) => [page * perPage, perPage]),
+    Array.from({ length: 12 }, (_, page) => [page * perPage, perPage]),
   );
   // The other way round they are cut where something comes first.
   const other = merged([closedReader(later), closedReader(zeros)]);
-  expect(other.known.length).toBeLessThan(3 * later.known.length + 50);
+  expect(other.known.length).toBeLessThan(3 * later.known.length + 12);
 });
