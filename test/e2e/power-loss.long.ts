@@ -1,0 +1,360 @@
+/**
+ * Loss of power for real: the receiver runs in a guest of its own, on ext4 on a disk with a volatile write cache. The power fails at moments of a delta,
+ * of its commit and of what follows; of what the guest had not flushed some pieces are on the disk and others are not. After each boot all points
+ * that were told durable are there and read as they were sent, before the sender comes back.
+ */
+import { createHash } from "node:crypto";
+import { readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { KIB, makeNoise, MIB, noise, PART, scattered, writeAt } from "./content.ts";
+import { buildGuest, freePort, Guest, guestObstacle, guestPort, type GuestSystem, kvmWorks } from "./guest.ts";
+import {
+  type CliProcess,
+  finish,
+  fsck,
+  type JsonLine,
+  makeExt4,
+  makePki,
+  type Pki,
+  type Scope,
+  type SendResult,
+  seededRandom,
+  startSend,
+  tempDir,
+} from "./kit.ts";
+import { type Proxy, startProxy } from "./proxy.ts";
+import { type Loss, startVolatileDisk, type VolatileDisk } from "./volatile-disk.ts";
+
+const kills = 30;
+const disk = "vm";
+const volumeMiB = 768;
+/** Points the receiver keeps. */
+const keep = 4;
+/** What a batch of an undo log begins with. */
+const batchMagic = Buffer.from("rplubtch");
+
+/** In the name of the test, so that a failure tells it; `REPLICATE_TEST_SEED` repeats it. */
+const seed = Number(process.env["REPLICATE_TEST_SEED"]) || Date.now() & 0xffff;
+
+const init = `
+mkdir /disk
+mount -t ext4 /dev/vda /disk || echo '{"event":"trouble","what":"no mount"}'
+mkdir -p /disk/store
+if grep -q " last" /proc/cmdline; then
+  node /replicate/dist/cli/main.js verify --store /disk/store --all --json
+  echo "{\\"event\\":\\"verify-ended\\",\\"code\\":$?}"
+  umount /disk && echo '{"event":"unmounted"}'
+else
+  node /test/power-loss-guest.mjs /replicate/dist /disk/store \\
+    --listen 0.0.0.0:${String(guestPort)} --tls /tls --keep last=${String(keep)} --json
+fi
+`;
+
+test(
+  `the power of the receiver's machine fails ${String(kills)} times, seed ${String(seed)}`,
+  async (t) => {
+    const obstacle = guestObstacle();
+    if (obstacle !== undefined) t.skip(obstacle);
+    const started = Date.now();
+    const machine = await Machine.make(t);
+    await machine.boot();
+    for (let round = 1; round <= kills; round++) {
+      await machine.round(round).catch((error: unknown) => {
+        throw new Error(`seed ${String(seed)} round ${String(round)}: ${machine.story}`, { cause: error });
+      });
+    }
+    await machine.end();
+    const seconds = Math.round((Date.now() - started) / 1000);
+    process.stdout.write(`${JSON.stringify({ ...machine.counts, lostBytes: machine.lostBytes, seconds })}\n`);
+    // Or the moments were all of one kind.
+    for (const count of [machine.counts.before, machine.counts.after]) expect(count).toBeGreaterThan(kills / 10);
+  },
+  4 * 3_600_000,
+);
+
+/** A point the sender was told of. */
+interface Told {
+  readonly label: string;
+  readonly root: string;
+}
+
+/** What the power fails in: a delta, its commit, what follows (points removed, logs joined), or the opening of a store that it failed before. */
+type Kind = "delta" | "commit" | "removal" | "resume";
+const kinds: readonly Kind[] = ["delta", "commit", "removal"];
+/** Flushes of the disk from where a moment is counted, from and to. A commit is over after about so many from the end of the delta's log. */
+const flushesAt: Readonly<Record<Kind, readonly [number, number]>> = {
+  delta: [0, 8],
+  commit: [0, 7],
+  removal: [6, 20],
+  resume: [0, 32],
+};
+
+interface Parts {
+  readonly scope: Scope;
+  readonly dir: string;
+  readonly pki: Pki;
+  readonly system: GuestSystem;
+  readonly kvm: boolean;
+  /** Of the guest's receiver, on this machine. */
+  readonly port: number;
+  readonly proxy: Proxy;
+  /** Has the store. */
+  readonly volume: VolatileDisk;
+}
+
+class Machine {
+  /** Rounds by what the newest point was afterwards: the one before, one the sender had not heard of, one it had. */
+  readonly counts = { before: 0, unheard: 0, after: 0, pointsRead: 0 };
+  readonly #p: Parts;
+  readonly #random = seededRandom(seed);
+  readonly #told = new Map<number, Told>();
+  /** By label. */
+  readonly #sha256 = new Map<string, string>();
+  #newest = 0;
+  #version = 0;
+  /** Bytes of changed parts in the version, which travel as they are. */
+  #payloadBytes = 0;
+  /** The point that was held when the last boot was over, or 0. */
+  #held = 0;
+  /** Points found at the last boot. */
+  #found: readonly number[] = [];
+  #story = "";
+  #guest: Guest | undefined;
+
+  private constructor(parts: Parts) {
+    this.#p = parts;
+  }
+
+  static async make(t: Scope): Promise<Machine> {
+    const dir = tempDir(t);
+    const pki = await makePki(t, join(dir, "pki"));
+    const program = join(import.meta.dirname, "power-loss-guest.mjs");
+    const system = buildGuest(dir, { init, copies: { "/tls": pki.recv, "/test/power-loss-guest.mjs": program } });
+    const kvm = kvmWorks(system);
+    process.stdout.write(kvm ? "with KVM\n" : "KVM does not run the guest here: it is emulated, which is slow\n");
+    makeExt4(join(dir, "volume"), volumeMiB);
+    const port = await freePort();
+    return new Machine({
+      ...{ scope: t, dir, pki, system, kvm, port },
+      volume: await startVolatileDisk(t, join(dir, "volume"), join(dir, "nbd")),
+      proxy: await startProxy(t, port),
+    });
+  }
+
+  /** Boots; checks all points; resolves when the receiver listens. Returns the newest point. */
+  async boot(): Promise<number> {
+    const guest = this.#start();
+    await guest.waitForEvent("listening");
+    expect(guest.text).not.toMatch(/EXT4-fs error|"event":"trouble"/);
+    const trouble = guest.lines.find(({ event }) => event === "checked")?.["trouble"];
+    // Before the first point there may not even be a store.
+    if (this.#newest > 0) expect(trouble).toBeUndefined();
+    const found = guest.lines.filter(({ event }) => event === "point-read");
+    const newest = this.#judge(found);
+    this.#held = Number(guest.lines.find(({ event }) => event === "held")?.["point"] ?? 0);
+    return newest;
+  }
+
+  #start(...words: readonly string[]): Guest {
+    const { scope, dir, system, kvm, port, volume } = this.#p;
+    const kernelLog = join(dir, "kernel.log");
+    this.#guest = new Guest(scope, { system, kvm, port, diskSocket: volume.socketPath, kernelLog, words });
+    return this.#guest;
+  }
+
+  /** What was done in the round under way. */
+  get story(): string {
+    return this.#story;
+  }
+
+  get lostBytes(): number {
+    return this.#p.volume.lostBytes;
+  }
+
+  async round(round: number): Promise<void> {
+    // Every third time what an interrupted delta left is interrupted once more; else a newer version overtakes it.
+    const resumes = !this.#complete && this.#random() % 3 === 0;
+    if (!resumes) this.#change(round);
+    const loss: Loss = {
+      kept: [0, 0.1, 0.5, 0.9][this.#random() % 4] ?? 0,
+      // Not less: a journal of ext4 with checksums is refused when the sectors of a commit block are of two times.
+      grainBytes: [PART, Number.POSITIVE_INFINITY][this.#random() % 2] ?? PART,
+      random: this.#random,
+    };
+    const lostBefore = this.#p.volume.lostBytes;
+    const sender = this.#startSend();
+    const moment = await this.#failAt(resumes ? "resume" : (kinds[round % kinds.length] ?? "delta"), sender, loss);
+    await this.#guest?.kill();
+    await sender.kill();
+    this.#p.proxy.cut();
+    this.#hear(await finish(sender));
+    const lostKib = Math.round((this.#p.volume.lostBytes - lostBefore) / KIB);
+    const grain = loss.grainBytes === PART ? "pages" : "writes";
+    this.#story = `${moment}; ${String(loss.kept * 100)} % of ${grain} kept, ${String(lostKib)} KiB lost`;
+    const told = this.#newest;
+    const newest = await this.boot();
+    const unheard = newest > told;
+    const outcome = unheard ? "unheard" : this.#complete ? "after" : "before";
+    this.counts[outcome]++;
+    this.#newest = newest;
+    const points = `points ${this.#found.join(" ")} are good, ${String(told)} was told (${outcome})`;
+    process.stdout.write(`seed ${String(seed)} round ${String(round)}: ${this.#story}; ${points}\n`);
+    if (!this.#complete && this.#random() % 2 === 0) await this.#finishSend(this.#startSend());
+  }
+
+  /** True: the newest version has its point, and the sender knows. */
+  get #complete(): boolean {
+    return this.#version === 0 || this.#told.get(this.#newest)?.label === this.#label;
+  }
+
+  get #label(): string {
+    return `version-${String(this.#version)}`;
+  }
+
+  get #image(): string {
+    return join(this.#p.dir, "image.raw");
+  }
+
+  /** The next version of the image: scattered parts, some of them zeros, and a long run; now and then a longer disk. */
+  #change(round: number): void {
+    this.#version++;
+    if (this.#version === 1) {
+      // Reading points takes longest where the guest is emulated.
+      this.#payloadBytes = (this.#p.kvm ? 96 : 24) * MIB;
+      makeNoise(this.#image, this.#payloadBytes, seed);
+    } else {
+      const sizeBytes = statSync(this.#image).size;
+      // Most of them in the same quarter every time, so that joining logs gives something back.
+      const [hot, any] = [
+        scattered(sizeBytes / 4, 600, seed + this.#version),
+        scattered(sizeBytes, 200, this.#version),
+      ];
+      const pieces = [...hot, ...any].map(
+        (at, index) => [at, index % 5 === 0 ? Buffer.alloc(PART) : noise(at + this.#version, PART)] as const,
+      );
+      const run = (this.#random() % (sizeBytes / MIB - 2)) * MIB;
+      pieces.push([run, noise(this.#version, MIB)], [run + MIB, Buffer.alloc(128 * KIB)]);
+      if (round % 5 === 0) pieces.push([sizeBytes, noise(-this.#version, 256 * KIB)]);
+      writeAt(this.#image, pieces);
+      this.#payloadBytes = 640 * PART + MIB;
+    }
+    this.#sha256.set(this.#label, createHash("sha256").update(readFileSync(this.#image)).digest("hex"));
+  }
+
+  #startSend(): CliProcess {
+    return startSend(this.#p.scope, {
+      ...{ image: this.#image, port: this.#p.proxy.port, disk, tls: this.#p.pki.send },
+      args: ["--codec", "none", "--label", this.#label],
+    });
+  }
+
+  async #finishSend(sender: CliProcess): Promise<void> {
+    const result = await finish(sender);
+    expect(result.code, `${result.stderr}\n${this.#guest?.text ?? ""}`).toBe(0);
+    this.#hear(result);
+  }
+
+  #hear({ done }: SendResult): void {
+    if (done === undefined) return;
+    expect(done.point).toBe(this.#newest + 1);
+    this.#newest = done.point;
+    this.#told.set(done.point, { label: this.#label, root: done.root });
+  }
+
+  /** The power fails at a moment of this kind, or when everything is over. Resolves with what is to be said about it. */
+  async #failAt(kind: Kind, sender: CliProcess, loss: Loss): Promise<string> {
+    const share = (this.#random() % 900) / 1_000;
+    const [least, most] = flushesAt[kind];
+    const flush = least + (this.#random() % (most - least));
+    const request = [0, 1, 2, 4, 16][this.#random() % 5] ?? 0;
+    let begun = kind === "resume";
+    let flushes = 0;
+    let requests = 0;
+    if (kind === "delta") {
+      const wanted = this.#p.proxy.bytesUp + share * this.#payloadBytes;
+      void this.#p.proxy.passedUp(wanted).then(() => {
+        begun = true;
+      });
+    }
+    const failed = this.#p.volume.failWhen(({ bytes }) => {
+      if (kind === "commit" || kind === "removal") begun ||= hasFooter(bytes);
+      if (!begun || flushes < flush) {
+        if (begun && bytes === undefined) flushes++;
+        return false;
+      }
+      return requests++ >= request;
+    }, loss);
+    const over = this.#quietAfter(sender).then(() => "over");
+    const early = (await Promise.race([failed, over])) === "over";
+    if (early) this.#p.volume.fail(loss);
+    const from = { delta: `${String(Math.round(share * 100))} % of the changes`, resume: "the start" }[kind as string];
+    const what = `${String(request)} requests after flush ${String(flush)} from ${from ?? "the end of the log"}`;
+    return `${kind}, ${what}${early ? `, which did not come: ${String(flushes)} did` : ""}`;
+  }
+
+  /** Resolves when the sender has ended well and the disk has been left alone for some seconds since, for what follows a commit takes its time. */
+  async #quietAfter(sender: CliProcess): Promise<void> {
+    if ((await sender.exited) === "SIGKILL") return;
+    expect(await sender.exited, sender.stderr).toBe(0);
+    for (let before = -1; before !== this.#p.volume.changes; ) {
+      before = this.#p.volume.changes;
+      await new Promise((resolve) => setTimeout(resolve, 3_000));
+    }
+  }
+
+  /** Everything that was told is there and reads as it was sent. Returns the newest point. */
+  #judge(found: readonly JsonLine[]): number {
+    const numbers = found.map(({ point }) => Number(point));
+    this.#found = numbers;
+    const newest = numbers.at(-1) ?? 0;
+    const details = JSON.stringify(found, undefined, 1);
+    expect([this.#newest, this.#newest + 1], details).toContain(newest);
+    const due = Array.from({ length: Math.min(keep, newest) }, (_unused, index) => newest - index);
+    if (this.#held > 0) due.push(this.#held);
+    expect(numbers, details).toEqual(expect.arrayContaining(due));
+    for (const { point, label, root, good, sha256 } of found) {
+      expect(good, details).toBe(true);
+      expect(sha256, details).toBe(this.#sha256.get(String(label)));
+      const told = this.#told.get(Number(point));
+      if (told === undefined) expect(label, details).toBe(this.#label);
+      else expect({ label, root }, details).toEqual(told);
+      this.#told.set(Number(point), { label: String(label), root: String(root) });
+      this.counts.pointsRead++;
+    }
+    return newest;
+  }
+
+  /** What the command says of all points, and `e2fsck` of the volume after a clean end. */
+  async end(): Promise<void> {
+    await this.#finishSend(this.#startSend());
+    this.#p.volume.fail({ kept: 0, grainBytes: PART, random: this.#random });
+    await this.#guest?.kill();
+    const last = this.#start("last");
+    await last.exited;
+    expect(
+      last.lines.find(({ event }) => event === "verify-ended"),
+      last.text,
+    ).toMatchObject({ code: 0 });
+    const verified = last.lines.filter(({ event }) => event === "verified");
+    for (const { good, point } of verified) expect(good, `point ${String(point)}`).toBe(true);
+    const due = Array.from({ length: Math.min(keep, this.#newest) }, (_unused, index) => this.#newest - index);
+    expect(verified.map(({ point }) => point)).toEqual(expect.arrayContaining([...due, this.#held]));
+    expect(
+      last.lines.some(({ event }) => event === "unmounted"),
+      last.text,
+    ).toBe(true);
+    const { clean, output } = fsck(join(this.#p.dir, "volume"));
+    expect(clean, output).toBe(true);
+  }
+}
+
+/** True when a write to the volume has the end of an undo log in it: a batch of kind 4 (docs/formats.md). */
+function hasFooter(bytes: Buffer | undefined): boolean {
+  if (bytes === undefined) return false;
+  for (let at = 0; at + PART <= bytes.length; at += PART) {
+    if (bytes.compare(batchMagic, 0, batchMagic.length, at, at + batchMagic.length) === 0 && bytes[at + 32] === 4)
+      return true;
+  }
+  return false;
+}
