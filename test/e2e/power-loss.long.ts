@@ -1,6 +1,6 @@
 /**
  * Loss of power for real: the receiver runs in a guest of its own, on ext4 on a disk with a volatile write cache. The power fails at moments of a delta,
- * of its commit and of what follows; of what the guest had not flushed some pieces are on the disk and others are not. After each boot all points
+ * of its commit and of what follows (points removed, logs joined); of what the guest had not flushed some pieces are on the disk and others are not. After each boot all points
  * that were told durable are there and read as they were sent, before the sender comes back.
  */
 import { createHash } from "node:crypto";
@@ -86,7 +86,7 @@ const kinds: readonly Kind[] = ["delta", "commit", "removal"];
 const flushesAt: Readonly<Record<Kind, readonly [number, number]>> = {
   delta: [0, 8],
   commit: [0, 7],
-  removal: [6, 20],
+  removal: [6, 12],
   resume: [0, 32],
 };
 
@@ -105,7 +105,7 @@ interface Parts {
 
 class Machine {
   /** Rounds by what the newest point was afterwards: the one before, one the sender had not heard of, one it had. */
-  readonly counts = { before: 0, unheard: 0, after: 0, pointsRead: 0 };
+  readonly counts = { before: 0, unheard: 0, after: 0, joined: 0, pointsRead: 0 };
   readonly #p: Parts;
   readonly #random = seededRandom(seed);
   readonly #told = new Map<number, Told>();
@@ -186,6 +186,7 @@ class Machine {
     const sender = this.#startSend();
     const moment = await this.#failAt(resumes ? "resume" : (kinds[round % kinds.length] ?? "delta"), sender, loss);
     await this.#guest?.kill();
+    if (this.#guest?.text.includes("undo logs joined") === true) this.counts.joined++;
     await sender.kill();
     this.#p.proxy.cut();
     this.#hear(await finish(sender));

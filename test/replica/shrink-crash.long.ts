@@ -12,7 +12,8 @@ describe("a crash at every operation, in every way", () => {
 });
 
 test("a failure at every operation", async () => {
-  const places = operations.filter(({ path }) => !path.endsWith(".lock"));
+  // Of the disk: before it there is nothing to lose.
+  const places = operations.filter(({ path }) => path.includes("/disks/vm1.sda/") && !path.endsWith(".lock"));
   expect(places.length).toBeGreaterThan(200);
   for (const place of places) await failAt(place);
 });
