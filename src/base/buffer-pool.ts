@@ -3,6 +3,7 @@
  * Limits replace back-pressure code: who has no slot waits, and nothing else on the data path allocates.
  */
 import { ReplicationError, invariant } from "./errors.ts";
+import { allocateShared, type SharedMemory } from "./shared-memory.ts";
 
 /** A slot on loan. `bytes` may be used by main thread, sockets, files and lanes until `release`. */
 export interface Slot {
@@ -18,8 +19,10 @@ export interface BufferPool {
   readonly slotCount: number;
   /** Slots not on loan. */
   readonly free: number;
-  /** The memory behind all slots, slot i at `i * slotBytes`, perhaps with room behind the last; handed to worker lanes. */
-  readonly memory: SharedArrayBuffer;
+  /** The memory behind all slots, slot i at `i * slotBytes`; handed to worker lanes. */
+  readonly memory: SharedMemory;
+  /** Where in `memory` the extra bytes begin that were asked for, on a page. */
+  readonly extraAt: number;
   /** A slot at once, or undefined. */
   tryAcquire(): Slot | undefined;
   /** A slot, in the order of asking. Rejects with `aborted` when the signal fires. */
@@ -32,11 +35,16 @@ interface Waiter {
   readonly forget: () => void;
 }
 
-/** `slotBytes` × `slotCount` bytes of shared memory; pages are touched by the system only as slots are used. */
-export function createBufferPool(options: { readonly slotBytes: number; readonly slotCount: number }): BufferPool {
+/** `slotBytes` × `slotCount` bytes of shared memory, with `extraBytes` behind them; touched by the system only as they are used. */
+export function createBufferPool(options: {
+  readonly slotBytes: number;
+  readonly slotCount: number;
+  readonly extraBytes?: number;
+}): BufferPool {
   const { slotBytes, slotCount } = options;
   invariant(slotBytes > 0 && slotCount > 0, "a pool has slots");
-  const memory = pageAligned(slotBytes * slotCount);
+  const extraAt = Math.ceil((slotBytes * slotCount) / 4096) * 4096;
+  const memory = allocateShared(extraAt + (options.extraBytes ?? 0));
   // A stack: the slot used last is the one whose pages are warm.
   const freeIndexes: number[] = [];
   for (let index = slotCount - 1; index >= 0; index--) freeIndexes.push(index);
@@ -46,7 +54,7 @@ export function createBufferPool(options: { readonly slotBytes: number; readonly
     let out = true;
     return {
       index,
-      bytes: Buffer.from(memory, index * slotBytes, slotBytes),
+      bytes: Buffer.from(memory.buffer, index * slotBytes, slotBytes),
       release() {
         invariant(out, "a slot is released once");
         out = false;
@@ -70,6 +78,7 @@ export function createBufferPool(options: { readonly slotBytes: number; readonly
     slotBytes,
     slotCount,
     memory,
+    extraAt,
     get free() {
       return freeIndexes.length;
     },
@@ -94,32 +103,6 @@ export function createBufferPool(options: { readonly slotBytes: number; readonly
       });
     },
   };
-}
-
-/** What is used of it here: the types of Node.js do not have it. */
-declare const WebAssembly: {
-  readonly Memory: new (shape: {
-    readonly initial: number;
-    readonly maximum: number;
-    readonly shared: true;
-  }) => { readonly buffer: ArrayBufferLike };
-};
-
-const wasmPageBytes = 65_536;
-
-/**
- * Shared memory that begins on a page, as direct writes to a device need it: only memory of WebAssembly does so for sure. It takes address
- * space of several GiB, so under a limit on that it is ordinary memory, and direct writes are refused by the system.
- */
-function pageAligned(bytes: number): SharedArrayBuffer {
-  const pages = Math.ceil(bytes / wasmPageBytes);
-  try {
-    const { buffer } = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
-    if (buffer instanceof SharedArrayBuffer) return buffer;
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error;
-  }
-  return new SharedArrayBuffer(bytes);
 }
 
 function aborted(signal: AbortSignal | undefined): unknown {

@@ -2,7 +2,9 @@
 import { hash } from "node:crypto";
 import xxhash from "xxhash-wasm";
 import { invariant } from "../base/errors.ts";
-import { type DigestKind, PART_BYTES, digestBytes } from "../base/units.ts";
+import type { SharedMemory } from "../base/shared-memory.ts";
+import { BLOCK_BYTES_MAX, type DigestKind, PART_BYTES, digestBytes } from "../base/units.ts";
+import { createDigestKernel, type DigestKernel } from "./digest-kernel.ts";
 
 /**
  * Digests with one scratch memory; not shared between threads. All methods are synchronous and pure. A digest of a zero
@@ -23,16 +25,33 @@ export interface Digester {
   parts(block: Uint8Array, target: Buffer, offset: number): void;
 }
 
-/** xxh64 with seed 0, or the first 16 bytes of sha256. Blocks may lie in shared memory. */
-export async function createDigester(kind: DigestKind): Promise<Digester> {
+/** Bytes a digester needs in the memory whose blocks it digests in place. */
+export const digestRoomBytes: number = (BLOCK_BYTES_MAX / PART_BYTES) * 4;
+
+/** Memory whose blocks are digested in place, and where in it {@link digestRoomBytes} lie that nobody else uses. */
+export interface DigestRoom {
+  readonly memory: SharedMemory;
+  readonly at: number;
+}
+
+/** The multiple that {@link DigestKernel} takes. */
+const stripeBytes = 32;
+
+/** xxh64 with seed 0, or the first 16 bytes of sha256. Blocks may lie in any memory; those that lie in that of `room` are not copied. */
+export async function createDigester(kind: DigestKind, room?: DigestRoom): Promise<Digester> {
   const { h64Raw } = await xxhash();
+  const wasm = room?.memory.wasm;
+  const kernel: DigestKernel | undefined = wasm === undefined ? undefined : createDigestKernel(wasm);
+  const memory = room?.memory.buffer;
+  const partRoom = room === undefined ? undefined : Buffer.from(room.memory.buffer, room.at, digestRoomBytes);
   const width = digestBytes(kind);
   const scratch = new Uint8Array(8);
   const scratchView = new DataView(scratch.buffer);
 
   const computed = (block: Uint8Array): Uint8Array => {
     if (kind === "sha256") return hash("sha256", block, "buffer").subarray(0, width);
-    scratchView.setBigUint64(0, h64Raw(block));
+    const inPlace = kernel !== undefined && block.buffer === memory && block.length % stripeBytes === 0;
+    scratchView.setBigUint64(0, inPlace ? kernel.xxh64(block.byteOffset, block.length) : h64Raw(block));
     return scratch;
   };
 
@@ -53,6 +72,13 @@ export async function createDigester(kind: DigestKind): Promise<Digester> {
     },
     parts(block, target, offset) {
       invariant(block.length % PART_BYTES === 0, "a block has whole parts");
+      const count = block.length / PART_BYTES;
+      if (kernel !== undefined && partRoom !== undefined && block.buffer === memory && count > 0) {
+        invariant(count * 4 <= digestRoomBytes, "the parts of a block fit their room");
+        kernel.parts(block.byteOffset, count, partRoom.byteOffset);
+        target.set(partRoom.subarray(0, count * 4), offset);
+        return;
+      }
       for (let at = 0; at < block.length; at += PART_BYTES) {
         // asUintN reads the low digit as it is; masking with & would make a second BigInt, a fifth of the whole cost.
         const part = Number(BigInt.asUintN(32, h64Raw(block.subarray(at, at + PART_BYTES))));

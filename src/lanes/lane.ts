@@ -1,8 +1,9 @@
 /** What a job has to work with: memory, files, digests and codecs of its own thread. */
 import { invariant } from "../base/errors.ts";
 import { BLOCK_BYTES_MAX, type DigestKind } from "../base/units.ts";
+import type { SharedMemory } from "../base/shared-memory.ts";
 import { type CodecSet, loadCodecs } from "../codec/compression.ts";
-import { createDigester, type Digester } from "../codec/digest.ts";
+import { createDigester, type Digester, digestRoomBytes } from "../codec/digest.ts";
 import type { LaneStorage } from "../storage/seam.ts";
 import { slotBytes } from "./slot-layout.ts";
 
@@ -12,22 +13,31 @@ export interface Lane {
   digester(kind: DigestKind): Digester;
   /** All of a slot. */
   slot(index: number): Uint8Array;
-  /** One block of private memory; content is anybody's between jobs. */
+  /** One block of memory of its own; content is anybody's between jobs. */
   readonly scratch: Uint8Array;
   /** Another one. */
   readonly secondScratch: Uint8Array;
 }
 
+/** Bytes of the memory behind the slots that a lane has for itself: two blocks, and what its digesters need. */
+export const laneRoomBytes: number = 2 * BLOCK_BYTES_MAX + 2 * digestRoomBytes;
+
 export async function createLane(options: {
-  readonly memory: SharedArrayBuffer;
+  /** Slot i lies at `i * slotBytes`. */
+  readonly memory: SharedMemory;
+  /** Where in `memory` {@link laneRoomBytes} lie that no other lane uses. */
+  readonly roomAt: number;
   readonly storage: LaneStorage;
   readonly lz4?: "native" | "wasm" | undefined;
 }): Promise<Lane> {
-  const { memory, storage } = options;
+  const { memory, roomAt, storage } = options;
+  invariant(roomAt + laneRoomBytes <= memory.buffer.byteLength, "a lane's room lies in the memory");
+  const room = Buffer.from(memory.buffer, roomAt, laneRoomBytes);
+  const digestRoomAt = roomAt + 2 * BLOCK_BYTES_MAX;
   const codecs = await loadCodecs(options.lz4 === "wasm" ? { lz4: "wasm" } : {});
   const digesters: Record<DigestKind, Digester> = {
-    xxh64: await createDigester("xxh64"),
-    sha256: await createDigester("sha256"),
+    xxh64: await createDigester("xxh64", { memory, at: digestRoomAt }),
+    sha256: await createDigester("sha256", { memory, at: digestRoomAt + digestRoomBytes }),
   };
   const views = new Map<number, Uint8Array>();
   return {
@@ -37,13 +47,13 @@ export async function createLane(options: {
     slot(index) {
       let view = views.get(index);
       if (view === undefined) {
-        invariant((index + 1) * slotBytes <= memory.byteLength, "a slot lies in the pool");
-        view = Buffer.from(memory, index * slotBytes, slotBytes);
+        invariant((index + 1) * slotBytes <= memory.buffer.byteLength, "a slot lies in the pool");
+        view = Buffer.from(memory.buffer, index * slotBytes, slotBytes);
         views.set(index, view);
       }
       return view;
     },
-    scratch: Buffer.allocUnsafeSlow(BLOCK_BYTES_MAX),
-    secondScratch: Buffer.allocUnsafeSlow(BLOCK_BYTES_MAX),
+    scratch: room.subarray(0, BLOCK_BYTES_MAX),
+    secondScratch: room.subarray(BLOCK_BYTES_MAX, 2 * BLOCK_BYTES_MAX),
   };
 }

@@ -1,12 +1,15 @@
 /** The worker driver: one thread a lane, two jobs at a time in each so that none waits for the main thread. */
 import { Worker } from "node:worker_threads";
 import { InvariantError, invariant, ReplicationError } from "../base/errors.ts";
+import type { SharedMemory } from "../base/shared-memory.ts";
 import type { JobName } from "./jobs.ts";
+import { laneRoomBytes } from "./lane.ts";
 import { type CarriedError, type Lanes, uncarryError } from "./lanes.ts";
 
 /** What a worker is started with. */
 export interface LaneSetup {
-  readonly memory: SharedArrayBuffer;
+  readonly memory: SharedMemory;
+  readonly roomAt: number;
   readonly lz4: "native" | "wasm";
 }
 
@@ -42,15 +45,18 @@ const jobsPerThread = 2;
  */
 export function createWorkerLanes(options: {
   readonly count: number;
-  readonly memory: SharedArrayBuffer;
+  readonly memory: SharedMemory;
+  /** Where in `memory` `count` times {@link laneRoomBytes} lie that nobody else uses. */
+  readonly roomAt: number;
   /** The lz4 all lanes use. */
   readonly lz4: "native" | "wasm";
   /** The compiled worker-main; default: beside this file. */
   readonly entry?: URL;
 }): Lanes {
   invariant(options.count >= 1, "there is at least one lane");
-  const setup: LaneSetup = { memory: options.memory, lz4: options.lz4 };
-  return new WorkerLanes(options.entry ?? new URL("./worker-main.js", import.meta.url), setup, options.count);
+  const { memory, roomAt, lz4 } = options;
+  const entry = options.entry ?? new URL("./worker-main.js", import.meta.url);
+  return new WorkerLanes(entry, { memory, roomAt, lz4 }, options.count);
 }
 
 class WorkerLanes implements Lanes {
@@ -67,7 +73,9 @@ class WorkerLanes implements Lanes {
   constructor(entry: URL, setup: LaneSetup, count: number) {
     this.lz4 = setup.lz4;
     this.count = count;
-    for (let index = 0; index < count; index++) this.#start(entry, setup);
+    for (let index = 0; index < count; index++) {
+      this.#start(entry, { ...setup, roomAt: setup.roomAt + index * laneRoomBytes });
+    }
   }
 
   #start(entry: URL, setup: LaneSetup): void {

@@ -9,7 +9,7 @@ import type { LaneAnswer, LaneCall, LaneSetup } from "./worker-lanes.ts";
 const port = parentPort;
 invariant(port !== null, "a lane runs in a worker thread");
 const setup = workerData as LaneSetup;
-const lane = await createLane({ memory: setup.memory, storage: nodeLaneStorage(), lz4: setup.lz4 });
+const lane = await createLane({ ...setup, storage: nodeLaneStorage() });
 
 port.on("message", (call: LaneCall) => {
   let answer: LaneAnswer;

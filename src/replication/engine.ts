@@ -6,7 +6,7 @@ import { limits } from "../base/limits.ts";
 import { type Logger, silentLogger } from "../base/logger.ts";
 import { type Random, systemRandom } from "../base/random.ts";
 import type { CodecName } from "../codec/compression.ts";
-import { createLane } from "../lanes/lane.ts";
+import { createLane, laneRoomBytes } from "../lanes/lane.ts";
 import { createInlineLanes, type Lanes } from "../lanes/lanes.ts";
 import { slotBytes, slotsFor } from "../lanes/slot-layout.ts";
 import { createWorkerLanes } from "../lanes/worker-lanes.ts";
@@ -42,11 +42,18 @@ export interface Engine {
 export async function createEngine(options: EngineOptions = {}): Promise<Engine> {
   const log = options.log ?? silentLogger;
   const storage = options.storage ?? createNodeStorage();
-  const pool = createBufferPool({ slotBytes, slotCount: slotsFor(options.poolBytes ?? limits.poolBytesDefault) });
   const count = options.lanes ?? Math.min(4, availableParallelism());
-  const inline = await createLane({ memory: pool.memory, storage: storage.lanes, lz4: options.lz4 });
+  const pool = createBufferPool({
+    slotBytes,
+    slotCount: slotsFor(options.poolBytes ?? limits.poolBytesDefault),
+    extraBytes: (count + 1) * laneRoomBytes,
+  });
+  const { memory, extraAt: roomAt } = pool;
+  const inline = await createLane({ memory, roomAt, storage: storage.lanes, lz4: options.lz4 });
   const lanes =
-    count === 0 ? createInlineLanes(inline) : createWorkerLanes({ count, memory: pool.memory, lz4: inline.codecs.lz4 });
+    count === 0
+      ? createInlineLanes(inline)
+      : createWorkerLanes({ count, memory, roomAt: roomAt + laneRoomBytes, lz4: inline.codecs.lz4 });
   if (lanes.lz4 === "wasm" && options.lz4 !== "wasm") {
     log.warn({}, "the native lz4 module was not built; using the slower WebAssembly one");
   }

@@ -9,7 +9,7 @@ test("slots lie side by side in one shared memory", () => {
   expect(pool.free).toBe(0);
   expect(new Set(slots.map((slot) => slot?.index))).toEqual(new Set([0, 1, 2]));
   for (const slot of slots) slot?.bytes.fill(slot.index + 1);
-  const all = new Uint8Array(pool.memory, 0, 192);
+  const all = new Uint8Array(pool.memory.buffer, 0, 192);
   expect(all).toHaveLength(192);
   for (let at = 0; at < all.length; at++) expect(all[at]).toBe(Math.floor(at / 64) + 1);
 });

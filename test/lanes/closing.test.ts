@@ -17,9 +17,10 @@ const slowToEnd = `
 
 const program = `
   const { createWorkerLanes } = await import(${JSON.stringify(join(dist, "worker-lanes.js"))});
+  const { allocateShared } = await import(${JSON.stringify(join(dist, "../base/shared-memory.js"))});
   const { slotBytes } = await import(${JSON.stringify(join(dist, "slot-layout.js"))});
   const entry = new URL("data:text/javascript," + encodeURIComponent(${JSON.stringify(slowToEnd)}));
-  const lanes = createWorkerLanes({ count: 1, memory: new SharedArrayBuffer(slotBytes), lz4: "wasm", entry });
+  const lanes = createWorkerLanes({ count: 1, memory: allocateShared(slotBytes), roomAt: 0, lz4: "wasm", entry });
   // The message that it is ready waits until the lanes are being closed.
   const until = performance.now() + 300;
   while (performance.now() < until);

@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { digestBytes, type DigestKind, KIB, maskBytes, MIB, PART_BYTES } from "../../src/base/units.ts";
 import { createBufferPool } from "../../src/base/buffer-pool.ts";
 import { createDigester, type Digester } from "../../src/codec/digest.ts";
-import { createLane, type Lane } from "../../src/lanes/lane.ts";
+import { createLane, type Lane, laneRoomBytes } from "../../src/lanes/lane.ts";
 import { slotBytes } from "../../src/lanes/slot-layout.ts";
 import type { LaneStorage } from "../../src/storage/seam.ts";
 
@@ -65,8 +65,8 @@ export function memoryFiles(): MemoryFiles {
 export const slotCount = 2;
 
 export async function memoryLane(storage: MemoryFiles | LaneStorage, lz4?: "wasm"): Promise<Lane> {
-  const { memory } = createBufferPool({ slotBytes, slotCount });
-  return await createLane({ memory, storage: storage as LaneStorage, lz4 });
+  const { memory, extraAt: roomAt } = createBufferPool({ slotBytes, slotCount, extraBytes: laneRoomBytes });
+  return await createLane({ memory, roomAt, storage: storage as LaneStorage, lz4 });
 }
 
 /** Digesters for expectations, apart from the lane's. */

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { afterEach, describe, expect, test } from "vitest";
 import { InvariantError, ReplicationError } from "../../src/base/errors.ts";
+import { allocateShared } from "../../src/base/shared-memory.ts";
 import { limits } from "../../src/base/limits.ts";
 import {
   BLOCK_BYTES_MAX,
@@ -17,7 +18,7 @@ import {
 } from "../../src/base/units.ts";
 import type { JobName, JobTypes, ScanRequest } from "../../src/lanes/jobs.ts";
 import { carryError, createInlineLanes, type Lanes, uncarryError } from "../../src/lanes/lanes.ts";
-import { createLane } from "../../src/lanes/lane.ts";
+import { createLane, laneRoomBytes } from "../../src/lanes/lane.ts";
 import { areaA, areaABytes, areaB, areaBBytes, slotBytes, slotsFor } from "../../src/lanes/slot-layout.ts";
 import { createWorkerLanes } from "../../src/lanes/worker-lanes.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
@@ -109,11 +110,18 @@ describe.skipIf(!built)(`worker lanes${built ? "" : " (skipped: dist is not buil
     readonly workers: Lanes;
     readonly memory: SharedArrayBuffer;
   }> {
-    const memory = new SharedArrayBuffer(4 * slotBytes);
-    const lane = await createLane({ memory, storage: createNodeStorage().lanes });
-    const workers = createWorkerLanes({ count: 2, memory, lz4: lane.codecs.lz4, entry: pathToFileURL(entryPath) });
+    const memory = allocateShared(4 * slotBytes + 3 * laneRoomBytes);
+    const roomAt = 4 * slotBytes;
+    const lane = await createLane({ memory, roomAt, storage: createNodeStorage().lanes });
+    const workers = createWorkerLanes({
+      count: 2,
+      memory,
+      roomAt: roomAt + laneRoomBytes,
+      lz4: lane.codecs.lz4,
+      entry: pathToFileURL(entryPath),
+    });
     cleanups.push(() => workers.close());
-    return { inline: createInlineLanes(lane), workers, memory };
+    return { inline: createInlineLanes(lane), workers, memory: memory.buffer };
   }
 
   function file(content: Uint8Array): { readonly fd: number; readonly path: string } {
@@ -225,7 +233,7 @@ describe("a thread that ends", () => {
   /** Ends on `sync`; on `clear` waits until it is let go; answers everything else at once. */
   const program = `
     import { parentPort, threadId, workerData } from "node:worker_threads";
-    const flags = new Int32Array(workerData.memory);
+    const flags = new Int32Array(workerData.memory.buffer);
     parentPort.on("message", ({ id, name }) => {
       if (name === "sync") process.exit(3);
       if (name === "clear") {
@@ -252,9 +260,9 @@ describe("a thread that ends", () => {
   }
 
   test("its jobs and all later ones reject; a job of another thread is waited for", async () => {
-    const memory = new SharedArrayBuffer(8);
-    const flags = new Int32Array(memory);
-    const lanes = createWorkerLanes({ count: 2, memory, lz4: "native", entry });
+    const memory = allocateShared(8);
+    const flags = new Int32Array(memory.buffer);
+    const lanes = createWorkerLanes({ count: 2, memory, roomAt: 0, lz4: "native", entry });
     await bothReady(lanes);
     let settled = false;
     const held = run(lanes, "clear").finally(() => {
@@ -275,9 +283,9 @@ describe("a thread that ends", () => {
   });
 
   test("one that cannot even start", async () => {
-    const memory = new SharedArrayBuffer(8);
+    const memory = allocateShared(8);
     const broken = new URL("data:text/javascript,throw new Error('no')");
-    const lanes = createWorkerLanes({ count: 1, memory, lz4: "native", entry: broken });
+    const lanes = createWorkerLanes({ count: 1, memory, roomAt: 0, lz4: "native", entry: broken });
     await expect(run(lanes, "scan")).rejects.toMatchObject({ code: "lane-crashed" });
     await lanes.close();
   });

@@ -8,7 +8,7 @@ import type { Random } from "../../src/base/random.ts";
 import { blockCount, blockLength, type Geometry, KIB, PART_BYTES, pageCount } from "../../src/base/units.ts";
 import { countParts } from "../../src/base/part-mask.ts";
 import { createBufferPool } from "../../src/base/buffer-pool.ts";
-import { createLane } from "../../src/lanes/lane.ts";
+import { createLane, laneRoomBytes } from "../../src/lanes/lane.ts";
 import { createInlineLanes, type Lanes } from "../../src/lanes/lanes.ts";
 import { slotBytes } from "../../src/lanes/slot-layout.ts";
 import { OldContent } from "../../src/replication/old-content.ts";
@@ -116,8 +116,8 @@ export function rootOf(disk: Geometry, blocks: Blocks): string {
   return Buffer.from(pages.root()).toString("hex");
 }
 
-const pool = createBufferPool({ slotBytes, slotCount: 4 });
-const lane = await createLane({ memory: pool.memory, storage: {} as LaneStorage });
+const pool = createBufferPool({ slotBytes, slotCount: 4, extraBytes: laneRoomBytes });
+const lane = await createLane({ memory: pool.memory, roomAt: pool.extraAt, storage: {} as LaneStorage });
 const keepers = new WeakMap<DiskWriter, OldContent>();
 
 function lanesOver(storage: LaneStorage): Lanes {

@@ -55,7 +55,7 @@ describe("files", () => {
       const { directFd } = file;
       if (directFd === undefined) return context.skip("the file system of the temporary folder has no direct writes");
       const pool = createBufferPool({ slotBytes: 4 * DIRECT_BYTES, slotCount: 1 });
-      const memory = Buffer.from(pool.memory, 0, 4 * DIRECT_BYTES);
+      const memory = Buffer.from(pool.memory.buffer, 0, 4 * DIRECT_BYTES);
       for (let at = 0; at < memory.length; at++) memory[at] = at % 251;
       const { writeDirect } = nodeLaneStorage();
       await file.write(Buffer.alloc(5 * DIRECT_BYTES, 9), 0);

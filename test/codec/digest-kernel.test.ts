@@ -1,0 +1,103 @@
+/** Digests in place equal those that are not, and the module is what its text says. */
+import { readFileSync } from "node:fs";
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import wabt from "wabt";
+import { allocateShared } from "../../src/base/shared-memory.ts";
+import { KIB, MIB, PART_BYTES } from "../../src/base/units.ts";
+import { createDigester, digestRoomBytes } from "../../src/codec/digest.ts";
+import { createDigestKernel, kernelModule } from "../../src/codec/digest-kernel.ts";
+import { randomBytes } from "../random.ts";
+import { contentWithZeroDigest, referenceXxh64 } from "./xxh64-reference.ts";
+
+const roomAt = 3 * MIB;
+const memory = allocateShared(roomAt + digestRoomBytes);
+const bytes = new Uint8Array(memory.buffer);
+
+function kernel(): ReturnType<typeof createDigestKernel> {
+  if (memory.wasm === undefined) throw new Error("no shared memory of WebAssembly here");
+  return createDigestKernel(memory.wasm);
+}
+
+test("the module is its text, assembled", async () => {
+  const text = readFileSync(new URL("../../src/codec/digest-kernel.wat", import.meta.url), "utf8");
+  const parsed = (await wabt()).parseWat("digest-kernel.wat", text, { threads: true });
+  expect(Buffer.from(parsed.toBinary({}).buffer).toString("base64")).toBe(kernelModule);
+});
+
+test("property: xxh64 of any stripes at any place equals the reference, and nothing is written", () => {
+  const { xxh64 } = kernel();
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 0, max: 1_000 }),
+      fc
+        .integer({ min: 1, max: 12 })
+        .chain((stripes) => fc.uint8Array({ minLength: stripes * 32, maxLength: stripes * 32 })),
+      (at, content) => {
+        bytes.fill(0xaa, 0, 2_000).set(content, at);
+        expect(BigInt.asUintN(64, xxh64(at, content.length))).toBe(referenceXxh64(content));
+        expect(bytes.subarray(0, at).every((byte) => byte === 0xaa)).toBe(true);
+        expect(bytes.subarray(at, at + content.length)).toEqual(content);
+      },
+    ),
+    { numRuns: 300 },
+  );
+});
+
+describe("a digester with a room", async () => {
+  const inPlace = await createDigester("xxh64", { memory, at: roomAt });
+  const copying = await createDigester("xxh64");
+
+  /** The same bytes at `at` in the memory, and elsewhere. */
+  function both(content: Uint8Array, at: number): { readonly inside: Buffer; readonly outside: Uint8Array } {
+    bytes.set(content, at);
+    return { inside: Buffer.from(memory.buffer, at, content.length), outside: Uint8Array.from(content) };
+  }
+
+  test.each([16 * KIB, 64 * KIB, MIB])("blocks and parts of %i bytes, wherever they lie", (size) => {
+    for (const at of [0, 4_096, 4_099, roomAt - size]) {
+      const content = randomBytes(size);
+      content.fill(0, PART_BYTES, 2 * PART_BYTES);
+      const { inside, outside } = both(content, at);
+      const targets = [Buffer.alloc(24, 0xee), Buffer.alloc(24, 0xee)] as const;
+      expect(inPlace.digest(inside, targets[0], 8)).toBe(false);
+      expect(copying.digest(outside, targets[1], 8)).toBe(false);
+      expect(targets[0]).toEqual(targets[1]);
+      expect(targets[0].readBigUInt64BE(8)).toBe(referenceXxh64(content));
+      const partBytes = (size / PART_BYTES) * 4;
+      const parts = [Buffer.alloc(partBytes + 8, 0xee), Buffer.alloc(partBytes + 8, 0xee)] as const;
+      inPlace.parts(inside, parts[0], 4);
+      copying.parts(outside, parts[1], 4);
+      expect(parts[0]).toEqual(parts[1]);
+      // Content of its own outside the memory goes the other way.
+      inPlace.parts(outside, parts[0], 4);
+      expect(parts[0]).toEqual(parts[1]);
+      expect(inside.equals(content)).toBe(true);
+    }
+  });
+
+  test("zeros, content whose digest is zero, and lengths that are not whole stripes", () => {
+    const target = new Uint8Array(8).fill(0xee);
+    expect(inPlace.digest(both(new Uint8Array(64 * KIB), 0).inside, target, 0)).toBe(true);
+    expect(target).toEqual(new Uint8Array(8));
+    expect(inPlace.digest(both(contentWithZeroDigest(), 0).inside, target, 0)).toBe(false);
+    expect(Buffer.from(target).toString("hex")).toBe("0000000000000001");
+    const odd = randomBytes(77);
+    inPlace.digest(both(odd, 5).inside, target, 0);
+    expect(Buffer.from(target).readBigUInt64BE()).toBe(referenceXxh64(odd));
+  });
+
+  test("memory that WebAssembly cannot have: the same digests", async () => {
+    const plain = { buffer: new SharedArrayBuffer(MIB), wasm: undefined };
+    const digester = await createDigester("xxh64", { memory: plain, at: MIB - digestRoomBytes });
+    const content = Buffer.from(plain.buffer, 0, 64 * KIB);
+    content.set(randomBytes(64 * KIB));
+    const target = Buffer.alloc(8);
+    digester.digest(content, target, 0);
+    expect(target.readBigUInt64BE()).toBe(referenceXxh64(content));
+    const parts = [Buffer.alloc(64), Buffer.alloc(64)] as const;
+    digester.parts(content, parts[0], 0);
+    copying.parts(Uint8Array.from(content), parts[1], 0);
+    expect(parts[0]).toEqual(parts[1]);
+  });
+});
