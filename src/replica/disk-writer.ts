@@ -53,7 +53,7 @@ export interface DiskWriter {
   /**
    * Set while the table is in doubt and must not be used: the caller digests the data of the replica ({@link nextData}) of the blocks in doubt, sets
    * it in the table and calls {@link settleDoubt}. `differing`: the table stays, and what does not match it is first kept as lost. `all`: the table is all zero. `recent`: blocks that {@link logged} calls
-   * recent, and every block of their table pages that do not match their checksum.
+   * recent, and every block of their table pages, and of the last one, that do not match their checksum.
    */
   readonly doubt: Doubt | undefined;
   /** What the open undo log holds; undefined: there is none. */

@@ -2,7 +2,15 @@
 import type { Slot } from "../base/buffer-pool.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { Gate } from "../base/gate.ts";
-import { blockCount, blocksPerPage, digestBytes, EXTENT_BYTES_MAX, type Geometry, pageBlocks } from "../base/units.ts";
+import {
+  blockCount,
+  blocksPerPage,
+  digestBytes,
+  EXTENT_BYTES_MAX,
+  type Geometry,
+  pageBlocks,
+  pageCount,
+} from "../base/units.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import type { DigestTable } from "../table/digest-table.ts";
@@ -20,7 +28,7 @@ export interface RebuildOptions {
   /** Slots to work in, at least one; back in place when the promise settles. */
   readonly slots: readonly Slot[];
   readonly signal: AbortSignal;
-  /** Only these blocks; of a page that does not match its checksum all. Default: all blocks. */
+  /** Only these blocks; of their pages, and of the last one, all where the page does not match its checksum. Default: all blocks. */
   readonly inDoubt?: ((block: number) => boolean) | undefined;
   readonly onProgress?: (bytes: number) => void;
 }
@@ -92,7 +100,8 @@ function rangesInDoubt({ geometry, table, inDoubt }: RebuildOptions, page: numbe
     if (last?.end === block) last.end++;
     else ranges.push({ first: block, end: block + 1 });
   }
-  if (ranges.length === 0) return ranges;
+  // The last page is looked at whatever is named: where the disk had shrunk, what was named lay behind its new end.
+  if (ranges.length === 0 && page !== pageCount(geometry) - 1) return ranges;
   try {
     table.page(page);
     return ranges;

@@ -9,6 +9,18 @@ import {
   pointsOfLife,
   tryLife,
 } from "./shrink-scenario.ts";
+import {
+  blockBytes,
+  commitFacts,
+  diskName,
+  expectTableTrue,
+  geometry,
+  openTestStore,
+  openWriter,
+  putBlock,
+  rebuild,
+  shrinkTo,
+} from "./simulated-store.ts";
 
 const operations = await operationsOfLife();
 
@@ -36,4 +48,40 @@ test("a failure at every sync and every change of a length", async () => {
   const places = all.filter(({ path, index }) => path.endsWith("replica.raw") || index % 3 === 0);
   expect(places.length).toBeGreaterThan(50);
   for (const place of places) await failAt(place);
+});
+
+/** Then nothing that the log names is left, and the page that lost its tail may be on the disk with the checksum it had before. */
+test("the end lies between two blocks, and the first attempt to mend the table fails", async () => {
+  const disk = createSimulatedDisk();
+  let cutting = false;
+  const before = disk.start({
+    fault: ({ kind, path }) =>
+      cutting && kind === "truncate" && path.endsWith("/pages") ? { kind: "kill" } : undefined,
+  });
+  const store = await openTestStore(before);
+  await store.create(diskName, { geometry: geometry(4 * blockBytes), owner: "sender", sectorBytes: 512 });
+  const writer = await openWriter(store);
+  await writer.begin();
+  await putBlock(writer, before.lanes, 0, 1);
+  await putBlock(writer, before.lanes, 3, 2);
+  await writer.commit(commitFacts("c1"));
+  await writer.begin();
+  cutting = true;
+  await expect(shrinkTo(writer, before.lanes, 3 * blockBytes)).rejects.toThrow();
+  expect(before.dead).toBe(true);
+
+  let failures = 1;
+  const after = disk.start({
+    fault: ({ kind, path }) =>
+      kind === "sync" && path.endsWith("/digests") && failures-- > 0 ? { kind: "errno", errno: "EIO" } : undefined,
+  });
+  const failing = await openWriter(await openTestStore(after));
+  await expect(rebuild(failing, after.lanes)).rejects.toThrow("digests");
+  await failing.release();
+
+  const last = await openWriter(await openTestStore(after));
+  await rebuild(last, after.lanes);
+  expect(last.record.sizeBytes).toBe(3 * blockBytes);
+  expectTableTrue(last, after.lanes);
+  await last.release();
 });
