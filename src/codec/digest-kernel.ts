@@ -29,7 +29,10 @@ export const kernelModule: string =
   "IAAgAkkNAAsgA0IBiSAEQgeJfCAFQgyJIAZCEol8fCEHIAcgAxABIQcgByAEEAEhByAHIAUQASEHIAcgBhABIQcgByABrXwhByAHIAdCIYiFQs/W077Sx6" +
   "vZQn4hByAHIAdCHYiFQvnz3fGZ9pmrFn4hByAHIAdCIIiFCywAA0AgAiAAQYAgEAKnNgIAIABBgCBqIQAgAkEEaiECIAFBAWshASABDQALCw==";
 
+/** Compiled once a thread. */
+let compiled: object | undefined;
+
 export function createDigestKernel(memory: WasmMemory): DigestKernel {
-  const module = new WebAssembly.Module(Buffer.from(kernelModule, "base64"));
-  return new WebAssembly.Instance(module, { env: { memory } }).exports;
+  compiled ??= new WebAssembly.Module(Buffer.from(kernelModule, "base64"));
+  return new WebAssembly.Instance(compiled, { env: { memory } }).exports;
 }

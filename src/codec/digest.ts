@@ -37,9 +37,13 @@ export interface DigestRoom {
 /** The multiple that {@link DigestKernel} takes. */
 const stripeBytes = 32;
 
+/** One instance for the thread: it is compiled once, and its calls are synchronous, so that nobody's lies between another's. */
+let hasher: ReturnType<typeof xxhash> | undefined;
+
 /** xxh64 with seed 0, or the first 16 bytes of sha256. Blocks may lie in any memory; those that lie in that of `room` are not copied. */
 export async function createDigester(kind: DigestKind, room?: DigestRoom): Promise<Digester> {
-  const { h64Raw } = await xxhash();
+  hasher ??= xxhash();
+  const { h64Raw } = await hasher;
   const wasm = room?.memory.wasm;
   const kernel: DigestKernel | undefined = wasm === undefined ? undefined : createDigestKernel(wasm);
   const memory = room?.memory.buffer;

@@ -2,7 +2,7 @@
  * The JSON files of a store: `{format, version, checksum, content}`. One form, one checksum, one way to replace them.
  * docs/formats.md, "JSON files".
  */
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { dirname } from "node:path";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
@@ -201,7 +201,7 @@ export function damaged(path: string, why: string): ReplicationError {
 }
 
 function checksumOf({ format, version }: StateFormat, content: string): string {
-  return createHash("sha256").update(`${format}\n${version}\n${content}`).digest("hex");
+  return hash("sha256", `${format}\n${version}\n${content}`, "hex");
 }
 
 function textOf(path: string, content: object): string {
@@ -213,10 +213,12 @@ function textOf(path: string, content: object): string {
   }
 }
 
+const utf8 = new TextDecoder("utf-8", { fatal: true });
+
 function parseObject(path: string, bytes: Uint8Array): Record<string, unknown> {
   let value: unknown;
   try {
-    value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+    value = JSON.parse(utf8.decode(bytes));
   } catch (error) {
     // SyntaxError, TypeError of the decoder, RangeError of too deep a nesting: all mean the same to the reader.
     throw damaged(path, `it is not JSON (${error instanceof Error ? error.message : String(error)})`);

@@ -1,5 +1,5 @@
 /** Page digests in memory and the root over them. Layout and root: docs/formats.md, "Digest table". */
-import { createHash } from "node:crypto";
+import { createHash, hash } from "node:crypto";
 import { invariant } from "../base/errors.ts";
 import { type Geometry, pageCount, TABLE_PAGE_BYTES } from "../base/units.ts";
 
@@ -27,9 +27,10 @@ export function createPageDigests(geometry: Geometry): PageDigests {
 export function pageDigest(digests: Uint8Array): Uint8Array {
   invariant(digests.length <= TABLE_PAGE_BYTES, "a table page has at most 4096 bytes");
   if (isAllZero(digests)) return Buffer.alloc(PAGE_DIGEST_BYTES);
-  const hash = createHash("sha256").update(digests);
-  if (digests.length < TABLE_PAGE_BYTES) hash.update(Buffer.alloc(TABLE_PAGE_BYTES - digests.length));
-  return hash.digest();
+  if (digests.length === TABLE_PAGE_BYTES) return hash("sha256", digests, "buffer");
+  const whole = Buffer.alloc(TABLE_PAGE_BYTES);
+  whole.set(digests);
+  return hash("sha256", whole, "buffer");
 }
 
 const zeros = Buffer.alloc(CHUNK_BYTES);
@@ -151,10 +152,10 @@ export class SparsePageDigests implements PageDigests {
     facts.writeBigUInt64LE(BigInt(sizeBytes), 0);
     facts.writeUInt32LE(blockBytes, 8);
     facts.writeUInt8(digestKind === "xxh64" ? 1 : 2, 12);
-    const hash = createHash("sha256").update("replicate table 1\n").update(facts);
+    const root = createHash("sha256").update("replicate table 1\n").update(facts);
     for (let number = 0; number < this.chunkCount; number++) {
-      hash.update(this.chunk(number) ?? zeros.subarray(0, this.chunkBytes(number)));
+      root.update(this.chunk(number) ?? zeros.subarray(0, this.chunkBytes(number)));
     }
-    return hash.digest();
+    return root.digest();
   }
 }
