@@ -14,7 +14,7 @@ import type { PointReader } from "./point-reader.ts";
 import { prunePoints } from "./prune.ts";
 import { removeRubbish } from "./recover.ts";
 import { checkFits } from "./replica-file.ts";
-import { cutDigest, cutDisk, growDisk, isTailKept, type ResizeParts } from "./resize.ts";
+import { shrunkDigest, shrinkDisk, growDisk, isTailKept, type ResizeParts } from "./resize.ts";
 import { restoreNewest } from "./rollback.ts";
 import { fingerprintOf, removeSession, writeSession } from "./session-record.ts";
 import { emptyRoot, hexOf, settleAll, type TableFiles } from "./table-files.ts";
@@ -75,8 +75,8 @@ export interface DiskWriter {
   grow(sizeBytes: number): Promise<void>;
   /** Cuts the replica (after `begin`) and the table. All from the block the new end lies in on is in the undo log, durably. No replica write is in flight. */
   shrink(sizeBytes: number): Promise<void>;
-  /** See {@link cutDigest}: what {@link shrink} would make of the last block's digest. Changes nothing. */
-  cutDigest(sizeBytes: number): Promise<Uint8Array | undefined>;
+  /** See {@link shrunkDigest}: what {@link shrink} would make of the last block's digest. Changes nothing. */
+  shrunkDigest(sizeBytes: number): Promise<Uint8Array | undefined>;
   /** Every replica write of the cycle has finished: see {@link OpenDisk.commit}. Resolves when the point is durable. */
   commit(facts: CommitFacts): Promise<Point>;
   /**
@@ -265,17 +265,17 @@ export class OpenDisk implements DiskWriter {
     });
   }
 
-  /** Order: {@link cutDisk}. */
+  /** Order: {@link shrinkDisk}. */
   shrink(sizeBytes: number): Promise<void> {
     return this.#run(async () => {
       invariant(sizeBytes < this.#record.sizeBytes, "a disk that shrinks becomes smaller");
       invariant(isTailKept(this.table, this.undo.logged, sizeBytes), "what is cut off is kept before");
-      this.#record = await cutDisk(this.#resizeParts, this.#record, sizeBytes);
+      this.#record = await shrinkDisk(this.#resizeParts, this.#record, sizeBytes);
     });
   }
 
-  cutDigest(sizeBytes: number): Promise<Uint8Array | undefined> {
-    return cutDigest(this.#resizeParts, sizeBytes);
+  shrunkDigest(sizeBytes: number): Promise<Uint8Array | undefined> {
+    return shrunkDigest(this.#resizeParts, sizeBytes);
   }
 
   get #resizeParts(): ResizeParts {

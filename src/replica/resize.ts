@@ -36,10 +36,10 @@ export async function growDisk(parts: ResizeParts, before: DiskRecord, sizeBytes
  * replica shorter → table files shorter. Nothing else is synced. A crash before disk.json: nothing is cut. After it files are longer than it
  * says, and the next open cuts them. Returns the record.
  */
-export async function cutDisk(parts: ResizeParts, before: DiskRecord, sizeBytes: number): Promise<DiskRecord> {
+export async function shrinkDisk(parts: ResizeParts, before: DiskRecord, sizeBytes: number): Promise<DiskRecord> {
   const { storage, paths, table } = parts;
   const record = { ...before, sizeBytes };
-  const last = await cutDigest(parts, sizeBytes);
+  const last = await shrunkDigest(parts, sizeBytes);
   await writeRecord(storage, paths, record);
   table.resize(sizeBytes);
   if (last !== undefined) table.set(blockCount(table.geometry) - 1, 1, last);
@@ -60,13 +60,13 @@ async function giveLengths({ paths, replica, tableFiles }: ResizeParts, record: 
  * Digest of the block the new end would lie in, of what stays of it, padded. Undefined: the end lies between two blocks. Where the block cannot be read
  * it is the one the table has: then the sender most likely sends it anew, as every block that is found damaged.
  */
-export async function cutDigest(
+export async function shrunkDigest(
   { storage, replica, table }: Pick<ResizeParts, "storage" | "replica" | "table">,
   sizeBytes: number,
 ): Promise<Uint8Array | undefined> {
   const geometry: Geometry = { ...table.geometry, sizeBytes };
   const { blockBytes, digestKind } = geometry;
-  invariant(sizeBytes <= table.geometry.sizeBytes, "what is cut becomes smaller");
+  invariant(sizeBytes <= table.geometry.sizeBytes, "a disk that shrinks becomes smaller");
   if (sizeBytes % blockBytes === 0) return undefined;
   const block = blockCount(geometry) - 1;
   const before = Uint8Array.from(table.get(block));

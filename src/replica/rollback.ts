@@ -9,7 +9,7 @@ import { isZero } from "../codec/digest.ts";
 import type { DiskRecord } from "./disk-record.ts";
 import { fileError } from "./file-error.ts";
 import type { PointReader } from "./point-reader.ts";
-import { cutDisk, growDisk, type ResizeParts } from "./resize.ts";
+import { shrinkDisk, growDisk, type ResizeParts } from "./resize.ts";
 import { hexOf } from "./table-files.ts";
 import type { LoggedParts } from "./undo/logged.ts";
 
@@ -41,7 +41,7 @@ export async function restoreNewest(
   if (record.sizeBytes < sizeBytes) record = await growDisk(files, record, sizeBytes);
   const blocks = await putBack({ ...files, ...facts }, record.name);
   // What lies behind the point's end is zero now, as it was when the delta made the disk longer.
-  if (record.sizeBytes > sizeBytes) record = await cutDisk(files, record, sizeBytes);
+  if (record.sizeBytes > sizeBytes) record = await shrinkDisk(files, record, sizeBytes);
   checkRoot(files.table.root(), facts.reader);
   return { record, blocks };
 }

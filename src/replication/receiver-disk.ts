@@ -9,7 +9,7 @@ import type { Lanes } from "../lanes/lanes.ts";
 import type { DiskWriter } from "../replica/store.ts";
 import type { PageDigests } from "../table/digest-table.ts";
 import type { Data } from "../wire/messages.ts";
-import { type CutTable, cutTable } from "./cut-table.ts";
+import { type ShrunkTable, shrunkTable } from "./shrunk-table.ts";
 import { OldContent } from "./old-content.ts";
 import { rebuildTable } from "./rebuild.ts";
 import { reconcile } from "./reconcile.ts";
@@ -36,7 +36,7 @@ export class SessionDisk {
   readonly #old: OldContent;
   #targetBytes: number | undefined;
   /** The table as it will be, while the disk is still to be cut. */
-  #cut: CutTable | undefined;
+  #cut: ShrunkTable | undefined;
 
   constructor(options: SessionDiskOptions) {
     this.#o = options;
@@ -75,9 +75,9 @@ export class SessionDisk {
     const { writer } = this.#o;
     const { geometry, pages } = writer.table;
     if (sizeBytes < geometry.sizeBytes) {
-      this.#cut = await cutTable(
+      this.#cut = await shrunkTable(
         { ...geometry, sizeBytes },
-        { pages, page: (page) => this.page(page), lastDigest: () => writer.cutDigest(sizeBytes) },
+        { pages, page: (page) => this.page(page), lastDigest: () => writer.shrunkDigest(sizeBytes) },
       );
     }
     this.#targetBytes = sizeBytes;

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { blocksPerPage, digestBytes, type Geometry, KIB, pageBlocks } from "../../src/base/units.ts";
-import { cutTable } from "../../src/replication/cut-table.ts";
+import { shrunkTable } from "../../src/replication/shrunk-table.ts";
 import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
 
 const block = 16 * KIB;
@@ -25,7 +25,7 @@ test.each([
   const last = sizeBytes % block === 0 ? undefined : Buffer.alloc(width, 9);
   const pages = createPageDigests(large);
   for (let number = 0; number < 3; number++) pages.set(number, pageDigest(page(number)));
-  const cut = await cutTable(
+  const cut = await shrunkTable(
     { ...large, sizeBytes },
     { pages, page: (number) => Promise.resolve(page(number)), lastDigest: () => Promise.resolve(last) },
   );
@@ -49,6 +49,6 @@ test("nothing is left of it, or zeros", async () => {
     page: () => Promise.resolve(Buffer.concat([Buffer.alloc(8 * width), Buffer.alloc((perPage - 8) * width, 7)])),
     lastDigest: () => Promise.resolve(undefined),
   };
-  expect(await cutTable({ ...large, sizeBytes: 0 }, facts)).toMatchObject({ lastPage: -1 });
-  expect((await cutTable({ ...large, sizeBytes: 8 * block }, facts)).pages.isZero(0)).toBe(true);
+  expect(await shrunkTable({ ...large, sizeBytes: 0 }, facts)).toMatchObject({ lastPage: -1 });
+  expect((await shrunkTable({ ...large, sizeBytes: 8 * block }, facts)).pages.isZero(0)).toBe(true);
 });

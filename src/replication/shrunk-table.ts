@@ -5,7 +5,7 @@
 import { digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
 import { type PageDigests, pageDigest } from "../table/digest-table.ts";
 
-export interface CutTable {
+export interface ShrunkTable {
   readonly geometry: Geometry;
   /** The page the new end lies in; -1: the disk becomes empty. */
   readonly lastPage: number;
@@ -14,7 +14,7 @@ export interface CutTable {
   readonly pages: Pick<PageDigests, "get" | "isZero">;
 }
 
-export async function cutTable(
+export async function shrunkTable(
   geometry: Geometry,
   table: {
     /** Of the table there is. */
@@ -24,7 +24,7 @@ export async function cutTable(
     /** What the digest of the last block becomes, asked when its page was read; undefined: it stays. */
     readonly lastDigest: () => Promise<Uint8Array | undefined>;
   },
-): Promise<CutTable> {
+): Promise<ShrunkTable> {
   const lastPage = pageCount(geometry) - 1;
   const { pages } = table;
   if (lastPage < 0) return { geometry, lastPage, digests: new Uint8Array(), pages };
