@@ -45,8 +45,9 @@ export class SimulatedFile {
     return this.#seen;
   }
 
-  write(source: Uint8Array, offset: number, now: bigint): void {
-    this.#change({ kind: "write", bytes: Uint8Array.from(source), offset }, now);
+  /** Takes `bytes` over. */
+  write(bytes: Uint8Array, offset: number, now: bigint): void {
+    this.#change({ kind: "write", bytes, offset }, now);
   }
 
   truncate(sizeBytes: number, now: bigint): void {
@@ -172,15 +173,18 @@ export class SimulatedDirectory {
     this.#pending = [];
   }
 
-  /** A prefix of the changes since the last sync has happened; what is found then loses power itself. */
-  losePower(survives: Survives): void {
+  /** A prefix of the changes since the last sync has happened, or any subset; what is found then loses power itself. */
+  losePower(survives: Survives, entries: "prefix" | "any"): void {
     for (const change of this.#pending) {
-      if (!survives("entry")) break;
-      makeEntry(this.#durable, change);
+      if (survives("entry")) makeEntry(this.#durable, change);
+      else if (entries === "prefix") break;
     }
     this.#pending = [];
     this.#seen = new Map(this.#durable);
-    for (const node of this.#seen.values()) node.losePower(survives);
+    for (const node of this.#seen.values()) {
+      if (node instanceof SimulatedFile) node.losePower(survives);
+      else node.losePower(survives, entries);
+    }
   }
 }
 

@@ -2,12 +2,13 @@
  * A disk in memory with the faults a real one has, and processes that use it: storage for tests that crash at every step.
  *
  * Fault model. When power is lost, any subset of the writes, truncations and punches since the last sync of their file has happened,
- * writes at sector grain; of the changes of a directory since its last sync any prefix. A killed process loses its handles and locks and
+ * writes at sector grain; of the changes of a directory since its last sync any prefix (or any subset). A killed process loses its handles and locks and
  * nothing else. A failed sync of a file forgets what it should have written: reads still show it, a later sync succeeds and writes
  * nothing of it. A failed sync of a directory leaves its changes un-synced.
  */
 import { basename, dirname } from "node:path/posix";
 import type { FileLock, FileStat, LaneStorage, OpenOptions, Storage, StorageFile } from "../storage/seam.ts";
+import type { Operation, ProcessOptions } from "./simulated-faults.ts";
 import {
   type HeldLock,
   SimulatedDirectory,
@@ -16,47 +17,7 @@ import {
   type Survives,
 } from "./simulated-node.ts";
 
-export type OperationKind =
-  | "create"
-  | "write"
-  | "truncate"
-  | "punch"
-  | "sync"
-  | "rename"
-  | "link"
-  | "unlink"
-  | "make-directory"
-  | "remove-directory"
-  | "sync-directory"
-  | "set-mode";
-
-/** One call that changes the disk or makes something durable. */
-export interface Operation {
-  /** From 0, counted for each process. */
-  readonly index: number;
-  readonly kind: OperationKind;
-  readonly path: string;
-}
-
-/**
- * `kill`: the process ends before the operation has any effect. `errno`: the operation fails with it; a sync forgets what was to be
- * synced. `skip` (of syncs): nothing is done and success is reported, to see what a sync is good for.
- */
-export type Fault =
-  | { readonly kind: "kill" }
-  | { readonly kind: "errno"; readonly errno: string }
-  | { readonly kind: "skip" };
-
-export interface ProcessOptions {
-  /** Asked before each operation. */
-  readonly fault?: (operation: Operation) => Fault | undefined;
-  /** Asked before each read: an errno to fail with. */
-  readonly readFault?: (path: string, offset: number) => string | undefined;
-  /** False: file modes count. Default true. */
-  readonly root?: boolean;
-  /** False: `lock` fails with ENOTSUP. Default true. */
-  readonly locks?: boolean;
-}
+export type { Fault, Operation, OperationKind, ProcessOptions } from "./simulated-faults.ts";
 
 export interface SimulatedProcess extends Storage {
   /** Operations so far. */
@@ -85,6 +46,8 @@ export interface DiskOptions {
   readonly fileBytesMax?: number;
   /** False: `space` does not tell `fileBytesMax`, as of a file system nobody knows. Default true. */
   readonly fileBytesMaxKnown?: boolean;
+  /** `any`: of the changes of a directory since its last sync any subset survives a loss of power, and not a prefix. Default `prefix`. */
+  readonly entriesSurvive?: "prefix" | "any";
 }
 
 export function createSimulatedDisk(options: DiskOptions = {}): SimulatedDisk {
@@ -134,9 +97,15 @@ class Disk {
 
   find(path: string): SimulatedNode | undefined {
     let node: SimulatedNode | undefined = this.root;
+    const above: SimulatedDirectory[] = [];
     for (const name of path.split("/")) {
       if (name === "" || name === ".") continue;
       if (!(node instanceof SimulatedDirectory)) return undefined;
+      if (name === "..") {
+        node = above.pop() ?? this.root;
+        continue;
+      }
+      above.push(node);
       node = node.entries.get(name);
     }
     return node;
@@ -156,7 +125,7 @@ class Disk {
 
   losePower(survives: Survives): void {
     for (const process of [...this.processes]) process.kill();
-    this.root.losePower(survives);
+    this.root.losePower(survives, this.options.entriesSurvive ?? "prefix");
   }
 
   linksOf(node: SimulatedNode, directory = this.root): number {
@@ -186,6 +155,15 @@ interface Handle {
   readonly writable: boolean;
 }
 
+/** An operation that was reported as done. `due`: it has been overtaken. */
+interface Late {
+  readonly path: string;
+  readonly isSeen: boolean;
+  readonly until: (operation: Operation) => boolean;
+  readonly effect: () => void;
+  due: boolean;
+}
+
 class Process implements SimulatedProcess {
   readonly capabilities: Storage["capabilities"];
   readonly lanes: LaneStorage;
@@ -195,6 +173,8 @@ class Process implements SimulatedProcess {
   readonly #locks = new Map<HeldLock, SimulatedFile>();
   #operations = 0;
   #dead = false;
+  /** Reported as done, and not done yet. */
+  #late: Late[] = [];
 
   constructor(disk: Disk, options: ProcessOptions) {
     this.#disk = disk;
@@ -221,7 +201,7 @@ class Process implements SimulatedProcess {
   }
 
   async open(path: string, options: OpenOptions = {}): Promise<StorageFile> {
-    this.#live();
+    this.#look(path);
     let node = this.#disk.find(path);
     if (node instanceof SimulatedDirectory) throw systemError("EISDIR", path);
     if (node !== undefined && options.exclusive === true) throw systemError("EEXIST", path);
@@ -236,8 +216,10 @@ class Process implements SimulatedProcess {
       throw systemError("EACCES", path);
     }
     if (options.truncate === true && node.content.sizeBytes > 0) {
-      this.#step("truncate", path);
-      node.truncate(0, this.#disk.tick());
+      const file = node;
+      this.#do({ kind: "truncate", path, sizeBytes: 0 }, () => {
+        file.truncate(0, this.#disk.tick());
+      });
     }
     const fd = this.#disk.nextFd();
     this.#handles.set(fd, { file: node, path, writable });
@@ -246,31 +228,34 @@ class Process implements SimulatedProcess {
 
   async rename(from: string, to: string): Promise<void> {
     const node = this.#disk.file(from);
-    this.#step("rename", to);
-    const source = this.#disk.directory(dirname(from));
-    const target = this.#disk.directory(dirname(to));
-    const add = { name: basename(to), node };
-    if (source === target) {
-      source.change({ remove: basename(from), add });
-    } else {
-      target.change({ add });
-      source.change({ remove: basename(from) });
-    }
+    this.#do({ kind: "rename", path: to }, () => {
+      const source = this.#disk.directory(dirname(from));
+      const target = this.#disk.directory(dirname(to));
+      const add = { name: basename(to), node };
+      if (source === target) {
+        source.change({ remove: basename(from), add });
+      } else {
+        target.change({ add });
+        source.change({ remove: basename(from) });
+      }
+    });
   }
 
   async link(existing: string, created: string): Promise<void> {
     const node = this.#disk.file(existing);
     if (this.#disk.find(created) !== undefined) throw systemError("EEXIST", created);
-    this.#step("link", created);
-    node.changedNanos = this.#disk.tick();
-    this.#disk.directory(dirname(created)).change({ add: { name: basename(created), node } });
+    this.#do({ kind: "link", path: created }, () => {
+      node.changedNanos = this.#disk.tick();
+      this.#disk.directory(dirname(created)).change({ add: { name: basename(created), node } });
+    });
   }
 
   async unlink(path: string): Promise<void> {
     this.#live();
     if (this.#disk.find(path) === undefined) return;
-    this.#step("unlink", path);
-    this.#disk.directory(dirname(path)).change({ remove: basename(path) });
+    this.#do({ kind: "unlink", path }, () => {
+      this.#disk.directory(dirname(path)).change({ remove: basename(path) });
+    });
   }
 
   async makeDirectory(path: string): Promise<void> {
@@ -279,39 +264,44 @@ class Process implements SimulatedProcess {
     if (node instanceof SimulatedDirectory) return;
     if (node !== undefined) throw systemError("EEXIST", path);
     await this.makeDirectory(dirname(path));
-    this.#step("make-directory", path);
     const created = new SimulatedDirectory(this.#disk.nextInode());
-    this.#disk.directory(dirname(path)).change({ add: { name: basename(path), node: created } });
+    this.#do({ kind: "make-directory", path }, () => {
+      this.#disk.directory(dirname(path)).change({ add: { name: basename(path), node: created } });
+    });
   }
 
   async removeDirectory(path: string): Promise<void> {
     if (this.#disk.directory(path).entries.size > 0) throw systemError("ENOTEMPTY", path);
-    this.#step("remove-directory", path);
-    this.#disk.directory(dirname(path)).change({ remove: basename(path) });
+    this.#do({ kind: "remove-directory", path }, () => {
+      this.#disk.directory(dirname(path)).change({ remove: basename(path) });
+    });
   }
 
   async list(path: string): Promise<readonly string[] | undefined> {
-    this.#live();
+    this.#look(path);
     const node = this.#disk.find(path);
     return node instanceof SimulatedDirectory ? [...node.entries.keys()].sort() : undefined;
   }
 
   async syncDirectory(path: string): Promise<void> {
     const directory = this.#disk.directory(path);
-    if (this.#step("sync-directory", path)) directory.sync();
+    this.#do({ kind: "sync-directory", path }, () => {
+      directory.sync();
+    });
   }
 
   async stat(path: string): Promise<FileStat | undefined> {
-    this.#live();
+    this.#look(path);
     const node = this.#disk.find(path);
     return node === undefined ? undefined : statOf(node, this.#disk.linksOf(node));
   }
 
   async setMode(path: string, mode: number): Promise<void> {
     const file = this.#disk.file(path);
-    this.#step("set-mode", path);
-    file.mode = mode;
-    file.changedNanos = this.#disk.tick();
+    this.#do({ kind: "set-mode", path }, () => {
+      file.mode = mode;
+      file.changedNanos = this.#disk.tick();
+    });
   }
 
   async space(path: string): ReturnType<Storage["space"]> {
@@ -347,30 +337,47 @@ class Process implements SimulatedProcess {
     if (this.#dead) throw systemError("EKILLED", "the process has ended");
   }
 
-  /** Counts an operation and lets the faults have their say, before it has any effect. False: it is to be skipped (syncs only). */
-  #step(kind: OperationKind, path: string, onError?: () => void): boolean {
+  /** For who looks at a path: what is late there and has been overtaken is done. */
+  #look(path: string): void {
     this.#live();
-    const index = this.#operations++;
-    const fault = this.#options.fault?.({ index, kind, path });
+    this.#doDue((late) => late.isSeen && (late.path === path || dirname(late.path) === path));
+  }
+
+  #doDue(which: (late: Late) => boolean): void {
+    const due = this.#late.filter((each) => each.due && which(each));
+    this.#late = this.#late.filter((each) => !due.includes(each));
+    for (const { effect } of due) effect();
+  }
+
+  /** Counts an operation and does it, unless the faults have it otherwise. `onError`: what a failure does besides. */
+  #do(what: Omit<Operation, "index">, effect: () => void, onError?: () => void): void {
+    const operation = { ...what, index: this.#operations++ };
+    const fault = this.#dead ? undefined : this.#options.fault?.(operation);
+    // Before what is due is done: so a process can end between what overtook it and it.
+    if (fault?.kind === "kill") this.kill();
+    this.#live();
+    this.#doDue(() => true);
     switch (fault?.kind) {
-      case undefined:
-        return true;
-      case "skip":
-        return false;
-      case "kill":
-        this.kill();
-        throw systemError("EKILLED", "the process has ended");
       case "errno":
         onError?.();
-        throw systemError(fault.errno, path);
+        throw systemError(fault.errno, what.path);
+      case "late":
+        this.#late.push({ ...what, isSeen: !what.kind.startsWith("sync"), until: fault.until, effect, due: false });
+        return;
+      case "skip":
+        break;
+      default:
+        effect();
     }
+    for (const each of this.#late) each.due ||= each.until(operation);
   }
 
   #createFile(path: string, mode: number): SimulatedFile {
     const directory = this.#disk.directory(dirname(path));
-    this.#step("create", path);
     const file = new SimulatedFile(this.#disk.nextInode(), mode, this.#disk.tick());
-    directory.change({ add: { name: basename(path), node: file } });
+    this.#do({ kind: "create", path }, () => {
+      directory.change({ add: { name: basename(path), node: file } });
+    });
     return file;
   }
 
@@ -383,6 +390,7 @@ class Process implements SimulatedProcess {
 
   #read(fd: number, target: Uint8Array, offset: number): number {
     const { file, path } = this.#handle(fd, false);
+    this.#look(path);
     const errno = this.#options.readFault?.(path, offset);
     if (errno !== undefined) throw systemError(errno, path);
     return file.content.read(target, offset);
@@ -390,16 +398,23 @@ class Process implements SimulatedProcess {
 
   #write(fd: number, source: Uint8Array, offset: number): void {
     const { file, path } = this.#handle(fd, true);
-    this.#step("write", path);
-    file.write(source, offset, this.#disk.tick());
+    const bytes = Uint8Array.from(source);
+    this.#do({ kind: "write", path, bytes, offset }, () => {
+      file.write(bytes, offset, this.#disk.tick());
+    });
   }
 
   #sync(fd: number): void {
     const { file, path } = this.#handle(fd, false);
-    const done = this.#step("sync", path, () => {
-      file.failSync();
-    });
-    if (done) file.sync();
+    this.#do(
+      { kind: "sync", path },
+      () => {
+        file.sync();
+      },
+      () => {
+        file.failSync();
+      },
+    );
   }
 
   #lanes(): LaneStorage {
@@ -414,8 +429,9 @@ class Process implements SimulatedProcess {
       },
       punch: (fd, offset, length) => {
         const { file, path } = this.#handle(fd, true);
-        this.#step("punch", path);
-        file.punch(offset, length, this.#disk.tick());
+        this.#do({ kind: "punch", path }, () => {
+          file.punch(offset, length, this.#disk.tick());
+        });
         return true;
       },
       datasync: (fd) => {
@@ -423,7 +439,8 @@ class Process implements SimulatedProcess {
       },
       startWriteback: () => undefined,
       dropCache: (fd, offset, length) => {
-        this.#handle(fd, false).file.dropCache(offset, length);
+        const { file, path } = this.#handle(fd, false);
+        if (this.#options.dropsCache?.(path) !== false) file.dropCache(offset, length);
       },
       readAhead: () => undefined,
     };
@@ -439,15 +456,21 @@ class Process implements SimulatedProcess {
       },
       truncate: async (sizeBytes) => {
         const { file } = this.#handle(fd, true);
-        this.#step("truncate", path);
-        if (sizeBytes > (this.#disk.options.fileBytesMax ?? Number.POSITIVE_INFINITY)) throw systemError("EFBIG", path);
-        file.truncate(sizeBytes, this.#disk.tick());
+        this.#do({ kind: "truncate", path, sizeBytes }, () => {
+          if (sizeBytes > (this.#disk.options.fileBytesMax ?? Number.POSITIVE_INFINITY))
+            throw systemError("EFBIG", path);
+          file.truncate(sizeBytes, this.#disk.tick());
+        });
       },
-      nextData: (offset) => this.#handle(fd, false).file.content.nextData(offset),
+      nextData: (offset) => {
+        this.#look(path);
+        return this.#handle(fd, false).file.content.nextData(offset);
+      },
       datasync: async () => {
         this.#sync(fd);
       },
       stat: async () => {
+        this.#look(path);
         const { file } = this.#handle(fd, false);
         return statOf(file, this.#disk.linksOf(file));
       },

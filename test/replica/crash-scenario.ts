@@ -1,272 +1,212 @@
-/** The life of one disk, step by step, with what must be true after a crash at any moment of it. */
-import { blockCount, type Geometry } from "../../src/base/units.ts";
+/** Ends a life of a disk at one operation, in one way, and looks at what is left. */
 import { expect } from "vitest";
-import { toReplicationError } from "../../src/base/errors.ts";
-import type { DiskWriter, Store } from "../../src/replica/store.ts";
+import { ReplicationError } from "../../src/base/errors.ts";
+import type { Survives } from "../../src/testing/simulated-node.ts";
 import {
   createSimulatedDisk,
+  type DiskOptions,
   type Fault,
   type Operation,
+  type ProcessOptions,
   type SimulatedDisk,
   type SimulatedProcess,
 } from "../../src/testing/simulated-storage.ts";
-import type { Survives } from "../../src/testing/simulated-node.ts";
-import {
-  apply,
-  type Blocks,
-  blockBytes,
-  commitFacts,
-  createChance,
-  expectPoint,
-  diskName,
-  expectTableTrue,
-  geometry,
-  openTestStore,
-  openWriter,
-  putBlock,
-  rebuild,
-  rootOf,
-  storePath,
-} from "./simulated-store.ts";
+import { checkAfterCrash, createDisk, createHistory, hearOf, type History, withWriter } from "./crash-history.ts";
+import type { Life, World } from "./crash-lives.ts";
+import { createChance, diskName, openTestStore, storePath } from "./simulated-store.ts";
 
-/** 2 pages of the table, the last block a short one; then 3 pages. */
-const sizeBytes = 260 * blockBytes + 512;
-const grownBytes = 520 * blockBytes + 4096;
-
-const first: Blocks = new Map([
-  [0, 1],
-  [1, 2],
-  [257, 3],
-  [260, 4],
-]);
-const second: Blocks = new Map([
-  [0, 1],
-  [1, 5],
-  [256, 6],
-  [260, 4],
-]);
-const third: Blocks = new Map([
-  [1, 7],
-  [256, 6],
-  [260, 4],
-  [520, 8],
-]);
-
-interface State {
-  /** Its number, once it is a point. */
-  readonly point?: number;
-  readonly cycle: string;
-  readonly disk: Geometry;
-  readonly blocks: Blocks;
+/** One operation of a life. */
+export interface Step extends Operation {
+  /** Counted over all processes of the life. */
+  readonly index: number;
+  /** What the life was doing. */
+  readonly doing: string;
+  /** Operations of the same process before it. */
+  readonly past: readonly Operation[];
 }
 
-/** What the sender knows: the points it was told are durable, and the one it asked for and was told nothing about. */
-export interface History {
-  readonly durable: State[];
-  asked: State | undefined;
-  /** Points somebody asked to be removed. */
-  readonly going: Set<number>;
-  /** The table was taken away: until it is built anew no block can be checked, and none is served. */
-  tableLost: boolean;
-  /** True while nothing was begun since the last commit or clean stop: then the table needs no rebuild. */
-  quiet: boolean;
+/** What is taken out of the program. */
+export interface Change {
+  readonly fault?: (step: Step) => Fault | undefined;
+  readonly dropsCache?: ProcessOptions["dropsCache"];
+  /** Put between the store and its storage. */
+  readonly wrap?: (process: SimulatedProcess) => SimulatedProcess;
 }
 
-export function createHistory(): History {
-  return { durable: [], asked: undefined, going: new Set(), tableLost: false, quiet: true };
-}
+/** A life being lived. */
+class Lived implements World {
+  operations = 0;
+  /** Now it is looked at, and nothing more happens to it. */
+  over = false;
+  process: SimulatedProcess | undefined;
+  readonly disk: SimulatedDisk;
+  readonly #fault: (step: Step) => Fault | undefined;
+  readonly #change: Change;
+  readonly #survives: Survives;
+  readonly history = createHistory();
+  #trap: ((step: Step) => Fault | undefined) | undefined;
 
-async function withWriter(store: Store, use: (writer: DiskWriter) => Promise<void>): Promise<void> {
-  const writer = await openWriter(store);
-  try {
-    await use(writer);
-  } finally {
-    await writer.release();
+  constructor(disk: SimulatedDisk, fault: (step: Step) => Fault | undefined, change: Change, survives: Survives) {
+    this.disk = disk;
+    this.#fault = fault;
+    this.#change = change;
+    this.#survives = survives;
   }
-}
 
-async function commit(history: History, store: Store, process: SimulatedProcess, state: State): Promise<void> {
-  await withWriter(store, async (writer) => {
-    if (writer.doubt !== undefined) await rebuild(writer, process.lanes);
-    history.quiet = false;
-    await writer.begin();
-    await writer.grow(state.disk.sizeBytes);
-    await apply(writer, process.lanes, state.blocks);
-    history.asked = state;
-    const point = await writer.commit(commitFacts(state.cycle));
-    expect(point.root).toBe(rootOf(state.disk, state.blocks));
-    history.durable.push({ ...state, point: point.point });
-    history.asked = undefined;
-    history.quiet = true;
-    history.tableLost = false;
-  });
-}
+  start(): SimulatedProcess {
+    const past: Operation[] = [];
+    const { fault, dropsCache, wrap } = this.#change;
+    const process = this.disk.start({
+      ...(dropsCache === undefined ? {} : { dropsCache }),
+      fault: (operation) => {
+        const step = { ...operation, index: this.operations++, doing: this.history.doing, past };
+        const found = (this.over ? undefined : (this.#fault(step) ?? this.#trap?.(step))) ?? fault?.(step);
+        past.push(operation);
+        return found;
+      },
+    });
+    this.process = process;
+    return wrap?.(process) ?? process;
+  }
 
-/** Create, first copy, a delta laid aside and taken up again, a delta with growth. */
-export async function live(process: SimulatedProcess, history: History): Promise<void> {
-  await process.makeDirectory(storePath);
-  const store = await openTestStore(process);
-  await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512 });
-  await commit(history, store, process, { cycle: "c1", disk: geometry(sizeBytes), blocks: first });
-
-  await withWriter(store, async (writer) => {
-    history.quiet = false;
-    await writer.begin();
-    await putBlock(writer, process.lanes, 1, 5);
-    await putBlock(writer, process.lanes, 257, 0);
-    await writer.suspend(258);
-    history.quiet = true;
-  });
-  await withWriter(store, async (writer) => {
-    expect(writer.doubt).toBeUndefined();
-    expect(writer.resumeBlock).toBe(258);
-  });
-
-  await commit(history, store, process, { cycle: "c2", disk: geometry(sizeBytes), blocks: second });
-  // The table is lost while nothing is under way: it is built anew.
-  history.quiet = false;
-  history.tableLost = true;
-  await process.unlink(`${storePath}/disks/${diskName}/pages`).catch((error: unknown) => {
-    throw toReplicationError(error);
-  });
-  await commit(history, store, process, { cycle: "c3", disk: geometry(grownBytes), blocks: third });
-  await commit(history, store, process, { cycle: "c4", disk: geometry(grownBytes), blocks: second });
-  // One in the middle and the oldest.
-  for (const point of [1, 3]) history.going.add(point);
-  await store.hold(diskName, 2, { owner: "test", until: undefined });
-  await store.prune(diskName, { keep: "last=1" });
-  await store.release(diskName, 2, "test");
-  await commit(history, store, process, { cycle: "c5", disk: geometry(grownBytes), blocks: third });
-  await store.close();
-}
-
-/** Every point that was told durable holds what it held, or was to be removed. */
-async function checkPoints(store: Store, history: History): Promise<void> {
-  const { points, unreadable } = await store.points(diskName);
-  expect(unreadable).toEqual([]);
-  const there = new Map(points.map((point) => [point.point, point]));
-  for (const state of history.durable) {
-    const point = there.get(state.point ?? 0);
-    if (point === undefined) {
-      expect(history.going).toContain(state.point);
-      continue;
+  async cutOff(before: (step: Step) => boolean, work: () => Promise<void>): Promise<void> {
+    let sprung = false;
+    this.#trap = (step) => {
+      sprung ||= before(step);
+      return sprung ? { kind: "kill" } : undefined;
+    };
+    try {
+      await work();
+    } catch (error) {
+      if (!sprung) throw error;
+    } finally {
+      // An operation that fails ends the work before the trap does, and the process goes on.
+      this.#trap = undefined;
     }
-    expect(point).toMatchObject({ cycle: state.cycle, root: rootOf(state.disk, state.blocks) });
-    await expectPoint(store, point.point, state.disk, state.blocks);
+    expect(sprung, "what a life is cut off before comes").toBe(true);
+  }
+
+  crash(how: "killed" | "power"): void {
+    this.process?.kill();
+    if (how === "power") this.disk.losePower(this.#survives);
   }
 }
 
-/** After a crash: nothing durable is lost, the table is true or doubted, and the next delta goes through. */
-export async function checkAfterCrash(process: SimulatedProcess, history: History): Promise<void> {
-  await process.makeDirectory(storePath);
-  const store = await openTestStore(process);
-  const summary = await store.summary(diskName);
-  if (summary === undefined) {
-    // A point that was told durable on a disk that is gone is the worst of losses.
-    expect(history.durable).toEqual([]);
-    await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512 });
-  } else {
-    expect(summary.trouble).toBeUndefined();
-    expect(["idle", "interrupted"]).toContain(summary.state);
-  }
-  if (!history.tableLost) await checkPoints(store, history);
-  await checkDisk(process, store, history);
-  await checkPoints(store, history);
-  await commit(history, store, process, { cycle: "c9", disk: geometry(grownBytes), blocks: third });
-  await checkDisk(process, store, history);
-  await checkPoints(store, history);
-  expect((await store.summary(diskName))?.state).toBe("idle");
+/** How a life ends. */
+export interface End {
+  /** Operation before which it is killed. */
+  readonly at: number;
+  /** What survives of what was not synced; undefined: power stays, and is lost after another session has looked. */
+  readonly survives: Survives | undefined;
 }
 
-async function checkDisk(process: SimulatedProcess, store: Store, history: History): Promise<void> {
-  let writer = await openWriter(store);
-  const { newest } = writer;
-  const last = history.durable.at(-1);
-  const { asked } = history;
-  const state = asked !== undefined && newest?.cycle === asked.cycle ? asked : last;
-  expect(newest?.cycle).toBe(state?.cycle);
-  if (newest !== undefined && state !== undefined) expect(newest.root).toBe(rootOf(state.disk, state.blocks));
-  const { state: found } = (await store.summary(diskName)) ?? {};
-  expect(found).toBe("receiving");
-  if (history.quiet) expect(writer.doubt).toBeUndefined();
-  if (writer.doubt !== undefined) {
-    await rebuild(writer, process.lanes);
-    expectTableTrue(writer, process.lanes);
-    await writer.release();
-    writer = await openWriter(store);
-    expect(writer.doubt).toBeUndefined();
-  }
-  expectTableTrue(writer, process.lanes);
-  await writer.release();
-  if ((await store.summary(diskName))?.state === "interrupted") return;
-  // Nothing was begun: the replica itself is the newest point.
-  expect(Buffer.from(writer.table.root()).toString("hex")).toBe(
-    newest?.root ?? rootOf(geometry(writer.record.sizeBytes), new Map()),
+export interface LifeOptions {
+  /** For the losses of power within the life. Default 1. */
+  readonly seed?: number;
+  readonly change?: Change;
+  readonly disk?: DiskOptions;
+  /** Whether power is lost once more after all was looked at, and all is looked at again. Default: with a change. */
+  readonly twice?: boolean;
+}
+
+/** Lives until `end`, then everything that was promised is looked for. Throws what is missing. */
+export async function crashAt(life: Life, end: End, options: LifeOptions = {}): Promise<"crashed" | "ended"> {
+  const { at, survives } = end;
+  const disk = createSimulatedDisk(options.disk);
+  const change = options.change ?? {};
+  const lived = new Lived(
+    disk,
+    ({ index }) => (index === at ? { kind: "kill" } : undefined),
+    change,
+    half(options.seed ?? 1),
   );
-  expect(writer.table.countNonZero()).toBe(state?.blocks.size ?? 0);
-  expect(blockCount(writer.table.geometry)).toBe(blockCount(state?.disk ?? geometry(sizeBytes)));
+  const { history } = lived;
+  let crashed = false;
+  try {
+    await life(lived, history);
+  } catch (error) {
+    if (lived.process?.dead !== true || lived.operations !== at + 1) throw error;
+    crashed = true;
+  }
+  lived.process?.kill();
+  lived.over = true;
+  history.readers.length = 0;
+  if (survives === undefined) await lookThenLosePower(lived, history);
+  else disk.losePower(survives);
+  await checkAfterCrash(lived.start(), history);
+  // What a session built on the remains of another must be there to stay.
+  if (options.twice ?? options.change !== undefined) {
+    disk.losePower(() => false);
+    await checkAfterCrash(lived.start(), history);
+  }
+  return crashed ? "crashed" : "ended";
 }
 
 /** A session starts after a kill, tells its sender what is there, and does no more: it must be there to stay. */
-async function lookThenLosePower(disk: SimulatedDisk, history: History): Promise<void> {
-  const process = disk.start();
+async function lookThenLosePower(lived: Lived, history: History): Promise<void> {
+  const process = lived.start();
   await process.makeDirectory(storePath);
   const store = await openTestStore(process);
-  if ((await store.summary(diskName)) !== undefined) {
-    await withWriter(store, async (writer) => {
-      if (writer.newest !== undefined && writer.newest.cycle === history.asked?.cycle) {
-        history.durable.push({ ...history.asked, point: writer.newest.point });
-        history.asked = undefined;
-      }
-      if (writer.doubt === undefined) return;
-      await rebuild(writer, process.lanes);
-      history.quiet = true;
-    });
-  }
-  disk.losePower(() => false);
+  if ((await store.summary(diskName)) === undefined) await createDisk(store, history);
+  await withWriter(store, process, history, (writer) => {
+    history.created = true;
+    hearOf(history, writer.newest);
+    return Promise.resolve();
+  });
+  lived.disk.losePower(() => false);
 }
 
-type Fate = (operation: Operation) => Fault | undefined;
-
 /**
- * Lives on `disk` with a kill before operation `at`; then power is lost unless `survives` is undefined, and the disk is looked at.
- * `also`: faults beside the kill.
+ * One operation fails, the process goes on with a new session; at the end power is lost. True: the life ended with an error.
  */
-export async function crashAt(
-  disk: SimulatedDisk,
-  at: number,
-  survives: Survives | undefined,
-  also: Fate = () => undefined,
-): Promise<"crashed" | "ended"> {
-  const process = disk.start({ fault: (operation) => (operation.index === at ? { kind: "kill" } : also(operation)) });
-  const history = createHistory();
+export async function failAt(life: Life, at: number, errno: string, options: LifeOptions = {}): Promise<boolean> {
+  const disk = createSimulatedDisk(options.disk);
+  const change = options.change ?? {};
+  const fault = ({ index }: Step): Fault | undefined => (index === at ? { kind: "errno", errno } : undefined);
+  const lived = new Lived(disk, fault, change, half(options.seed ?? 1));
+  const { history } = lived;
+  let failed = false;
   try {
-    await live(process, history);
+    await life(lived, history);
   } catch (error) {
-    if (!process.dead) throw error;
+    // The very first operations are the test's own.
+    if (!(error instanceof ReplicationError) && at > 0) throw error;
+    failed = true;
   }
-  const result = process.dead ? "crashed" : "ended";
-  process.kill();
-  if (survives === undefined) await lookThenLosePower(disk, history);
-  else disk.losePower(survives);
-  await checkAfterCrash(disk.start(), history);
-  // What a session built on the remains of a killed one must be there to stay.
-  if (survives === undefined) {
-    disk.losePower(() => false);
-    await checkAfterCrash(disk.start(), history);
-  }
-  return result;
+  lived.over = true;
+  const { process } = lived;
+  if (process === undefined) throw new Error("nothing was lived");
+  await checkAfterCrash(change.wrap?.(process) ?? process, history);
+  disk.losePower(() => false);
+  await checkAfterCrash(lived.start(), history);
+  return failed;
+}
+
+/** Lives to the end, and looks whether all is well when nothing happens. Returns the operations that `change` touched. */
+export async function liveQuietly(life: Life, options: LifeOptions = {}): Promise<readonly number[]> {
+  const touched: number[] = [];
+  const { fault, ...change } = options.change ?? {};
+  const note = (step: Step): Fault | undefined => {
+    const found = fault?.(step);
+    if (found !== undefined) touched.push(step.index);
+    return found;
+  };
+  const lived = new Lived(createSimulatedDisk(options.disk), note, change, half(options.seed ?? 1));
+  const { history } = lived;
+  await life(lived, history);
+  await checkAfterCrash(lived.start(), history);
+  return touched;
 }
 
 /** All operations of a life without a crash. */
-export async function operationsOfLife(): Promise<readonly Operation[]> {
-  const operations: Operation[] = [];
-  const fault: Fate = (operation) => {
-    operations.push(operation);
-    return undefined;
+export async function operationsOf(life: Life, options: LifeOptions = {}): Promise<readonly Step[]> {
+  const steps: Step[] = [];
+  const note = (step: Step): undefined => {
+    steps.push(step);
   };
-  await live(createSimulatedDisk().start({ fault }), createHistory());
-  return operations;
+  const lived = new Lived(createSimulatedDisk(options.disk), note, options.change ?? {}, half(options.seed ?? 1));
+  await life(lived, lived.history);
+  return steps;
 }
 
 function half(seed: number): Survives {
@@ -274,10 +214,26 @@ function half(seed: number): Survives {
   return () => chance() < 0.5;
 }
 
-/** Ways to lose power: what survives, for a seed. */
-export const powerLosses: Readonly<Record<string, (seed: number) => Survives>> = {
-  "power lost, nothing un-synced survives": () => () => false,
-  "power lost, content survives and names do not": () => (what) => what !== "entry" && what !== "time",
-  "power lost, half survives": half,
-  "power lost, another half survives": (seed) => half(seed + 7_777),
+/** One thing in eight goes its own way. */
+function most(seed: number, survive: boolean): Survives {
+  const chance = createChance(seed);
+  return () => chance() < 0.125 !== survive;
+}
+
+/** Ways to end, with a seed. */
+export const ends: Readonly<Record<string, (at: number, seed: number) => End>> = {
+  killed: (at) => ({ at, survives: undefined }),
+  "power lost, everything survives": (at) => ({ at, survives: () => true }),
+  "power lost, nothing un-synced survives": (at) => ({ at, survives: () => false }),
+  "power lost, content survives and names do not": (at) => ({
+    at,
+    survives: (what) => what !== "entry" && what !== "time",
+  }),
+  "power lost, names survive and content does not": (at) => ({
+    at,
+    survives: (what) => what === "entry" || what === "time",
+  }),
+  "power lost, half survives": (at, seed) => ({ at, survives: half(seed) }),
+  "power lost, most survives": (at, seed) => ({ at, survives: most(seed, true) }),
+  "power lost, little survives": (at, seed) => ({ at, survives: most(seed, false) }),
 };

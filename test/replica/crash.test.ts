@@ -1,19 +1,14 @@
-import { describe, expect, test } from "vitest";
-import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
-import { crashAt, operationsOfLife, powerLosses } from "./crash-scenario.ts";
+/**
+ * Three deltas, one point removed and its log joined, a delta taken back, a point restored, every point read all along ("points"): at every operation, until
+ * it runs through, the process is killed, the power is lost (in each way in its turn), the operation fails (in each way in its turn). Of the other
+ * lives a part, spread evenly over operations and ways; crash.long.ts tries everything.
+ */
+import { crashTests, numberOf } from "./crash-kit.ts";
 
-describe("a crash at every operation", () => {
-  for (const name of ["killed", ...Object.keys(powerLosses)]) {
-    test(name, async () => {
-      let crashes = 0;
-      for (let at = 0; ; at++) {
-        const ended = await crashAt(createSimulatedDisk(), at, powerLosses[name]?.(at)).catch((error: unknown) => {
-          throw new Error(`crash at operation ${at}`, { cause: error });
-        });
-        if (ended === "ended") break;
-        crashes++;
-      }
-      expect(crashes).toBe((await operationsOfLife()).length);
-    });
-  }
+/** It should have no divisor in common with the number of ways (10). */
+const every = 67;
+
+crashTests({
+  chosen: (life, at, way) => (life === "points" ? at % way.of === way.index : numberOf(at, way) % every === 0),
+  whole: (life) => life === "points",
 });

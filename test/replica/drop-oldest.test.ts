@@ -8,7 +8,7 @@ import {
   type SimulatedDisk,
   type SimulatedProcess,
 } from "../../src/testing/simulated-storage.ts";
-import { powerLosses } from "./crash-scenario.ts";
+import { powerLosses } from "./power-losses.ts";
 import {
   apply,
   type Blocks,

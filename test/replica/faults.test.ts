@@ -1,7 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { ReplicationError } from "../../src/base/errors.ts";
 import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
-import { checkAfterCrash, createHistory, live, operationsOfLife } from "./crash-scenario.ts";
 import {
   apply,
   blockBytes,
@@ -16,43 +14,6 @@ import {
   rootOf,
   storePath,
 } from "./simulated-store.ts";
-
-describe("each operation fails once", () => {
-  for (const errno of ["EIO", "ENOSPC"]) {
-    test(errno, async () => {
-      const count = (await operationsOfLife()).length;
-      let failures = 0;
-      for (let at = 0; at < count; at++) {
-        failures += Number(
-          await failAt(at, errno).catch((error: unknown) => {
-            throw new Error(`${errno} at operation ${at}`, { cause: error });
-          }),
-        );
-      }
-      // All but those whose failure costs nothing: texts of locks, and what the next open removes.
-      expect(failures).toBeGreaterThan(count / 2);
-    });
-  }
-});
-
-/** One operation fails, the process goes on with a new session; at the end power is lost. True: the life ended with an error. */
-async function failAt(at: number, errno: string): Promise<boolean> {
-  const disk = createSimulatedDisk();
-  const process = disk.start({ fault: ({ index }) => (index === at ? { kind: "errno", errno } : undefined) });
-  const history = createHistory();
-  let failed = false;
-  try {
-    await live(process, history);
-  } catch (error) {
-    // The very first operations are the test's own.
-    if (!(error instanceof ReplicationError) && at > 0) throw error;
-    failed = true;
-  }
-  await checkAfterCrash(process, history);
-  disk.losePower(() => false);
-  await checkAfterCrash(disk.start(), history);
-  return failed;
-}
 
 describe("a sync that failed once (C-97)", () => {
   const disk = geometry(40 * blockBytes);

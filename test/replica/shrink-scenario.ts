@@ -14,7 +14,7 @@ import {
   type SimulatedProcess,
 } from "../../src/testing/simulated-storage.ts";
 import type { Survives } from "../../src/testing/simulated-node.ts";
-import { powerLosses } from "./crash-scenario.ts";
+import { powerLosses } from "./power-losses.ts";
 import {
   apply,
   type Blocks,

@@ -15,7 +15,7 @@ import { OldContent } from "../../src/replication/old-content.ts";
 import { rebuildTable } from "../../src/replication/rebuild.ts";
 import type { LaneStorage, Storage } from "../../src/storage/seam.ts";
 import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
-import { type DiskWriter, openStore, type Point, type Store } from "../../src/replica/store.ts";
+import { type DiskWriter, openStore, type Point, type PointReader, type Store } from "../../src/replica/store.ts";
 
 export const storePath = "/store";
 export const diskName = "vm1.sda";
@@ -267,22 +267,27 @@ export function describePoint(point: Point | undefined): string {
 export async function expectPoint(store: Store, point: number, disk: Geometry, blocks: Blocks): Promise<void> {
   const reader = await store.openPoint(diskName, point);
   try {
-    expect(reader.sizeBytes).toBe(disk.sizeBytes);
-    const found = Buffer.alloc(blockBytes);
-    const seen = new Set<number>();
-    for await (const { kind, offset, length } of reader.extents(0, disk.sizeBytes)) {
-      if (kind !== "data") continue;
-      for (let block = Math.floor(offset / blockBytes); block * blockBytes < offset + length; block++) {
-        const size = blockLength(disk, block);
-        await reader.read(found.subarray(0, size), block * blockBytes);
-        const wanted = blockContent(blocks.get(block) ?? 0).subarray(0, size);
-        if (!wanted.equals(found.subarray(0, size))) throw new Error(`point ${point} is wrong in block ${block}`);
-        seen.add(block);
-      }
-    }
-    // What is no data reads as zeros.
-    for (const block of blocks.keys()) if (!seen.has(block)) throw new Error(`point ${point} lost block ${block}`);
+    await expectReader(reader, disk, blocks);
   } finally {
     await reader.close();
   }
+}
+
+export async function expectReader(reader: PointReader, disk: Geometry, blocks: Blocks): Promise<void> {
+  const { point } = reader.point;
+  expect(reader.sizeBytes).toBe(disk.sizeBytes);
+  const found = Buffer.alloc(blockBytes);
+  const seen = new Set<number>();
+  for await (const { kind, offset, length } of reader.extents(0, disk.sizeBytes)) {
+    if (kind !== "data") continue;
+    for (let block = Math.floor(offset / blockBytes); block * blockBytes < offset + length; block++) {
+      const size = blockLength(disk, block);
+      await reader.read(found.subarray(0, size), block * blockBytes);
+      const wanted = blockContent(blocks.get(block) ?? 0).subarray(0, size);
+      if (!wanted.equals(found.subarray(0, size))) throw new Error(`point ${point} is wrong in block ${block}`);
+      seen.add(block);
+    }
+  }
+  // What is no data reads as zeros.
+  for (const block of blocks.keys()) if (!seen.has(block)) throw new Error(`point ${point} lost block ${block}`);
 }

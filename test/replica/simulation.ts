@@ -9,11 +9,13 @@ import { KIB } from "../../src/base/units.ts";
 import type { DiskWriter, Store } from "../../src/replica/store.ts";
 import {
   createSimulatedDisk,
+  type DiskOptions,
   type Fault,
   type Operation,
   type SimulatedDisk,
   type SimulatedProcess,
 } from "../../src/testing/simulated-storage.ts";
+import type { Change } from "./crash-scenario.ts";
 import {
   blockBytes,
   commitFacts,
@@ -72,8 +74,9 @@ export interface LifeOptions {
   readonly seed: number;
   /** Default 40. */
   readonly steps?: number;
-  /** Syncs for which true is returned are not done and reported as done. */
-  readonly skip?: (operation: Operation) => boolean;
+  /** What is taken out of the program. */
+  readonly change?: Change;
+  readonly disk?: DiskOptions;
 }
 
 /** What a life was made of, for a look at whether it was one. */
@@ -102,8 +105,8 @@ export async function simulate(options: LifeOptions): Promise<LifeFacts> {
 
 class Life {
   readonly #chance: () => number;
-  readonly #machine: SimulatedDisk = createSimulatedDisk();
-  readonly #skip: ((operation: Operation) => boolean) | undefined;
+  readonly #machine: SimulatedDisk;
+  readonly #change: Change;
   readonly facts: LifeFacts = { points: 0, crashes: 0, failures: 0, reads: 0, removed: 0, rollbacks: 0, joined: 0 };
   doing = "start";
   #process: SimulatedProcess;
@@ -120,9 +123,10 @@ class Life {
   /** Operation of this process at which it fails, and how. */
   #fate: { readonly at: number; readonly fault: Fault } | undefined;
 
-  constructor({ seed, skip }: LifeOptions) {
+  constructor({ seed, change = {}, disk = {} }: LifeOptions) {
     this.#chance = createChance(seed);
-    this.#skip = skip;
+    this.#machine = createSimulatedDisk(disk);
+    this.#change = change;
     this.#process = this.#start();
   }
 
@@ -131,17 +135,24 @@ class Life {
   }
 
   #start(): SimulatedProcess {
-    return this.#machine.start({
+    const { fault, dropsCache, wrap } = this.#change;
+    const past: Operation[] = [];
+    const process = this.#machine.start({
+      ...(dropsCache === undefined ? {} : { dropsCache }),
       fault: (operation) => {
+        const step = { ...operation, doing: this.doing, past };
         const fate = this.#fate;
+        let found = fault?.(step);
         if (fate !== undefined && operation.index >= fate.at) {
           // A sync that fails, or any other operation; once.
           this.#fate = undefined;
-          return fate.fault;
+          found = fate.fault;
         }
-        return this.#skip?.(operation) === true ? { kind: "skip" } : undefined;
+        if (fault !== undefined) past.push(operation);
+        return found;
       },
     });
+    return wrap?.(process) ?? process;
   }
 
   async step(): Promise<void> {
@@ -179,7 +190,7 @@ class Life {
 
   async #openStore(): Promise<Store> {
     if (this.#store !== undefined) return this.#store;
-    this.doing = "opening the store";
+    this.doing = "create";
     await this.#process.makeDirectory(storePath).catch((error: unknown) => {
       throw toReplicationError(error, "write-failed");
     });
@@ -194,10 +205,11 @@ class Life {
 
   async #openForDelta(store: Store): Promise<DiskWriter> {
     if (this.#writer !== undefined) return this.#writer;
-    this.doing = "opening the disk";
+    this.doing = "open";
     const writer = await openWriter(store);
     this.#writer = writer;
     this.#settleAsked(writer.newest);
+    this.doing = "rebuild";
     if (writer.doubt !== undefined) await rebuild(writer, this.#process.lanes);
     if (this.#chance() < 0.3) expectTableTrue(writer, this.#process.lanes);
     return writer;
@@ -217,20 +229,20 @@ class Life {
   async #delta(store: Store): Promise<void> {
     const writer = await this.#openForDelta(store);
     this.#changeTarget();
-    this.doing = "applying";
+    this.doing = "apply";
     await writer.begin();
     if (writer.record.sizeBytes < this.#sizeBytes) await writer.grow(this.#sizeBytes);
     const whole = this.#chance() < 0.7;
     await this.#apply(writer, whole ? 1 : this.#chance());
     if (!whole) {
       if (this.#chance() < 0.6) {
-        this.doing = "laying aside";
+        this.doing = "suspend";
         await writer.suspend(0);
         await this.#giveUpWriter();
       }
       return;
     }
-    this.doing = "committing";
+    this.doing = "commit";
     const state = { cycle: `c${++this.#cycle}`, sizeBytes: this.#sizeBytes, content: new Map(this.#target) };
     this.#asked = state;
     const { point } = await writer.commit(commitFacts(state.cycle));
@@ -311,7 +323,7 @@ class Life {
   }
 
   async #openReader(store: Store): Promise<void> {
-    this.doing = "opening a point";
+    this.doing = "open a point";
     const alive = [...this.#durable.values()].filter(({ point }) => !this.#going.has(point));
     const of = alive[this.#below(alive.length)];
     if (of === undefined || this.#readers.length >= 3) return;
@@ -323,7 +335,7 @@ class Life {
   }
 
   async #readSome(): Promise<void> {
-    this.doing = "reading";
+    this.doing = "read";
     for (const { reader, of } of this.#readers) {
       const offset = this.#below(of.sizeBytes);
       const length = Math.min(of.sizeBytes - offset, 1 + this.#below(3 * blockBytes));
@@ -343,13 +355,13 @@ class Life {
   }
 
   async #prune(store: Store): Promise<void> {
-    this.doing = "removing points";
+    this.doing = "prune";
     const keep = `last=${1 + this.#below(6)}`;
     const planned = await store.prune(diskName, { keep, dryRun: true });
     for (const { point, keep: stays } of planned) if (!stays) this.#going.add(point);
     const verdicts = await store.prune(diskName, { keep });
     if (this.#chance() < 0.5) {
-      this.doing = "joining logs";
+      this.doing = "compact";
       this.facts.joined += (await store.compact(diskName)).length;
     }
     this.facts.removed += verdicts.filter(({ keep: stays }) => !stays).length;
@@ -358,7 +370,7 @@ class Life {
 
   async #rollBack(store: Store): Promise<void> {
     const writer = await this.#openForDelta(store);
-    this.doing = "rolling back";
+    this.doing = "roll back";
     const { newest } = writer;
     if (newest === undefined) return;
     const reader = await store.openPoint(diskName, newest.point);
@@ -388,7 +400,7 @@ class Life {
   }
 
   async #hold(store: Store): Promise<void> {
-    this.doing = "holding";
+    this.doing = "hold";
     const { points } = await store.points(diskName);
     const point = points[this.#below(points.length)];
     if (point === undefined) return;
@@ -397,7 +409,7 @@ class Life {
   }
 
   async #giveUpWriter(): Promise<void> {
-    this.doing = "releasing";
+    this.doing = "release";
     const writer = this.#writer;
     this.#writer = undefined;
     await writer?.release();
@@ -412,7 +424,7 @@ class Life {
     this.#readers = [];
     if (this.#chance() < 0.5) this.#machine.losePower(this.#drawSurvival());
     this.#process = this.#start();
-    this.doing = "looking after a crash";
+    this.doing = "check";
     await this.#checkPoints(await this.#openStore());
   }
 

@@ -8,7 +8,7 @@ import {
   type SimulatedDisk,
   type SimulatedProcess,
 } from "../../src/testing/simulated-storage.ts";
-import { powerLosses } from "../replica/crash-scenario.ts";
+import { powerLosses } from "../replica/power-losses.ts";
 import { apply, commitFacts, createChance, expectTableTrue, rebuild } from "../replica/simulated-store.ts";
 import {
   adopt,
