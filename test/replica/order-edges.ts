@@ -572,6 +572,10 @@ const superfluous: Readonly<Record<string, string>> = {
   "longer replica → disk.json": "who opens the disk next gives the files the lengths of disk.json",
   "longer digests → disk.json": "as of the replica",
   "longer pages → disk.json": "as of the replica",
+  "sync of the disk's directory after disk.json → replica shorter":
+    "a replica shorter than disk.json says is lengthened with zeros and digested anew, and what was cut off is in the log: it costs a reading of the whole",
+  "disk.json of a disk that is put back to a shorter point → replica shorter":
+    "behind the point's end all is zero by then, and who opens the disk next gives the files the lengths of disk.json",
   "checkpoint → clean-stop record": "without the checkpoint more is in doubt",
   "sync of the checkpoint of a clean stop": "without the checkpoint more is in doubt",
   "footer → point": "a log without its footer is read by its batches",

@@ -58,7 +58,7 @@ export async function findPlace({ before, nth = 1, ...place }: NamedPlace): Prom
 }
 
 /** Operations behind a change at which a crash is tried. */
-const reach = 16;
+const reach = 32;
 /** Ends in which chance decides what survives. */
 const byChance = / (half|most|little) /;
 
@@ -111,14 +111,20 @@ export async function* placesOf(edge: Edge, seeds: readonly number[]): AsyncGene
   yield* quiet;
   for (const { life, near: ats } of all) {
     for (const at of ats) {
-      for (const end of ways) yield { life, at, end, seed };
+      for (const end of ways) yield { life, at, end, seed: seedOf(at, seed) };
       for (const end of ways) {
-        if (byChance.test(end)) for (const other of more) yield { life, at, end, seed: other };
+        if (byChance.test(end)) for (const other of more) yield { life, at, end, seed: seedOf(at, other) };
       }
     }
   }
   // What is done only by a process that finds what another one left, and what shows long afterwards.
-  for (const { life, far } of all) for (const at of far) for (const end of ways) yield { life, at, end, seed };
+  for (const { life, far } of all)
+    for (const at of far) for (const end of ways) yield { life, at, end, seed: seedOf(at, seed) };
+}
+
+/** Another chance at each place. */
+function seedOf(at: number, seed: number): number {
+  return seed + at * 1_000;
 }
 
 function near(touched: readonly number[], length: number): readonly number[] {
