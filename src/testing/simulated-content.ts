@@ -1,10 +1,16 @@
-/** Bytes of a simulated file: sparse, so that a disk of terabytes costs what is written of it. */
+/** Bytes of a simulated file: sparse, so that a disk of terabytes costs what is written of it, and a copy costs what is changed afterwards. */
 
 const pageBytes = 4096;
 
 export class SimulatedContent {
   #sizeBytes = 0;
-  readonly #pages = new Map<number, Uint8Array>();
+  readonly #pages: Map<number, Uint8Array>;
+  /** Pages that no copy has; undefined: there is no copy, all of them. */
+  #own: Set<number> | undefined;
+
+  constructor(pages = new Map<number, Uint8Array>()) {
+    this.#pages = pages;
+  }
 
   get sizeBytes(): number {
     return this.#sizeBytes;
@@ -15,9 +21,10 @@ export class SimulatedContent {
   }
 
   clone(): SimulatedContent {
-    const copy = new SimulatedContent();
+    const copy = new SimulatedContent(new Map(this.#pages));
     copy.#sizeBytes = this.#sizeBytes;
-    for (const [page, bytes] of this.#pages) copy.#pages.set(page, Uint8Array.from(bytes));
+    copy.#own = new Set();
+    this.#own = new Set();
     return copy;
   }
 
@@ -37,12 +44,7 @@ export class SimulatedContent {
   write(source: Uint8Array, offset: number): void {
     for (let done = 0; done < source.length; ) {
       const { page, from, count } = piece(offset + done, source.length - done);
-      let bytes = this.#pages.get(page);
-      if (bytes === undefined) {
-        bytes = new Uint8Array(pageBytes);
-        this.#pages.set(page, bytes);
-      }
-      bytes.set(source.subarray(done, done + count), from);
+      this.#toChange(page).set(source.subarray(done, done + count), from);
       done += count;
     }
     this.#sizeBytes = Math.max(this.#sizeBytes, offset + source.length);
@@ -61,14 +63,23 @@ export class SimulatedContent {
     // Whichever is fewer: the pages of the range, or those there are.
     const pages = last - first < this.#pages.size ? range(first, last) : [...this.#pages.keys()];
     for (const page of pages) {
-      const bytes = this.#pages.get(page);
       const from = Math.max(0, offset - page * pageBytes);
       const to = Math.min(pageBytes, end - page * pageBytes);
-      if (bytes === undefined || from >= to) continue;
+      if (!this.#pages.has(page) || from >= to) continue;
       // Behind the end of the file there is nothing to keep.
       if (from === 0 && (to === pageBytes || end === this.#sizeBytes)) this.#pages.delete(page);
-      else bytes.fill(0, from, to);
+      else this.#toChange(page).fill(0, from, to);
     }
+  }
+
+  /** A page that is about to be written to, and is no copy's. */
+  #toChange(page: number): Uint8Array {
+    const before = this.#pages.get(page);
+    if (before !== undefined && this.#own?.has(page) !== false) return before;
+    const bytes = before === undefined ? new Uint8Array(pageBytes) : new Uint8Array(before);
+    this.#pages.set(page, bytes);
+    this.#own?.add(page);
+    return bytes;
   }
 
   nextData(offset: number): { readonly start: number; readonly end: number } | undefined {

@@ -16,6 +16,7 @@ import {
   type SimulatedNode,
   type Survives,
 } from "./simulated-node.ts";
+import { namesOf } from "./simulated-paths.ts";
 
 export type { Fault, Operation, OperationKind, ProcessOptions } from "./simulated-faults.ts";
 
@@ -98,8 +99,7 @@ class Disk {
   find(path: string): SimulatedNode | undefined {
     let node: SimulatedNode | undefined = this.root;
     const above: SimulatedDirectory[] = [];
-    for (const name of path.split("/")) {
-      if (name === "" || name === ".") continue;
+    for (const name of namesOf(path)) {
       if (!(node instanceof SimulatedDirectory)) return undefined;
       if (name === "..") {
         node = above.pop() ?? this.root;
@@ -344,6 +344,7 @@ class Process implements SimulatedProcess {
   }
 
   #doDue(which: (late: Late) => boolean): void {
+    if (this.#late.length === 0) return;
     const due = this.#late.filter((each) => each.due && which(each));
     this.#late = this.#late.filter((each) => !due.includes(each));
     for (const { effect } of due) effect();
@@ -398,7 +399,7 @@ class Process implements SimulatedProcess {
 
   #write(fd: number, source: Uint8Array, offset: number): void {
     const { file, path } = this.#handle(fd, true);
-    const bytes = Uint8Array.from(source);
+    const bytes = new Uint8Array(source);
     this.#do({ kind: "write", path, bytes, offset }, () => {
       file.write(bytes, offset, this.#disk.tick());
     });

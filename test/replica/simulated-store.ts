@@ -1,6 +1,5 @@
 /** A store on a simulated disk, and the blocks of one replica as a model. */
-import { createHash } from "node:crypto";
-import { expect } from "vitest";
+import { createHash, hash } from "node:crypto";
 import { toReplicationError } from "../../src/base/errors.ts";
 import { silentLogger } from "../../src/base/logger.ts";
 import type { Clock } from "../../src/base/clock.ts";
@@ -97,7 +96,7 @@ const zeroBlock = Buffer.alloc(blockBytes);
 export function digestOf(content: Uint8Array): Buffer {
   const padded = content.length === blockBytes ? content : Buffer.concat([content, zeroBlock.subarray(content.length)]);
   if (zeroBlock.equals(padded)) return Buffer.alloc(width);
-  return createHash("sha256").update(padded).digest().subarray(0, width);
+  return hash("sha256", padded, "buffer").subarray(0, width);
 }
 
 /** Root of a disk with this content, computed from scratch. */
@@ -219,7 +218,9 @@ function* dataBlocks(writer: DiskWriter): Generator<number> {
 
 function digestReplica(writer: DiskWriter, lanes: LaneStorage, block: number): Buffer {
   const content = Buffer.alloc(blockLength(writer.table.geometry, block));
-  expect(lanes.read(writer.replicaFd, content, block * blockBytes)).toBe(content.length);
+  if (lanes.read(writer.replicaFd, content, block * blockBytes) !== content.length) {
+    throw new Error(`the replica ends before the end of block ${block}`);
+  }
   return digestOf(content);
 }
 
@@ -275,7 +276,9 @@ export async function expectPoint(store: Store, point: number, disk: Geometry, b
 
 export async function expectReader(reader: PointReader, disk: Geometry, blocks: Blocks): Promise<void> {
   const { point } = reader.point;
-  expect(reader.sizeBytes).toBe(disk.sizeBytes);
+  if (reader.sizeBytes !== disk.sizeBytes) {
+    throw new Error(`point ${point} has ${reader.sizeBytes} bytes and not ${disk.sizeBytes}`);
+  }
   const found = Buffer.alloc(blockBytes);
   const seen = new Set<number>();
   for await (const { kind, offset, length } of reader.extents(0, disk.sizeBytes)) {

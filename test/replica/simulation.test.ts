@@ -7,7 +7,10 @@ const count = Number(process.env["REPLICATE_SIM_COUNT"] ?? "60");
 const steps = Number(process.env["REPLICATE_SIM_STEPS"] ?? "40");
 
 test(`seeds ${first} to ${first + count - 1}, ${steps} steps each`, { timeout: 24 * 3_600_000 }, async () => {
-  const sums = { points: 0, crashes: 0, failures: 0, reads: 0, removed: 0, rollbacks: 0, joined: 0 };
+  const sums = {
+    ...{ points: 0, crashes: 0, failures: 0, reads: 0, removed: 0 },
+    ...{ rollbacks: 0, joined: 0, grown: 0, shrunk: 0 },
+  };
   for (let seed = first; seed < first + count; seed++) {
     const facts = await simulate({ seed, steps });
     for (const key of Object.keys(sums) as (keyof typeof sums)[]) sums[key] += facts[key];

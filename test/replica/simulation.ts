@@ -1,9 +1,9 @@
 /**
- * A random life of one disk over simulated storage: deltas part by part, commits, deltas laid aside or dropped, growth, removal of points, readers
- * all along, failing operations, kills, losses of power. One seed, one life. After every step readers see what they opened; after every crash every
- * point that was told durable reads as it did.
+ * A random life of one disk over simulated storage: deltas part by part, commits, deltas laid aside or dropped, growth, shrinking, removal of points,
+ * readers all along, failing operations, kills, losses of power. One seed, one life. After every step readers see what they opened; after every crash
+ * every point that was told durable has the size it had and reads as it did.
  */
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { ReplicationError, toReplicationError } from "../../src/base/errors.ts";
 import { KIB } from "../../src/base/units.ts";
 import type { DiskWriter, Store } from "../../src/replica/store.ts";
@@ -27,6 +27,7 @@ import {
   openTestStore,
   openWriter,
   rebuild,
+  shrinkTo,
   storePath,
 } from "./simulated-store.ts";
 
@@ -49,25 +50,54 @@ interface OpenReader {
   readonly reader: Awaited<ReturnType<Store["openPoint"]>>;
 }
 
-function bytesOf(parts: readonly number[]): Buffer {
-  return Buffer.concat(parts.map((value) => Buffer.alloc(partBytes, value === 0 ? 0 : `part ${value} `)));
+/** A part filled with one number, padded blocks and their digests: nobody writes into them, so each is made once. */
+const partContents: Buffer[] = [];
+const blockContents = new WeakMap<readonly number[], Padded[]>();
+
+interface Padded {
+  readonly length: number;
+  /** Padded with zeros, as the last block is digested. */
+  readonly bytes: Buffer;
+  readonly digest: Buffer;
+}
+
+const zeroPart = Buffer.alloc(partBytes);
+const zeroBlock: Padded = { length: blockBytes, bytes: Buffer.alloc(blockBytes), digest: Buffer.alloc(width) };
+
+function partContent(value: number): Buffer {
+  return (partContents[value] ??= value === 0 ? zeroPart : Buffer.alloc(partBytes, `part ${value} `));
+}
+
+let room = Buffer.alloc(0);
+
+/** Bytes to read into, until the next call. They are full of what no part is, so that what a read leaves out is seen. */
+function bytesToFill(length: number): Buffer {
+  if (room.length < length) room = Buffer.alloc(2 * length);
+  return room.subarray(0, length).fill(0xff);
 }
 
 function lengthOf(sizeBytes: number, block: number): number {
   return Math.min(blockBytes, sizeBytes - block * blockBytes);
 }
 
-/** Padded with zeros, as the last block is digested. */
-function paddedOf(content: Content, sizeBytes: number, block: number): Buffer {
+function paddedOf(content: Content, sizeBytes: number, block: number): Padded {
   const parts = content.get(block);
-  const bytes = Buffer.alloc(blockBytes);
-  if (parts !== undefined) bytesOf(parts).copy(bytes, 0, 0, lengthOf(sizeBytes, block));
-  return bytes;
+  if (parts === undefined) return zeroBlock;
+  const length = lengthOf(sizeBytes, block);
+  let made = blockContents.get(parts);
+  if (made === undefined) blockContents.set(parts, (made = []));
+  let found = made.find((padded) => padded.length === length);
+  if (found === undefined) {
+    const bytes = Buffer.concat(parts.map(partContent)).fill(0, length);
+    found = { length, bytes, digest: digestOf(bytes) };
+    made.push(found);
+  }
+  return found;
 }
 
 function digestOf(bytes: Buffer): Buffer {
-  if (bytes.every((byte) => byte === 0)) return Buffer.alloc(width);
-  return createHash("sha256").update(bytes).digest().subarray(0, width);
+  if (bytes.equals(zeroBlock.bytes)) return zeroBlock.digest;
+  return hash("sha256", bytes, "buffer").subarray(0, width);
 }
 
 export interface LifeOptions {
@@ -88,6 +118,9 @@ export interface LifeFacts {
   removed: number;
   rollbacks: number;
   joined: number;
+  /** Deltas that made the replica longer, and shorter. */
+  grown: number;
+  shrunk: number;
 }
 
 /** Lives one life. Throws what was found wrong. */
@@ -107,7 +140,10 @@ class Life {
   readonly #chance: () => number;
   readonly #machine: SimulatedDisk;
   readonly #change: Change;
-  readonly facts: LifeFacts = { points: 0, crashes: 0, failures: 0, reads: 0, removed: 0, rollbacks: 0, joined: 0 };
+  readonly facts: LifeFacts = {
+    ...{ points: 0, crashes: 0, failures: 0, reads: 0, removed: 0 },
+    ...{ rollbacks: 0, joined: 0, grown: 0, shrunk: 0 },
+  };
   doing = "start";
   #process: SimulatedProcess;
   #store: Store | undefined;
@@ -140,9 +176,8 @@ class Life {
     const process = this.#machine.start({
       ...(dropsCache === undefined ? {} : { dropsCache }),
       fault: (operation) => {
-        const step = { ...operation, doing: this.doing, past };
         const fate = this.#fate;
-        let found = fault?.(step);
+        let found = fault?.({ ...operation, doing: this.doing, past });
         if (fate !== undefined && operation.index >= fate.at) {
           // A sync that fails, or any other operation; once.
           this.#fate = undefined;
@@ -179,12 +214,13 @@ class Life {
     const store = await this.#openStore();
     const dice = this.#chance();
     if (dice < 0.5) await this.#delta(store);
-    else if (dice < 0.62) await this.#openReader(store);
-    else if (dice < 0.7) await this.#closeReader();
-    else if (dice < 0.84) await this.#prune(store);
-    else if (dice < 0.88) await this.#hold(store);
-    else if (dice < 0.91) this.#growTarget();
-    else if (dice < 0.95) await this.#rollBack(store);
+    else if (dice < 0.61) await this.#openReader(store);
+    else if (dice < 0.68) await this.#closeReader();
+    else if (dice < 0.81) await this.#prune(store);
+    else if (dice < 0.84) await this.#hold(store);
+    else if (dice < 0.88) this.#growTarget();
+    else if (dice < 0.92) this.#shrinkTarget();
+    else if (dice < 0.96) await this.#rollBack(store);
     else await this.#giveUpWriter();
   }
 
@@ -231,7 +267,7 @@ class Life {
     this.#changeTarget();
     this.doing = "apply";
     await writer.begin();
-    if (writer.record.sizeBytes < this.#sizeBytes) await writer.grow(this.#sizeBytes);
+    await this.#resize(writer);
     const whole = this.#chance() < 0.7;
     await this.#apply(writer, whole ? 1 : this.#chance());
     if (!whole) {
@@ -266,6 +302,20 @@ class Life {
     }
   }
 
+  async #resize(writer: DiskWriter): Promise<void> {
+    const before = writer.record.sizeBytes;
+    if (before < this.#sizeBytes) {
+      this.doing = "grow";
+      await writer.grow(this.#sizeBytes);
+      this.facts.grown++;
+    } else if (before > this.#sizeBytes) {
+      this.doing = "shrink";
+      await shrinkTo(writer, this.#process.lanes, this.#sizeBytes);
+      this.facts.shrunk++;
+    }
+    this.doing = "apply";
+  }
+
   #growTarget(): void {
     // What lay behind the old end was no content.
     const last = Math.floor(this.#sizeBytes / blockBytes);
@@ -279,26 +329,39 @@ class Life {
     this.#sizeBytes += 512 + this.#below(3) * blockBytes;
   }
 
+  /** By a few blocks, now and then by most of the disk; the new end lies between blocks, between parts, or anywhere. */
+  #shrinkTarget(): void {
+    const most = this.#chance() < 0.1 ? this.#sizeBytes : 4 * blockBytes;
+    const grain = [blockBytes, partBytes, 512, 1][this.#below(4)] ?? 1;
+    const sizeBytes = this.#sizeBytes - 1 - this.#below(most);
+    this.#sizeBytes = Math.max(512, sizeBytes - (sizeBytes % grain));
+    for (const [block, parts] of this.#target) {
+      const length = Math.max(0, lengthOf(this.#sizeBytes, block));
+      const left = parts.map((value, index) => (index * partBytes < length ? value : 0));
+      if (left.every((value) => value === 0)) this.#target.delete(block);
+      else if (length < blockBytes) this.#target.set(block, left);
+    }
+  }
+
   /** What a receiver does with what a sender sends: the parts that differ, old content first. */
   async #apply(writer: DiskWriter, share: number): Promise<void> {
     const blocks = Math.ceil(this.#sizeBytes / blockBytes);
     for (let block = 0; block < blocks; block++) {
       if (this.#chance() >= share) continue;
       const wanted = paddedOf(this.#target, this.#sizeBytes, block);
-      const digest = digestOf(wanted);
-      const base = Buffer.from(writer.table.get(block));
-      if (digest.equals(base)) continue;
-      await this.#put(writer, block, wanted, digest, base);
+      const base = writer.table.get(block);
+      if (wanted.digest.equals(base)) continue;
+      await this.#put(writer, block, wanted, Uint8Array.from(base));
     }
   }
 
-  async #put(writer: DiskWriter, block: number, wanted: Buffer, digest: Buffer, base: Buffer): Promise<void> {
+  async #put(writer: DiskWriter, block: number, { bytes: wanted, digest }: Padded, base: Uint8Array): Promise<void> {
     const { lanes } = this.#process;
     const length = lengthOf(writer.record.sizeBytes, block);
-    const old = Buffer.alloc(blockBytes);
     try {
+      const old = bytesToFill(blockBytes).fill(0, length);
       lanes.read(writer.replicaFd, old.subarray(0, length), block * blockBytes);
-      const zero = digest.every((byte) => byte === 0);
+      const zero = digest.equals(zeroBlock.digest);
       let mask = 0;
       for (let part = 0; part < perBlock; part++) {
         const at = part * partBytes;
@@ -327,7 +390,9 @@ class Life {
     const alive = [...this.#durable.values()].filter(({ point }) => !this.#going.has(point));
     const of = alive[this.#below(alive.length)];
     if (of === undefined || this.#readers.length >= 3) return;
-    this.#readers.push({ of, reader: await store.openPoint(diskName, of.point) });
+    const reader = await store.openPoint(diskName, of.point);
+    this.#readers.push({ of, reader });
+    expectSize(reader.sizeBytes, of);
   }
 
   async #closeReader(): Promise<void> {
@@ -339,17 +404,18 @@ class Life {
     for (const { reader, of } of this.#readers) {
       const offset = this.#below(of.sizeBytes);
       const length = Math.min(of.sizeBytes - offset, 1 + this.#below(3 * blockBytes));
-      const found = Buffer.alloc(length);
+      const found = bytesToFill(length);
       await reader.read(found, offset);
       this.facts.reads++;
-      const first = Math.floor(offset / blockBytes);
-      const blocks = Math.ceil((offset + length) / blockBytes) - first;
-      const whole = Buffer.concat(
-        Array.from({ length: blocks }, (_unused, index) => paddedOf(of.content, of.sizeBytes, first + index)),
-      );
-      const from = offset - first * blockBytes;
-      if (!whole.subarray(from, from + length).equals(found)) {
-        throw new Error(`a reader of point ${of.point} got something else at offset ${offset}`);
+      for (let at = 0; at < length; ) {
+        const block = Math.floor((offset + at) / blockBytes);
+        const from = offset + at - block * blockBytes;
+        const count = Math.min(length - at, blockBytes - from);
+        const { bytes } = paddedOf(of.content, of.sizeBytes, block);
+        if (bytes.compare(found, at, at + count, from, from + count) !== 0) {
+          throw new Error(`a reader of point ${of.point} got something else at offset ${offset + at}`);
+        }
+        at += count;
       }
     }
   }
@@ -387,14 +453,13 @@ class Life {
   #expectReplicaIs(writer: DiskWriter, point: number): void {
     const of = this.#durable.get(point);
     if (of === undefined) throw new Error(`point ${point} was never told`);
-    const found = Buffer.alloc(blockBytes);
+    expectSize(writer.record.sizeBytes, of);
     for (let block = 0; block * blockBytes < writer.record.sizeBytes; block++) {
-      found.fill(0);
       const length = lengthOf(writer.record.sizeBytes, block);
+      const found = bytesToFill(blockBytes).fill(0, length);
       this.#process.lanes.read(writer.replicaFd, found.subarray(0, length), block * blockBytes);
-      const wanted =
-        block * blockBytes < of.sizeBytes ? paddedOf(of.content, of.sizeBytes, block) : Buffer.alloc(blockBytes);
-      if (!wanted.equals(found))
+      const wanted = block * blockBytes < of.sizeBytes ? paddedOf(of.content, of.sizeBytes, block) : zeroBlock;
+      if (!wanted.bytes.equals(found))
         throw new Error(`rolled back to point ${point}, the replica is wrong in block ${block}`);
     }
   }
@@ -446,21 +511,26 @@ class Life {
       await this.#checkPoint(store, { ...asked, point: newest.point });
     } else if ((newest?.point ?? 0) !== last)
       throw new Error(`the newest point is ${newest?.point ?? 0} and not ${last}`);
-    const there = new Set(points.map(({ point }) => point));
+    const there = new Map(points.map(({ point, sizeBytes }) => [point, sizeBytes]));
     for (const committed of this.#durable.values()) {
-      if (there.has(committed.point)) await this.#checkPoint(store, committed);
-      else if (!this.#going.has(committed.point)) throw new Error(`point ${committed.point} is gone`);
+      const listed = there.get(committed.point);
+      if (listed !== undefined) {
+        expectSize(listed, committed);
+        await this.#checkPoint(store, committed);
+      } else if (!this.#going.has(committed.point)) throw new Error(`point ${committed.point} is gone`);
     }
   }
 
-  async #checkPoint(store: Store, { point, sizeBytes, content }: Committed): Promise<void> {
+  async #checkPoint(store: Store, committed: Committed): Promise<void> {
+    const { point, sizeBytes, content } = committed;
     const reader = await store.openPoint(diskName, point);
     try {
-      const found = Buffer.alloc(sizeBytes);
+      expectSize(reader.sizeBytes, committed);
+      const found = bytesToFill(sizeBytes);
       await reader.read(found, 0);
       for (let block = 0; block * blockBytes < sizeBytes; block++) {
         const length = lengthOf(sizeBytes, block);
-        const wanted = paddedOf(content, sizeBytes, block).subarray(0, length);
+        const wanted = paddedOf(content, sizeBytes, block).bytes.subarray(0, length);
         if (!wanted.equals(found.subarray(block * blockBytes, block * blockBytes + length))) {
           throw new Error(`point ${point} is wrong in block ${block}`);
         }
@@ -468,6 +538,12 @@ class Life {
     } finally {
       await reader.close();
     }
+  }
+}
+
+function expectSize(sizeBytes: number, of: Committed): void {
+  if (sizeBytes !== of.sizeBytes) {
+    throw new Error(`point ${of.point} had ${of.sizeBytes} bytes and is found to have ${sizeBytes}`);
   }
 }
 
