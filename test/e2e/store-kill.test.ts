@@ -11,7 +11,7 @@ beforeAll(async () => {
   pki = await makePki(suite, join(tempDir(suite), "pki"));
 });
 
-test("5 kills", async (t) => {
+test("5 kills, also while points are removed and their logs joined (C-71)", async (t) => {
   const counts = await killStore(t, pki, { kills: 5, seed: 12, keep: 2, bothEnds: true });
   expect(counts.read).toBeGreaterThanOrEqual(10);
 });

@@ -166,7 +166,7 @@ function takesRoom({ kind, path }: Operation, inPlace = false): boolean {
   return ["write", "sync", "punch", "rename", "link", "make-directory"].includes(kind);
 }
 
-describe("full from an operation on, until room is made", () => {
+describe("full from an operation on, until room is made (C-71)", () => {
   for (const killed of [false, true]) {
     test(killed ? "and power is lost" : "in one process", async () => {
       let tried = 0;

@@ -164,7 +164,7 @@ test("many points, each of any changes", async () => {
   );
 });
 
-describe("while a delta is under way", () => {
+describe("while a delta is under way (C-65)", () => {
   test.each([1, 3, 5])("stopped after %i pieces: the newest point is whole", async (pieces) => {
     let jobs = 0;
     let stop = Number.POSITIVE_INFINITY;

@@ -143,6 +143,67 @@ test("logs that are joined hold what their list held, in less room", async () =>
   }
 });
 
+test("two stores of one disk: a removal that is killed at any operation and done again leaves what the other's did (C-101)", async () => {
+  /** Five points of the same changes in a store of their own, three of them to be removed. */
+  const fill = async (): Promise<void> => {
+    machine = createSimulatedDisk();
+    process = machine.start();
+    await process.makeDirectory(storePath);
+    store = await openTestStore(process, storePath, { keep: "all" });
+    await store.create(diskName, { geometry: disk, owner: "sender", sectorBytes: 512 });
+    await makePoints(5, 21);
+  };
+  const thin = async (): Promise<void> => {
+    await keepOnly([1]);
+    await store.compact(diskName);
+  };
+  /** Content of each point, whole. */
+  const contents = async (): Promise<ReadonlyMap<number, Buffer>> => {
+    const all = new Map<number, Buffer>();
+    for (const point of await listed()) {
+      const reader = await store.openPoint(diskName, point);
+      const content = Buffer.alloc(reader.sizeBytes);
+      await reader.read(content, 0);
+      await reader.close();
+      all.set(point, content);
+    }
+    return all;
+  };
+  await fill();
+  const five = await contents();
+  await thin();
+  const two = await contents();
+  expect([...two.keys()]).toEqual([1, 5]);
+  const expectSame = (found: typeof five, other: typeof five, at: number): void => {
+    for (const [point, content] of found) {
+      expect(content.equals(other.get(point) ?? Buffer.alloc(0)), `killed at ${at}, point ${point}`).toBe(true);
+    }
+  };
+  expectSame(two, five, -1);
+  for (let at = 0, over = false; !over; at++) {
+    await fill();
+    let seen = 0;
+    process = machine.start({ fault: () => (seen++ === at ? { kind: "kill" } : undefined) });
+    over = await openTestStore(process, storePath)
+      .then((opened) => {
+        store = opened;
+        return thin();
+      })
+      .then(
+        () => true,
+        () => false,
+      );
+    expect(process.dead).toBe(!over);
+    process = machine.start();
+    store = await openTestStore(process, storePath);
+    expectSame(await contents(), five, at);
+    await thin();
+    const found = await contents();
+    expect([...found.keys()]).toEqual([1, 5]);
+    expectSame(found, two, at);
+  }
+});
+
 test("a reader goes on over the joining of its logs", async () => {
   await makePoints(12, 21);
   const reader = await store.openPoint(diskName, 1);

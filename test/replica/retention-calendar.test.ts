@@ -126,7 +126,7 @@ describe("calendar options", () => {
   });
 });
 
-describe("the nights of summer time, a cycle a minute from 01:30 to 03:30 on the wall clock", () => {
+describe("the nights of summer time (C-73), a cycle a minute from 01:30 to 03:30 on the wall clock", () => {
   const nights: [string, string, string, string, string[]][] = [
     [
       "Europe/Rome",

@@ -4,7 +4,7 @@ import { decideRetention } from "../../src/replica/retention/decide.ts";
 import { parsePolicy } from "../../src/replica/retention/policy.ts";
 import { at, commitAll, DAY, HOUR, kept, MINUTE, noon, rules, series, utc } from "./retention-kit.ts";
 
-describe("clocks that jump", () => {
+describe("clocks that jump (C-74)", () => {
   const policy = "grid=1x1h(keep=all)|24x1h|14x1d|8x7d";
   const steady = series(Array.from({ length: 3 * 144 }, (_, index) => noon + index * 10 * MINUTE));
   const control = commitAll(steady, policy).map(({ time }) => time);

@@ -13,6 +13,7 @@ import {
 import {
   apply,
   blockBytes,
+  blockContent,
   commitFacts,
   createTestClock,
   createTestRandom,
@@ -530,7 +531,7 @@ describe("damage", () => {
     expect(await store.summary(diskName)).toMatchObject({ state: "damaged" });
   });
 
-  test("a point's record under another number is damage", async () => {
+  test("a point's record under another number is damage (C-67)", async () => {
     const { store, process } = await setUpPoint();
     await process.rename(`${directory}/points/0000000001.json`, `${directory}/points/0000000002.json`);
     await expect(store.openWriter(diskName, holder)).rejects.toThrow(/is the record of point 1/);
@@ -721,6 +722,44 @@ describe("growth", () => {
     });
     await putBlock(writer, process.lanes, 1, 1);
     expect((await writer.commit(commitFacts("c1"))).sizeBytes).toBe(40 * blockBytes);
+  });
+
+  test("that there is no room for is told before anything of the points is dropped, and they keep their size (C-86)", async () => {
+    let full = false;
+    const fault: ProcessOptions["fault"] = ({ kind }) =>
+      full && kind === "write" ? { kind: "errno", errno: "ENOSPC" } : undefined;
+    const { store, process } = await setUpPoint({ process: { fault } });
+    const writer = await openWriter(store);
+    for (const value of [2, 3, 4, 5]) {
+      await writer.begin();
+      await putBlock(writer, process.lanes, 7, value);
+      await writer.commit(commitFacts(`c${value}`));
+    }
+    await writer.begin();
+    full = true;
+    await expect(
+      writer.grow(2_000 * blockBytes).then(() => putBlock(writer, process.lanes, 1_500, 9)),
+    ).rejects.toMatchObject({ code: "no-space" });
+    await writer.release();
+    const sizes = async (): Promise<readonly number[]> =>
+      (await store.points(diskName)).points.map(({ sizeBytes }) => sizeBytes);
+    expect(await sizes()).toEqual(Array(5).fill(40 * blockBytes));
+    full = false;
+    const next = await openWriter(store);
+    if (next.doubt !== undefined) await rebuild(next, process.lanes);
+    await next.begin();
+    await next.grow(2_000 * blockBytes);
+    await putBlock(next, process.lanes, 1_500, 9);
+    await next.commit(commitFacts("c6"));
+    expect(await sizes()).toEqual([...Array(5).fill(40 * blockBytes), 2_000 * blockBytes]);
+    for (const value of [2, 3, 4, 5]) {
+      const reader = await store.openPoint(diskName, value);
+      expect(reader.sizeBytes).toBe(40 * blockBytes);
+      const found = Buffer.alloc(blockBytes);
+      await reader.read(found, 7 * blockBytes);
+      expect(found.equals(blockContent(value))).toBe(true);
+      await reader.close();
+    }
   });
 
   test("before begin is a wrong call", async () => {

@@ -81,7 +81,7 @@ test("damage of the replica: ranges joined, and the newest point whose undo log 
   expect((await verify("newest")).good).toBe(true);
 });
 
-test("damage of an undo log: a newer point that has the same content again is found", async () => {
+test("damage of an undo log: a newer point that has the same content again is found (C-67)", async () => {
   await start();
   const disk = new Changing(40 * block);
   await kit.commit(disk.write(0, 40 * block).content);

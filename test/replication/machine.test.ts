@@ -1,4 +1,6 @@
 /** Several disks sent as they are at one moment: all get their point of the cut, or none does. */
+import { rmSync } from "node:fs";
+import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
@@ -110,6 +112,45 @@ test("every disk gets its point of one cut, with one time, again and again", asy
     }
   }
   expect(new Set(cuts).size).toBe(2);
+});
+
+test("a disk whose replica was lost is copied anew, the others get their deltas, and the cut is complete (C-79)", async () => {
+  const disks = [await diskOf("db.sys"), await diskOf("db.data"), await diskOf("db.log")];
+  await machineOf(disks).run();
+  await kit.idle();
+  rmSync(join(kit.folder, "store/disks/db.data"), { recursive: true });
+  for (const { image } of disks) await image.write(randomBytes(5_000), 20_000);
+  const report = await machineOf(disks).run();
+  expect(report.disks.map(({ disk, point, reason }) => ({ disk, point, reason }))).toEqual([
+    { disk: "db.sys", point: 2, reason: "scan" },
+    { disk: "db.data", point: 1, reason: "initial" },
+    { disk: "db.log", point: 2, reason: "scan" },
+  ]);
+  for (const disk of disks) await expectHeld(disk);
+  const { cuts } = await kit.store.points("db.sys");
+  // What the lost disk had of the first cut is gone, and it is said so.
+  expect(cuts.get(1)).toMatchObject({ complete: false, missing: ["db.data"] });
+  expect(cuts.get(2)).toMatchObject({ complete: true, missing: [] });
+});
+
+test("disks that come and go: each its own copy, those that left keep their points (C-80)", async () => {
+  const [system, data] = [await diskOf("db.sys"), await diskOf("db.data")];
+  await machineOf([system]).run();
+  const added = await machineOf([system, data]).run();
+  expect(added.disks.map(({ point, reason }) => ({ point, reason }))).toEqual([
+    { point: 2, reason: "scan" },
+    { point: 1, reason: "initial" },
+  ]);
+  expect((await kit.store.points("db.sys")).cuts.get(2)).toMatchObject({ complete: true });
+  await machineOf([data]).run();
+  expect((await pointsOf("db.sys")).map(({ point }) => point)).toEqual([1, 2]);
+  expect((await pointsOf("db.data")).map(({ cut }) => cut?.members)).toEqual([["db.sys", "db.data"], ["db.data"]]);
+  // Something else under the name that left: no delta on what was there, unless the user says so.
+  const again = await diskOf("db.sys");
+  const other = { ...again, source: { ...again.source, identity: "another" } };
+  await expect(machineOf([other, data]).run()).rejects.toMatchObject({ code: "another-image" });
+  expect((await pointsOf("db.sys")).map(({ point }) => point)).toEqual([1, 2]);
+  await expectHeld(system);
 });
 
 test("more disks than a receiver has memory for at a time", async () => {
