@@ -22,7 +22,7 @@ const attempts: readonly (readonly [name: string, kind: Kind, attempt: Attempt])
   ...Object.entries(ends).map(([name, end]): readonly [string, Kind, Attempt] => [
     name,
     "crashed",
-    async (life, at, options) => (await crashAt(life, end(at, at), { ...options, seed: at })) === "crashed",
+    async (life, at, options) => (await crashAt(life, end(at, at), options)) === "crashed",
   ]),
   ...["EIO", "ENOSPC"].map((errno): readonly [string, Kind, Attempt] => [
     `${errno}, and the process goes on`,
@@ -56,7 +56,7 @@ export function crashTests({ chosen, whole, options = {} }: Choice): void {
       const tried = new Map<Kind, Set<number>>(kinds.map((kind) => [kind, new Set()]));
       for (const [way, attempt] of ways) {
         test(way.name, async () => {
-          const steps = await operationsOf(life);
+          const steps = await operationsOf(life, options);
           let [count, ended] = [0, 0];
           for (const { index: at, kind, path, doing } of steps) {
             if (!chosen(name, at, way)) continue;
@@ -76,7 +76,7 @@ export function crashTests({ chosen, whole, options = {} }: Choice): void {
       }
       if (!whole(name)) return;
       test("no operation is left out", async () => {
-        const steps = await operationsOf(life);
+        const steps = await operationsOf(life, options);
         for (const kind of kinds) expect([kind, tried.get(kind)?.size]).toEqual([kind, steps.length]);
       });
     });
