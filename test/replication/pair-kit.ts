@@ -44,7 +44,8 @@ export interface KitOptions {
   readonly receiverLog?: Logger;
   /** Free space the receiver's store keeps; default 0. */
   readonly reserveBytes?: number;
-  readonly receiver?: Pick<ReceiverOptions, "perIdentity" | "whenFull"> & Partial<Pick<ReceiverOptions, "authorize">>;
+  readonly receiver?: Pick<ReceiverOptions, "perIdentity" | "whenFull"> &
+    Partial<Pick<ReceiverOptions, "authorize" | "clock">>;
 }
 
 export class PairKit {

@@ -1,12 +1,14 @@
 /** What the receiver makes of its own failures: doubt is kept, points are not lost, and the sender gives up in time. */
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
+import { limits } from "../../src/base/limits.ts";
 import type { Logger } from "../../src/base/logger.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import type { SaveRequest, JobName } from "../../src/lanes/jobs.ts";
 import type { Lanes } from "../../src/lanes/lanes.ts";
-import type { LinkedPair } from "../../src/testing/linked-pair.ts";
+import { createFakeClock } from "../../src/testing/fake-clock.ts";
+import { createLinkedPair, type LinkedPair } from "../../src/testing/linked-pair.ts";
 import { randomBytes } from "../random.ts";
 import { contentOf, expectEqual, watchRejections } from "./checks.ts";
 import { PairKit } from "./pair-kit.ts";
@@ -139,4 +141,67 @@ test("a block whose old content changed since its parts were compared is asked f
   await expectEqual(kit, image);
   const asked = warnings.filter(({ text }) => text.includes("asking for them whole"));
   expect(asked.map(({ fields }) => fields)).toMatchObject([{ blocks: 1 }]);
+});
+
+test("work at the receiver that takes ten minutes: both ends hear from each other all along (C-98)", async () => {
+  const clock = createFakeClock();
+  let begun = false;
+  let release = (): void => {};
+  const released = new Promise<void>((resolve) => (release = resolve));
+  const slow = await PairKit.create({
+    receiver: { clock },
+    receiverLanes: (lanes): Lanes => ({
+      ...lanes,
+      run: (async (name: JobName, request: never) => {
+        if (name === "apply") {
+          begun = true;
+          await released;
+        }
+        return await lanes.run(name, request);
+      }) as Lanes["run"],
+    }),
+  });
+  const image = createMemoryImage(MIB);
+  await image.write(randomBytes(MIB), 0);
+  const heard = { byClient: 0, byServer: 0 };
+  const sending = slow.send(image, {
+    clock,
+    connect: () => {
+      const pair = createLinkedPair({ clock });
+      for (const [link, count] of [
+        [pair.client, "byServer"],
+        [pair.server, "byClient"],
+      ] as const) {
+        const send = link.send.bind(link);
+        link.send = (message, payload) => {
+          if (message.type === "heartbeat") heard[count]++;
+          return send(message, payload);
+        };
+      }
+      slow.receiver.accept(pair.server);
+      return Promise.resolve(pair.client);
+    },
+  });
+  while (!begun) {
+    clock.advance(1);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  for (let second = 0; second < 600; second++) {
+    clock.advance(1_000);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  release();
+  let over = false;
+  const report = sending.finally(() => {
+    over = true;
+  });
+  while (!over) {
+    clock.advance(1);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  expect(await report).toMatchObject({ point: 1, attempts: 1 });
+  const beats = 600_000 / limits.heartbeatMillis;
+  expect(heard.byClient).toBeGreaterThan(beats * 0.9);
+  expect(heard.byServer).toBeGreaterThan(beats * 0.9);
+  expect(await slow.close()).toBe(true);
 });
