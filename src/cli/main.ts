@@ -4,6 +4,7 @@ import { ReplicationError } from "../base/errors.ts";
 import { version } from "../version.ts";
 import { toReplicationError } from "../base/errors.ts";
 import { exitCodeOf, exitCodes } from "./exit-codes.ts";
+import { optimizeLater } from "./late-optimizing.ts";
 import type { CliIo, VerbEntry } from "./verb.ts";
 
 /** What can be asked for. Only the verb that is meant is loaded: the others would be most of the time a short command takes. */
@@ -140,6 +141,7 @@ function report(error: ReplicationError, args: readonly string[], io: CliIo): vo
 }
 
 async function main(): Promise<void> {
+  optimizeLater();
   const args = process.argv.slice(2);
   const stop = new AbortController();
   let signals = 0;
