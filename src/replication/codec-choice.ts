@@ -130,6 +130,8 @@ export class CodecChoice {
       .sort(([, a], [, b]) => b - a)
       .map(([codec]) => codec);
     const [best = round.codec, runnerUp] = ranked;
+    // The link has time to spare: whatever shrinks more cannot be faster.
+    if (best === "stored" && round.codec === "stored" && busyShare < idleLinkShare) return best;
     this.#settledRounds++;
     return this.#settledRounds % roundsBetweenTrials === 0 ? (runnerUp ?? best) : best;
   }

@@ -19,7 +19,7 @@ const all = ["stored", "lz4", "deflate", "zstd"] as const;
 
 class Run {
   readonly choice: CodecChoice;
-  readonly link: number;
+  link: number;
   now = 0;
   /** Bytes before compression, by what they were sent with. */
   readonly sent: Record<CodecName, number> = { stored: 0, lz4: 0, deflate: 0, zstd: 0 };
@@ -101,6 +101,15 @@ describe("auto", () => {
     const scattered: Codecs = { ...text, speed: { ...text.speed, stored: 150 * MIB, lz4: 130 * MIB } };
     const usable = ["stored", "lz4"] as const;
     expect(new Run(2_000 * MIB, { usable }).send(1_024 * MIB, scattered).share("stored")).toBeGreaterThan(0.8);
+    // While the link has time to spare nothing that shrinks more can be faster: no trial but the first.
+    const run = new Run(2_000 * MIB, { usable }).send(256 * MIB, scattered);
+    const compressed = run.sent.lz4;
+    expect(run.send(16_384 * MIB, scattered).sent.lz4).toBe(compressed);
+    // The link becomes slow: then it is tried again, and kept.
+    run.link = 70 * MIB;
+    const stored = run.sent.stored;
+    run.send(4_096 * MIB, scattered);
+    expect(run.sent.stored - stored).toBeLessThan(0.3 * 4_096 * MIB);
     // The same on a link that lz4 fills: storing takes twice the time, and is not tried.
     expect(new Run(70 * MIB, { usable }).send(1_024 * MIB, scattered).share("lz4")).toBe(1);
   });
