@@ -10,7 +10,7 @@ import { pathsOf, readRecord } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
 import { type DiskPaths, diskPaths, storePaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
-import { listPoints, loadPoints } from "./point.ts";
+import { listPoints, loadPoints } from "./points/point.ts";
 
 /** `source` of the point an adoption makes: no sender has it, so the first send of the disk is compared by a sample. */
 export const ADOPTED_SOURCE = "adopted";

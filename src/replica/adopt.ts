@@ -33,7 +33,7 @@ import { type DiskRecord, pathsOf, readRecord, writeRecord } from "./disk-record
 import { inFile } from "./file-error.ts";
 import { type DiskPaths, diskPaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
-import { listPoints, loadPoints, type Point, writePoint } from "./point.ts";
+import { listPoints, loadPoints, type Point, writePoint } from "./points/point.ts";
 import { REPLICA_MODE } from "./replica-file.ts";
 import { syncDirectory } from "./state-file.ts";
 import { hexOf, TableFiles } from "./table-files.ts";

@@ -5,7 +5,7 @@
  * the open log last.
  */
 import { undoName } from "./layout.ts";
-import type { NamedLog, Point } from "./point.ts";
+import type { NamedLog, Point } from "./points/point.ts";
 import type { ClosedLog } from "./undo/entry.ts";
 
 export interface ChainLog {

@@ -10,7 +10,7 @@ import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import { undoName } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
-import { listPoints, loadPoints, type NamedLog, type Point, writePoint } from "./point.ts";
+import { listPoints, loadPoints, type NamedLog, type Point, writePoint } from "./points/point.ts";
 import { syncDirectory } from "./state-file.ts";
 import type { ClosedLog, UndoLogReader } from "./undo/entry.ts";
 import { encodeUndoHeader, UNDO_ID_BYTES, UNDO_PAGE_BYTES } from "./undo/format.ts";

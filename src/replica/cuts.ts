@@ -4,7 +4,7 @@
  */
 import { diskPaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
-import { listPoints, loadPoints, type Point } from "./point.ts";
+import { listPoints, loadPoints, type Point } from "./points/point.ts";
 
 /** What the other disks of a cut say. */
 export interface CutState {

@@ -5,7 +5,7 @@ import { type Holder, readHolder } from "./disk-lock.ts";
 import { type DiskRecord, pathsOf, readRecord } from "./disk-record.ts";
 import { diskPaths, type DiskPaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
-import { listPoints, orphanLog, type Point, type PointFiles, readPoint } from "./point.ts";
+import { listPoints, orphanLog, type Point, type PointFiles, readPoint } from "./points/point.ts";
 import { findReplica } from "./replica-file.ts";
 
 export interface DiskSummary {

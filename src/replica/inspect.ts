@@ -8,7 +8,7 @@ import { createPageDigests, type PageDigests, pageDigest, tableFileBytes } from 
 import { parseHolder } from "./disk-lock.ts";
 import { decodeRecord, diskFormat, geometryOf } from "./disk-record.ts";
 import { fileError } from "./file-error.ts";
-import { decodePoint, pointFormat } from "./point.ts";
+import { decodePoint, pointFormat } from "./points/point.ts";
 import { decodeSession, sessionFormat } from "./session-record.ts";
 import { readSmallFile } from "./state-file.ts";
 import { decodeStore, storeFormat } from "./store-record.ts";

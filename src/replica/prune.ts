@@ -10,7 +10,7 @@ import { cutStates, loadCompanions, sparedByCuts } from "./cuts.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
-import { listPoints, loadPoints, type NamedLog, type Point, readPoint, type Hold, writePoint } from "./point.ts";
+import { listPoints, loadPoints, type NamedLog, type Point, readPoint, type Hold, writePoint } from "./points/point.ts";
 import { decideRetention, type Verdict } from "./retention/decide.ts";
 import type { RetentionPolicy } from "./retention/policy.ts";
 import { syncDirectory } from "./state-file.ts";

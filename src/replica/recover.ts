@@ -6,7 +6,7 @@ import type { DiskLocks } from "./disk-lock.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import { undoName } from "./layout.ts";
-import { listPoints, loadPoints, orphanLog, type Point, type PointFiles, readPoint } from "./point.ts";
+import { listPoints, loadPoints, orphanLog, type Point, type PointFiles, readPoint } from "./points/point.ts";
 import { damaged } from "./state-file.ts";
 
 export interface RecoveredPoints {

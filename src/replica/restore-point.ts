@@ -2,7 +2,7 @@
 import { ReplicationError } from "../base/errors.ts";
 import { MIB } from "../base/units.ts";
 import type { BlockWriter } from "../image/block-device.ts";
-import type { PointReader } from "./point-reader.ts";
+import type { PointReader } from "./points/reader.ts";
 import { ContentRoot } from "./root-check.ts";
 
 const pieceBytes = MIB;

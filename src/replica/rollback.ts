@@ -8,7 +8,7 @@ import { blockLength, digestBytes, pageBlocks, pageCount } from "../base/units.t
 import { isZero } from "../codec/digest.ts";
 import type { DiskRecord } from "./disk-record.ts";
 import { fileError } from "./file-error.ts";
-import type { PointReader } from "./point-reader.ts";
+import type { PointReader } from "./points/reader.ts";
 import { shrinkDisk, growDisk, type ResizeParts } from "./resize.ts";
 import { hexOf } from "./table-files.ts";
 import type { LoggedParts } from "./undo/logged.ts";

@@ -3,7 +3,7 @@ import type { Storage } from "../storage/seam.ts";
 import { ownLogs } from "./chain.ts";
 import type { CutState } from "./cuts.ts";
 import type { DiskPaths } from "./layout.ts";
-import type { DiskPoints } from "./point-reader.ts";
+import type { DiskPoints } from "./points/reader.ts";
 
 /** The points of a disk with what each takes, and with those of other disks each belongs to. */
 export interface StoredPoints extends DiskPoints {

@@ -2,7 +2,7 @@
 import { ReplicationError } from "../base/errors.ts";
 import { blockCount, type Geometry, MIB, pageBlocks, pageCount } from "../base/units.ts";
 import { createPageDigests, pageDigest } from "../table/page-digests.ts";
-import type { PointReader } from "./point-reader.ts";
+import type { PointReader } from "./points/reader.ts";
 import { abortedBy } from "./restore-point.ts";
 import type { Store } from "./store.ts";
 

@@ -4,7 +4,7 @@ import { toReplicationError } from "../../src/base/errors.ts";
 import { blockCount, type Geometry } from "../../src/base/units.ts";
 import { neededLogs } from "../../src/replica/chain.ts";
 import { diskPaths, undoName } from "../../src/replica/layout.ts";
-import { listPoints, loadPoints } from "../../src/replica/point.ts";
+import { listPoints, loadPoints } from "../../src/replica/points/point.ts";
 import { copyPoint, dataBytesOf } from "../../src/replica/restore-point.ts";
 import { openRestoreTarget } from "../../src/replica/restore-target.ts";
 import type { DiskWriter, PointReader, Store } from "../../src/replica/store.ts";

@@ -7,7 +7,7 @@ import { dirname, join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { diskPaths } from "../../src/replica/layout.ts";
 import { decodeRecord } from "../../src/replica/disk-record.ts";
-import { decodePoint } from "../../src/replica/point.ts";
+import { decodePoint } from "../../src/replica/points/point.ts";
 import { decodeSession, writeSession } from "../../src/replica/session-record.ts";
 import { decodeStore } from "../../src/replica/store-record.ts";
 import { decodeUndoHeader } from "../../src/replica/undo/format.ts";

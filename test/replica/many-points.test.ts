@@ -1,7 +1,7 @@
 /** Many points, thinned by a policy: those that stay read as they did, and thinning costs what the points are, not what they hold. */
 import { expect, test } from "vitest";
 import { diskPaths } from "../../src/replica/layout.ts";
-import { type Point, writePoint } from "../../src/replica/point.ts";
+import { type Point, writePoint } from "../../src/replica/points/point.ts";
 import { defaultPolicyText } from "../../src/replica/retention/policy.ts";
 import type { Store } from "../../src/replica/store.ts";
 import type { Storage } from "../../src/storage/seam.ts";

@@ -1,8 +1,8 @@
 import { expect, test } from "vitest";
 import { KIB } from "../../src/base/units.ts";
 import { diskPaths } from "../../src/replica/layout.ts";
-import { type Point, readPoint, writePoint } from "../../src/replica/point.ts";
-import { openChain, readPoints } from "../../src/replica/point-chain.ts";
+import { type Point, readPoint, writePoint } from "../../src/replica/points/point.ts";
+import { openChain, readPoints } from "../../src/replica/points/chain.ts";
 import { createUndoLog } from "../../src/replica/undo-log.ts";
 import type { Storage } from "../../src/storage/seam.ts";
 import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";

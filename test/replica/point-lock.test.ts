@@ -3,7 +3,7 @@ import { silentLogger } from "../../src/base/logger.ts";
 import { DiskLocks } from "../../src/replica/disk-lock.ts";
 import { diskPaths } from "../../src/replica/layout.ts";
 import type { StoreParts } from "../../src/replica/open-disk.ts";
-import { lockPoint } from "../../src/replica/point-lock.ts";
+import { lockPoint } from "../../src/replica/points/lock.ts";
 import type { Storage } from "../../src/storage/seam.ts";
 import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
 import { methodsOf } from "./point-kit.ts";

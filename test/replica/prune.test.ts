@@ -1,7 +1,7 @@
 /** Points are removed by names alone, and every point that stays reads as it did. */
 import { beforeEach, describe, expect, test } from "vitest";
 import { diskPaths, undoName } from "../../src/replica/layout.ts";
-import { writePoint } from "../../src/replica/point.ts";
+import { writePoint } from "../../src/replica/points/point.ts";
 import type { DiskWriter, Store } from "../../src/replica/store.ts";
 import { createSimulatedDisk, type SimulatedDisk, type SimulatedProcess } from "../../src/testing/simulated-storage.ts";
 import {

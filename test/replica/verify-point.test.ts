@@ -4,7 +4,7 @@ import type { Clock } from "../../src/base/clock.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import { verifyPoint } from "../../src/index.ts";
 import { diskPaths } from "../../src/replica/layout.ts";
-import { writePoint } from "../../src/replica/point.ts";
+import { writePoint } from "../../src/replica/points/point.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import { hastyClock, type SendOptions } from "../replication/pair-kit.ts";
 import { Changing, makePoints, PointKit, whileChanged } from "./point-kit.ts";

@@ -1,9 +1,9 @@
 /** A point's record, `points/<sequence>.json`. Its appearance is the commit. */
-import { isDiskName } from "../base/disk-name.ts";
-import { ReplicationError } from "../base/errors.ts";
-import type { Storage } from "../storage/seam.ts";
-import type { DiskPaths } from "./layout.ts";
-import { parsePointFile } from "./layout.ts";
+import { isDiskName } from "../../base/disk-name.ts";
+import { ReplicationError } from "../../base/errors.ts";
+import type { Storage } from "../../storage/seam.ts";
+import type { DiskPaths } from "../layout.ts";
+import { parsePointFile } from "../layout.ts";
 import {
   damaged,
   decodeState,
@@ -12,8 +12,8 @@ import {
   type StateFormat,
   type StateRecord,
   writeState,
-} from "./state-file.ts";
-import type { ClosedLog } from "./undo/entry.ts";
+} from "../state-file.ts";
+import type { ClosedLog } from "../undo/entry.ts";
 
 /** Keeps a point from being removed. */
 export interface Hold {

@@ -2,9 +2,9 @@
  * Where the blocks of one table page come from at a point: for each part the first log that holds it, for each block the first entry's
  * digest. Pure. What no log holds comes from the replica and its table.
  */
-import { isFullMask } from "../base/part-mask.ts";
-import { maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
-import type { UndoEntry } from "./undo/entry.ts";
+import { isFullMask } from "../../base/part-mask.ts";
+import { maskBytes, PART_BYTES, partsPerBlock } from "../../base/units.ts";
+import type { UndoEntry } from "../undo/entry.ts";
 
 /** Parts of a block that one entry has first. */
 export interface Piece {

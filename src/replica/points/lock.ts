@@ -1,9 +1,9 @@
 /** What keeps a point from being removed while it is read: a shared lock on `points/<sequence>.lock`. */
-import { errnoOf, ReplicationError } from "../base/errors.ts";
-import type { FileLock } from "../storage/seam.ts";
-import { fileError } from "./file-error.ts";
-import type { DiskPaths } from "./layout.ts";
-import type { StoreParts } from "./open-disk.ts";
+import { errnoOf, ReplicationError } from "../../base/errors.ts";
+import type { FileLock } from "../../storage/seam.ts";
+import { fileError } from "../file-error.ts";
+import type { DiskPaths } from "../layout.ts";
+import type { StoreParts } from "../open-disk.ts";
 
 /** Who removes a point holds its lock until the point is gone; who looks at it holds it for a moment. */
 const lockTries = 500;

@@ -1,11 +1,11 @@
 /** Puts blocks of a point together from what logs, replica and table have, and says whether they are right. */
-import { countParts } from "../base/part-mask.ts";
-import { ReplicationError } from "../base/errors.ts";
-import { blocksPerPage, digestBytes, type Geometry, PART_BYTES } from "../base/units.ts";
-import { type Digester, isZero } from "../codec/digest.ts";
-import type { PageView } from "./point-chain.ts";
-import { type BlockSources, clearParts, placeParts } from "./point-sources.ts";
-import { saysZero, type TablePage } from "./point-table.ts";
+import { countParts } from "../../base/part-mask.ts";
+import { ReplicationError } from "../../base/errors.ts";
+import { blocksPerPage, digestBytes, type Geometry, PART_BYTES } from "../../base/units.ts";
+import { type Digester, isZero } from "../../codec/digest.ts";
+import type { PageView } from "./chain.ts";
+import { type BlockSources, clearParts, placeParts } from "./sources.ts";
+import { saysZero, type TablePage } from "./table.ts";
 
 /** What a block's digest is at the point, or in words why that cannot be told. */
 export type BlockVerdict =

@@ -2,12 +2,12 @@
  * The replica's digest table as a reader beside its writer sees it. The writer may write pages of `digests` at any time and writes
  * `pages` at commits only, so a page need not match its checksum; and while it builds the table anew both files may be short.
  */
-import { blocksPerPage, digestBytes, type DigestKind, TABLE_PAGE_BYTES } from "../base/units.ts";
-import { errnoOf } from "../base/errors.ts";
-import type { LaneStorage, Storage, StorageFile } from "../storage/seam.ts";
-import { PAGE_DIGEST_BYTES, pageDigest } from "../table/page-digests.ts";
-import { fileError, inFile } from "./file-error.ts";
-import { ByteLru } from "./undo/lru.ts";
+import { blocksPerPage, digestBytes, type DigestKind, TABLE_PAGE_BYTES } from "../../base/units.ts";
+import { errnoOf } from "../../base/errors.ts";
+import type { LaneStorage, Storage, StorageFile } from "../../storage/seam.ts";
+import { PAGE_DIGEST_BYTES, pageDigest } from "../../table/page-digests.ts";
+import { fileError, inFile } from "../file-error.ts";
+import { ByteLru } from "../undo/lru.ts";
 
 export interface TablePage {
   /** {@link TABLE_PAGE_BYTES}; what the file does not have is zero. */

@@ -3,22 +3,22 @@
  * gets entries, is closed by a commit, and the next one follows. Who reads follows it by looking again.
  */
 import { join } from "node:path";
-import { errnoOf, ReplicationError } from "../base/errors.ts";
-import { blocksPerPage, type DigestKind, KIB, MIB } from "../base/units.ts";
-import type { Storage, StorageFile } from "../storage/seam.ts";
-import { type ChainLog, chainOf, ownLogs } from "./chain.ts";
-import { fileError } from "./file-error.ts";
-import type { DiskPaths } from "./layout.ts";
-import { parsePointFile, undoName } from "./layout.ts";
+import { errnoOf, ReplicationError } from "../../base/errors.ts";
+import { blocksPerPage, type DigestKind, KIB, MIB } from "../../base/units.ts";
+import type { Storage, StorageFile } from "../../storage/seam.ts";
+import { type ChainLog, chainOf, ownLogs } from "../chain.ts";
+import { fileError } from "../file-error.ts";
+import type { DiskPaths } from "../layout.ts";
+import { parsePointFile, undoName } from "../layout.ts";
 import { listPoints, type LoadedPoints, loadPoints, orphanLog, type Point, type PointFiles } from "./point.ts";
-import { type BlockRange, type BlockSources, type PageSources, PageSourcesBuilder } from "./point-sources.ts";
-import type { NamedDigest } from "./point-table.ts";
-import { damaged } from "./state-file.ts";
-import { readLog } from "./undo/batches.ts";
-import type { ClosedLog, UndoEntry, UndoLogReader } from "./undo/entry.ts";
-import { UNDO_PAGE_BYTES } from "./undo/format.ts";
-import { ByteLru } from "./undo/lru.ts";
-import { openUndoLogReader } from "./undo/reader.ts";
+import { type BlockRange, type BlockSources, type PageSources, PageSourcesBuilder } from "./sources.ts";
+import type { NamedDigest } from "./table.ts";
+import { damaged } from "../state-file.ts";
+import { readLog } from "../undo/batches.ts";
+import type { ClosedLog, UndoEntry, UndoLogReader } from "../undo/entry.ts";
+import { UNDO_PAGE_BYTES } from "../undo/format.ts";
+import { ByteLru } from "../undo/lru.ts";
+import { openUndoLogReader } from "../undo/reader.ts";
 
 /** What chains are made with. */
 export interface ChainParts {

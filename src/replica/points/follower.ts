@@ -1,9 +1,9 @@
 /** Keeps the chain of a point up to date while its reader is open. */
-import type { Storage } from "../storage/seam.ts";
-import type { DiskPaths } from "./layout.ts";
+import type { Storage } from "../../storage/seam.ts";
+import type { DiskPaths } from "../layout.ts";
 import { listPoints, orphanLog } from "./point.ts";
-import { type ChainParts, type HeldLog, openChain, type PointChain } from "./point-chain.ts";
-import { settleAll } from "./table-files.ts";
+import { type ChainParts, type HeldLog, openChain, type PointChain } from "./chain.ts";
+import { settleAll } from "../table-files.ts";
 
 export class ChainFollower {
   readonly #parts: ChainParts;

@@ -5,7 +5,7 @@
  * so after replica and table were read the logs are looked at again, and what they still do not have had not been overwritten. Every block is
  * compared with its digest before it is served.
  */
-import { invariant, ReplicationError } from "../base/errors.ts";
+import { invariant, ReplicationError } from "../../base/errors.ts";
 import {
   blockCount,
   blocksPerPage,
@@ -14,32 +14,25 @@ import {
   type Geometry,
   pageBlocks,
   pageCount,
-} from "../base/units.ts";
-import { loadCodecs } from "../codec/compression.ts";
-import { createDigester, type Digester, isZero } from "../codec/digest.ts";
-import type { BlockReader, Extent } from "../image/block-device.ts";
-import { checkRange } from "../image/range.ts";
-import type { FileLock, StorageFile } from "../storage/seam.ts";
-import { type DiskRecord, pathsOf, readRecord } from "./disk-record.ts";
-import { inFile } from "./file-error.ts";
-import { diskPaths, type DiskPaths } from "./layout.ts";
-import type { StoreParts } from "./open-disk.ts";
+} from "../../base/units.ts";
+import { loadCodecs } from "../../codec/compression.ts";
+import { createDigester, type Digester, isZero } from "../../codec/digest.ts";
+import type { BlockReader, Extent } from "../../image/block-device.ts";
+import { checkRange } from "../../image/range.ts";
+import type { FileLock, StorageFile } from "../../storage/seam.ts";
+import { type DiskRecord, pathsOf, readRecord } from "../disk-record.ts";
+import { inFile } from "../file-error.ts";
+import { diskPaths, type DiskPaths } from "../layout.ts";
+import type { StoreParts } from "../open-disk.ts";
 import { listPoints, type Point } from "./point.ts";
-import { BlockAssembler, type Outcome } from "./point-blocks.ts";
-import {
-  type ChainParts,
-  openChain,
-  type PageView,
-  type PointChain,
-  pointNotFound,
-  readPoints,
-} from "./point-chain.ts";
-import { ChainFollower, closeLogs } from "./point-follower.ts";
-import { lockPoint } from "./point-lock.ts";
-import { openReplicaToRead } from "./replica-file.ts";
-import type { BlockRange } from "./point-sources.ts";
-import { saysZero, type TablePage, TablePages } from "./point-table.ts";
-import { settleAll } from "./table-files.ts";
+import { BlockAssembler, type Outcome } from "./blocks.ts";
+import { type ChainParts, openChain, type PageView, type PointChain, pointNotFound, readPoints } from "./chain.ts";
+import { ChainFollower, closeLogs } from "./follower.ts";
+import { lockPoint } from "./lock.ts";
+import { openReplicaToRead } from "../replica-file.ts";
+import type { BlockRange } from "./sources.ts";
+import { saysZero, type TablePage, TablePages } from "./table.ts";
+import { settleAll } from "../table-files.ts";
 
 /**
  * A recovery point as an image. Content never changes while it is open. A block that cannot be told for sure is never served: `read` throws
