@@ -11,7 +11,7 @@ import type { Verb } from "./verb.ts";
 const help = `usage: replicate disks --store DIR [--json]
 
 Lists what is protected: size, space the replica takes, number of recovery points and bytes of their undo logs, newest point
-and its age, owner, state. Runs beside a live recv.
+and its age, owner, state, and where an adopted image lies. Runs beside a live recv.
 
 ${storeHelp}
 
@@ -80,6 +80,7 @@ function diskEvent(summary: DiskFacts): object {
     points: summary.points,
     undoBytes: summary.undoBytes,
     owner: record.owner,
+    image: record.image ?? null,
     state: summary.state,
     holder: summary.holder ?? null,
     trouble: summary.trouble ?? null,
@@ -88,7 +89,8 @@ function diskEvent(summary: DiskFacts): object {
 
 function diskRow(summary: DiskFacts, now: number): string[] {
   const { record, newest } = summary;
-  const state = summary.trouble === undefined ? summary.state : `${summary.state}: ${summary.trouble}`;
+  const where = record.image === undefined ? "" : `, adopted at ${record.image}`;
+  const state = (summary.trouble === undefined ? summary.state : `${summary.state}: ${summary.trouble}`) + where;
   return [
     record.name,
     formatSize(record.sizeBytes),

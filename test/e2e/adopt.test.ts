@@ -98,8 +98,9 @@ test.concurrent.for(ways)(
       { point: 2 },
     ]);
     expect((await ofStore("disks", "--json")).lines).toMatchObject([
-      { disk: "web", state: "idle", points: 2, owner: "send" },
+      { disk: "web", state: "idle", points: 2, owner: "send", image: options.length > 0 ? null : shipped },
     ]);
+    expect((await ofStore("disks")).stdout.includes(`adopted at ${shipped}`)).toBe(options.length === 0);
     expect((await replicate(t, ["compare", kept, `${store}/web@1`])).code).toBe(0);
 
     // A receiver that is killed in the middle of a delta: every point is read, the delta is given up, and comes again.
