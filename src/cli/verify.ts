@@ -7,7 +7,7 @@ import { exitCodes } from "./exit-codes.ts";
 import { type OpenedStore, openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
 import { parseDiskPoint, pointHelp, withChosenPoint } from "./point-name.ts";
 import { showWork, type Work } from "./progress.ts";
-import { formatSize, parseRate } from "./values.ts";
+import { formatSize, parseRate, parseSize } from "./values.ts";
 import type { CliIo, Verb } from "./verb.ts";
 
 const help = `usage: replicate verify --store DIR [DISK[@POINT]] [--all] [options]
@@ -19,6 +19,7 @@ that has the same content there, or else other, good content. Without DISK all d
 ${pointHelp}
 
   --all                  all points, not only the newest
+  --from OFFSET          of one point: go on where a run said it was stopped
   --rate SIZE            bytes read a second at most, such as 50MiB
 ${storeHelp}
 
@@ -37,7 +38,7 @@ export const verifyVerb: Verb = {
     const given = parseArguments(args, {
       verb: "verify",
       flags: ["all", ...storeFlags],
-      options: ["rate", ...storeOptions],
+      options: ["from", "rate", ...storeOptions],
       positionals: [],
       optional: 1,
     });
@@ -47,10 +48,14 @@ export const verifyVerb: Verb = {
     if (all && named?.point !== undefined) {
       throw new ReplicationError("usage", "verify: --all reads all points; name a disk without a point");
     }
+    const from = optional(given.text("from"), (text) => parseSize(text, "--from")) ?? 0;
+    if (from > 0 && (all || named === undefined)) {
+      throw new ReplicationError("usage", "verify: --from is for one point; name its disk, and leave --all out");
+    }
     const rate = optional(given.text("rate"), parseRate);
     const opened = await openStoreOf(given, "verify", io);
     const { store } = opened;
-    const reading = new Reading(opened, io, { json: given.flag("json"), rate });
+    const reading = new Reading(opened, io, { json: given.flag("json"), from, rate });
     try {
       for (const disk of named === undefined ? await store.disks() : [named.disk]) {
         if (all) await reading.readAll(disk);
@@ -63,18 +68,20 @@ export const verifyVerb: Verb = {
   },
 };
 
+interface ReadingOptions {
+  readonly json: boolean;
+  readonly from: number;
+  readonly rate: number | undefined;
+}
+
 class Reading {
   isGood = true;
   readonly #store: Store;
   readonly #engine: OpenedStore["engine"];
   readonly #io: CliIo;
-  readonly #o: { readonly json: boolean; readonly rate: number | undefined };
+  readonly #o: ReadingOptions;
 
-  constructor(
-    { store, engine }: OpenedStore,
-    io: CliIo,
-    options: { readonly json: boolean; readonly rate: number | undefined },
-  ) {
+  constructor({ store, engine }: OpenedStore, io: CliIo, options: ReadingOptions) {
     this.#store = store;
     this.#engine = engine;
     this.#io = io;
@@ -122,7 +129,7 @@ class Reading {
   }
 
   async #read(disk: string, point: number): Promise<void> {
-    const { json, rate } = this.#o;
+    const { json, from, rate } = this.#o;
     const startedAt = systemClock.monotonic();
     const work: Work = { title: `reading ${disk}@${point}`, facts: { disk, point }, doneBytes: 0, totalBytes: 0 };
     const stop = showWork(work, this.#io, { json });
@@ -131,6 +138,7 @@ class Reading {
         engine: this.#engine,
         disk,
         point,
+        from,
         rate,
         signal: this.#io.signal,
         onProgress(doneBytes, totalBytes) {
@@ -163,6 +171,7 @@ function verifiedEvent(report: Report, seconds: number): object {
     good: report.good,
     rootMatches: report.rootMatches,
     bytes: report.sizeBytes,
+    from: report.fromBytes,
     bytesRead: report.readBytes,
     bytesDamaged: report.damagedBytes,
     rangesDamaged: report.damagedRanges,
@@ -172,9 +181,9 @@ function verifiedEvent(report: Report, seconds: number): object {
 }
 
 function verifiedText(report: Report, seconds: number): string {
-  const { disk, point, sizeBytes, readBytes, damaged, damagedRanges, damagedBytes } = report;
+  const { disk, point, sizeBytes, fromBytes, readBytes, damaged, damagedRanges, damagedBytes } = report;
   const what = `${formatSize(sizeBytes)}, ${formatSize(readBytes)} read in ${seconds.toFixed(1)} s`;
-  if (report.good) return `${disk}@${point}: good; ${what}\n`;
+  if (report.good) return `${disk}@${point}: good${fromBytes > 0 ? ` from ${fromBytes} on` : ""}; ${what}\n`;
   const lines: string[] = [];
   if (damagedRanges > 0) {
     lines.push(

@@ -73,6 +73,8 @@ export async function verifyPoint(
     readonly engine: ReadingEngine;
     readonly disk: string;
     readonly point: number | "newest";
+    /** Offset to begin at, the `offset` in the details of an `aborted` before; default 0. */
+    readonly from?: number | undefined;
     /** Bytes read a second, at most; default: no limit. */
     readonly rate?: number | undefined;
     readonly signal?: AbortSignal | undefined;
@@ -84,6 +86,7 @@ export async function verifyPoint(
   const limit = createRateLimit(engine.clock, options.rate);
   const never = new AbortController().signal;
   return verifyStoredPoint(store, options.disk, options.point, {
+    from: options.from ?? 0,
     signal,
     pace: (bytes) => limit.take(bytes, signal ?? never),
     onProgress: (doneBytes, totalBytes) => onProgress?.(doneBytes, totalBytes),

@@ -32,6 +32,8 @@ export interface VerifyReport {
   readonly good: boolean;
   readonly rootMatches: boolean;
   readonly sizeBytes: number;
+  /** Where reading began: the block `from` lies in. */
+  readonly fromBytes: number;
   /** Blocks that are zero by their digest are not read. */
   readonly readBytes: number;
   /** The first 20. */
@@ -41,6 +43,8 @@ export interface VerifyReport {
 }
 
 export interface VerifyOptions {
+  /** Offset to begin at; what lies before was read by an earlier call. Digests and root are looked at as a whole in any case. */
+  readonly from: number;
   /** Waits until so many bytes may be read. */
   readonly pace: (bytes: number) => Promise<void>;
   readonly signal: AbortSignal | undefined;
@@ -48,7 +52,10 @@ export interface VerifyOptions {
   readonly onProgress: (doneBytes: number, sizeBytes: number) => void;
 }
 
-/** Throws what opening the point throws, `aborted`, and what is not damage. */
+/**
+ * Throws what opening the point throws, `usage` for a `from` behind the end, and what is not damage. Of `aborted` the details say where to go on
+ * (`offset`), and what was found up to there (`damagedRanges`, `damagedBytes`).
+ */
 export async function verifyStoredPoint(
   store: Store,
   disk: string,
@@ -57,8 +64,13 @@ export async function verifyStoredPoint(
 ): Promise<VerifyReport> {
   const point = await store.openPoint(disk, sequence);
   try {
+    if (options.from > point.sizeBytes) {
+      throw new ReplicationError("usage", `point ${point.point.point} of disk ${disk} ends before ${options.from}`);
+    }
     const pass = new Pass(point, options);
-    const rootMatches = await pass.run();
+    const rootMatches = await pass.run().catch((error: unknown) => {
+      throw error instanceof ReplicationError && error.code === "aborted" ? stopped(point, pass, error) : error;
+    });
     const found = pass.ranges;
     const damaged = found.named.length === 0 ? [] : await lookElsewhere(store, point, found.named, options);
     return {
@@ -67,6 +79,7 @@ export async function verifyStoredPoint(
       good: rootMatches && found.count === 0,
       rootMatches,
       sizeBytes: point.sizeBytes,
+      fromBytes: pass.from,
       readBytes: pass.readBytes,
       damaged,
       damagedRanges: found.count,
@@ -75,6 +88,16 @@ export async function verifyStoredPoint(
   } finally {
     await point.close();
   }
+}
+
+function stopped(point: PointReader, { reached, ranges }: Pass, cause: ReplicationError): ReplicationError {
+  const { count, bytes } = ranges;
+  const damage = count === 0 ? "nothing damaged" : `${bytes} bytes damaged in ${count} range${count === 1 ? "" : "s"}`;
+  return new ReplicationError(
+    "aborted",
+    `stopped; of ${point.disk.name}@${point.point.point} ${damage} up to ${reached}: go on from ${reached}`,
+    { cause, details: { offset: reached, damagedRanges: count, damagedBytes: bytes } },
+  );
 }
 
 /** Damage of blocks, which does not keep others from being read. */
@@ -113,7 +136,10 @@ class Ranges {
 
 class Pass {
   readonly ranges = new Ranges();
+  readonly from: number;
   readBytes = 0;
+  /** All before was read, or is zero, or lies before `from`. */
+  reached: number;
   readonly #point: PointReader;
   readonly #o: VerifyOptions;
   readonly #geometry: Geometry;
@@ -123,6 +149,8 @@ class Pass {
     this.#point = point;
     this.#o = options;
     this.#geometry = geometryAt(point);
+    this.from = options.from - (options.from % this.#geometry.blockBytes);
+    this.reached = this.from;
     this.#buffer = new Uint8Array(Math.max(pieceBytes, this.#geometry.blockBytes));
   }
 
@@ -146,16 +174,22 @@ class Pass {
 
   async #read(first: number, end: number): Promise<void> {
     const { blockBytes, sizeBytes } = this.#geometry;
-    const start = first * blockBytes;
+    const start = Math.max(first * blockBytes, this.from);
     const stop = Math.min(end * blockBytes, sizeBytes);
+    if (start >= stop) return;
     for await (const { kind, offset, length } of this.#point.extents(start, stop - start)) {
       for (let at = offset; kind === "data" && at < offset + length; at += pieceBytes) {
         const count = Math.min(pieceBytes, offset + length - at);
         await this.#readPiece(at, count);
-        this.#o.onProgress(at + count, sizeBytes);
+        this.#pass(at + count);
       }
-      this.#o.onProgress(offset + length, sizeBytes);
+      this.#pass(offset + length);
     }
+  }
+
+  #pass(offset: number): void {
+    this.reached = offset;
+    this.#o.onProgress(offset, this.#geometry.sizeBytes);
   }
 
   async #readPiece(offset: number, length: number): Promise<void> {

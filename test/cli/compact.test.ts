@@ -93,6 +93,7 @@ test("repair finds what rotted; the next send heals it; the older point says wha
   ];
   expect(await run(repairVerb, ["disk"])).toMatchObject({ code: 3, lines: [{ event: "done", damaged }] });
   const report = await kit.send(image);
+  await kit.idle();
   expect(report.funnel.changedBlockBytes).toBe(192 * KIB);
   const content = Buffer.alloc(8 * MIB);
   await image.read(content, 0);
@@ -109,6 +110,7 @@ test("a replica that somebody wrote to is compared before the next delta, and he
   const image = createMemoryImage(8 * MIB);
   await image.write(randomBytes(8 * MIB), 0);
   await kit.send(image, { blockBytes: 64 * KIB });
+  await kit.idle();
   const replica = join(kit.folder, "store/disks/disk/replica.raw");
   const fd = openSync(replica, "r+");
   writeSync(fd, Buffer.from("mounted"), 0, 7, 2 * MIB);
@@ -117,6 +119,7 @@ test("a replica that somebody wrote to is compared before the next delta, and he
   const later = new Date(Date.now() + 10_000);
   utimesSync(replica, later, later);
   const report = await kit.send(image);
+  await kit.idle();
   expect(report).toMatchObject({ point: 2, funnel: { changedBlockBytes: 64 * KIB } });
   const content = Buffer.alloc(8 * MIB);
   await image.read(content, 0);
@@ -125,6 +128,7 @@ test("a replica that somebody wrote to is compared before the next delta, and he
   const again = new Date(Date.now() + 20_000);
   utimesSync(replica, again, again);
   expect((await kit.send(image, { skipEmpty: true })).created).toBe(false);
+  await kit.idle();
   expect((await kit.store.summary("disk"))?.state).toBe("idle");
 });
 
@@ -136,7 +140,7 @@ test("rollback makes the replica's file the newest point", async () => {
   await image.write(randomBytes(8 * MIB), 0);
   const cut = kit.send(image, { attemptsMax: 1, codec: "stored", onPair: (pair) => pair.toServer.cutAfter(5 * MIB) });
   await expect(cut).rejects.toMatchObject({ code: "connection-lost" });
-  await expect.poll(() => kit.receiver.sessions).toBe(0);
+  await kit.idle();
   const replica = join(kit.folder, "store/disks/disk/replica.raw");
   expect(first.equals(readFileSync(replica))).toBe(false);
   const { code, lines } = await run(rollbackVerb, ["disk"]);

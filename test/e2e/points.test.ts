@@ -228,5 +228,17 @@ test.concurrent("verify heeds its rate and SIGINT; exit code 130", async (t) => 
   await verifying.waitForEvent("progress");
   verifying.signal("SIGINT");
   expect(await verifying.exited).toBe(130);
-  expect(verifying.lines.at(-1)).toMatchObject({ event: "error", code: "aborted" });
+  const stopped = verifying.lines.at(-1);
+  expect(stopped).toMatchObject({ event: "error", code: "aborted" });
+  const from = /^stopped; of vm@1 nothing damaged up to (\d+): go on from \1/.exec(String(stopped?.["message"]))?.[1];
+  expect(Number(from)).toBeLessThan(8 * MIB);
+  const store = ["verify", "--store", setting.receiver.storeDir];
+  const rest = await replicate(t, [...store, "vm@1", "--from", String(from), "--json"]);
+  expect(rest.code).toBe(0);
+  expect(rest.lines.at(-1)).toMatchObject({ good: true, from: Number(from), bytesRead: 8 * MIB - Number(from) });
+  const half = await replicate(t, [...store, "vm", "--from", "4MiB"]);
+  expect(half.stdout).toContain(`vm@1: good from ${4 * MIB} on; `);
+  for (const more of [[], ["vm", "--all"]]) {
+    expect((await replicate(t, [...store, ...more, "--from", "4MiB"])).code).toBe(2);
+  }
 });

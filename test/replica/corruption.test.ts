@@ -130,6 +130,7 @@ test("a flipped bit under a block that a delta then overwrites: the older point 
     });
   });
   const report = await verifyStoredPoint(store, diskName, 1, {
+    from: 0,
     pace: () => Promise.resolve(),
     signal: undefined,
     onProgress: () => undefined,

@@ -173,6 +173,7 @@ async function lookAtPoint(store: Store, point: number): Promise<PointOutcome> {
 
 function verify(store: Store, point: number): ReturnType<typeof verifyStoredPoint> {
   return verifyStoredPoint(store, diskName, point, {
+    from: 0,
     pace: () => Promise.resolve(),
     signal: undefined,
     onProgress: () => undefined,

@@ -149,6 +149,33 @@ test("a rate is kept, and a stop is heeded", async () => {
   await expect(stopped).rejects.toMatchObject({ code: "aborted" });
 });
 
+test("a stop says how far it came and what it found, and the rest is read from there", async () => {
+  await start();
+  await kit.commit(new Changing(8 * MIB).write(0, 8 * MIB).content);
+  await withBadBlocks([MIB / block, (6 * MIB) / block], async () => {
+    const stop = new AbortController();
+    const onProgress = (done: number): void => {
+      if (done >= 3 * MIB) stop.abort();
+    };
+    await expect(verify(1, { signal: stop.signal, onProgress })).rejects.toMatchObject({
+      code: "aborted",
+      message: expect.stringContaining(`damaged in 1 range up to ${3 * MIB}: go on from ${3 * MIB}`),
+      details: { offset: 3 * MIB, damagedRanges: 1, damagedBytes: block },
+    });
+    const rest = await verify(1, { from: 3 * MIB });
+    expect(rest).toMatchObject({ good: false, rootMatches: true, fromBytes: 3 * MIB, readBytes: 5 * MIB });
+    expect(rest.damaged.map(({ offset }) => offset)).toEqual([6 * MIB]);
+    // In the middle of a block: the block is read.
+    expect(await verify(1, { from: 6 * MIB + block + 1 })).toMatchObject({
+      good: true,
+      fromBytes: 6 * MIB + block,
+      readBytes: 2 * MIB - block,
+    });
+    expect(await verify(1, { from: 8 * MIB })).toMatchObject({ good: true, readBytes: 0 });
+    await expect(verify(1, { from: 8 * MIB + 1 })).rejects.toMatchObject({ code: "usage" });
+  });
+});
+
 test("what is not there", async () => {
   await start();
   await kit.commit(new Changing(block).write(0, 10).content);

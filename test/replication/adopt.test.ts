@@ -143,7 +143,7 @@ describe("an adopted image", () => {
     await expectPointIs(store, 1, content);
     await expectPointIs(store, 3, new Map([...second, [14, 9]]), grown);
     const verified = await verifyStoredPoint(store, disk, 1, {
-      ...{ pace: () => Promise.resolve(), signal: undefined, onProgress: () => undefined },
+      ...{ from: 0, pace: () => Promise.resolve(), signal: undefined, onProgress: () => undefined },
     });
     expect(verified.good).toBe(true);
   });
@@ -176,7 +176,7 @@ describe("an adopted image", () => {
           await reader.read(found, 0);
           await reader.close();
           expect(found.equals(before)).toBe(true);
-          const checks = { pace: () => Promise.resolve(), signal: undefined, onProgress: () => undefined };
+          const checks = { from: 0, pace: () => Promise.resolve(), signal: undefined, onProgress: () => undefined };
           expect(await verifyStoredPoint(store, disk, 1, checks)).toMatchObject({ good: true, rootMatches: true });
         },
       ),
