@@ -66,11 +66,83 @@
       (i64.mul (i64.xor (local.get $hash) (i64.shr_u (local.get $hash) (i64.const 29))) (i64.const 0x165667B19E3779F9)))
     (i64.xor (local.get $hash) (i64.shr_u (local.get $hash) (i64.const 32))))
 
-  ;; The low 32 bits of each of $count (not 0) parts of 4 KiB, little endian, to $target.
-  (func (export "parts") (param $at i32) (param $count i32) (param $target i32)
+  ;; 1 when the 4 KiB at $at are zeros.
+  (func $isZero (param $at i32) (result i32)
+    (local $end i32)
+    (local.set $end (i32.add (local.get $at) (i32.const 4096)))
+    (loop $stripe
+      (if
+        (i64.ne
+          (i64.or
+            (i64.or (i64.load (local.get $at)) (i64.load offset=8 (local.get $at)))
+            (i64.or (i64.load offset=16 (local.get $at)) (i64.load offset=24 (local.get $at))))
+          (i64.const 0))
+        (then (return (i32.const 0))))
+      (local.set $at (i32.add (local.get $at) (i32.const 32)))
+      (br_if $stripe (i32.lt_u (local.get $at) (local.get $end))))
+    (i32.const 1))
+
+  ;; Of each of $count (not 0) parts of 4 KiB: its xxh64 to $wide, the low 32 bits of that to $low; little endian.
+  (func $parts (export "parts") (param $at i32) (param $count i32) (param $wide i32) (param $low i32)
+    (local $hash i64)
     (loop $part
-      (i32.store (local.get $target) (i32.wrap_i64 (call $xxh64 (local.get $at) (i32.const 4096))))
+      (local.set $hash (call $xxh64 (local.get $at) (i32.const 4096)))
+      (i64.store (local.get $wide) (local.get $hash))
+      (i64.store32 (local.get $low) (local.get $hash))
       (local.set $at (i32.add (local.get $at) (i32.const 4096)))
-      (local.set $target (i32.add (local.get $target) (i32.const 4)))
+      (local.set $wide (i32.add (local.get $wide) (i32.const 8)))
+      (local.set $low (i32.add (local.get $low) (i32.const 4)))
       (local.set $count (i32.sub (local.get $count) (i32.const 1)))
-      (br_if $part (local.get $count)))))
+      (br_if $part (local.get $count))))
+
+  ;; Of each of $count (not 0) blocks of $parts (a multiple of 4) parts, as above to $wide and $low; a bit for each part that is not zeros to $masks; and
+  ;; the xxh64 over those of the parts to $digests, big endian: 0 for a block of zeros, 1 for another one that gives 0.
+  (func (export "blocks") (param $at i32) (param $count i32) (param $parts i32)
+    (param $digests i32) (param $masks i32) (param $wide i32) (param $low i32)
+    (local $part i32) (local $bits i32) (local $any i32) (local $hash i64) (local $shift i64)
+    (loop $block
+      (call $parts (local.get $at) (local.get $parts) (local.get $wide) (local.get $low))
+      (local.set $part (i32.const 0))
+      (local.set $any (i32.const 0))
+      (local.set $bits (i32.const 0))
+      (loop $each
+        (if (i32.eqz (call $isZero (local.get $at)))
+          (then
+            (local.set $any (i32.const 1))
+            (local.set $bits
+              (i32.or
+                (local.get $bits)
+                (i32.shl (i32.const 1) (i32.and (local.get $part) (i32.const 7)))))))
+        (local.set $at (i32.add (local.get $at) (i32.const 4096)))
+        (local.set $part (i32.add (local.get $part) (i32.const 1)))
+        (if
+          (i32.or
+            (i32.eqz (i32.and (local.get $part) (i32.const 7)))
+            (i32.eq (local.get $part) (local.get $parts)))
+          (then
+            (i32.store8 (local.get $masks) (local.get $bits))
+            (local.set $masks (i32.add (local.get $masks) (i32.const 1)))
+            (local.set $bits (i32.const 0))))
+        (br_if $each (i32.lt_u (local.get $part) (local.get $parts))))
+      (local.set $hash (i64.const 0))
+      (if (local.get $any)
+        (then
+          (local.set $hash (call $xxh64 (local.get $wide) (i32.shl (local.get $parts) (i32.const 3))))
+          (if (i64.eqz (local.get $hash)) (then (local.set $hash (i64.const 1))))))
+      (local.set $shift (i64.const 56))
+      (loop $byte
+        (i64.store8 (local.get $digests) (i64.shr_u (local.get $hash) (local.get $shift)))
+        (local.set $digests (i32.add (local.get $digests) (i32.const 1)))
+        (local.set $shift (i64.sub (local.get $shift) (i64.const 8)))
+        (br_if $byte (i64.ge_s (local.get $shift) (i64.const 0))))
+      (local.set $wide (i32.add (local.get $wide) (i32.shl (local.get $parts) (i32.const 3))))
+      (local.set $low (i32.add (local.get $low) (i32.shl (local.get $parts) (i32.const 2))))
+      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+      (br_if $block (local.get $count))))
+
+  ;; The engine moves shared memory word by word from JavaScript, and as fast as it can from here.
+  (func (export "copy") (param $to i32) (param $from i32) (param $length i32)
+    (memory.copy (local.get $to) (local.get $from) (local.get $length)))
+
+  (func (export "zero") (param $at i32) (param $length i32)
+    (memory.fill (local.get $at) (i32.const 0) (local.get $length))))

@@ -1,10 +1,23 @@
 /** Digests of blocks and parts. */
 import { hash } from "node:crypto";
-import xxhash from "xxhash-wasm";
 import { invariant } from "../base/errors.ts";
-import type { SharedMemory } from "../base/shared-memory.ts";
-import { BLOCK_BYTES_MAX, type DigestKind, PART_BYTES, digestBytes } from "../base/units.ts";
-import { createDigestKernel, type DigestKernel } from "./digest-kernel.ts";
+import { type DigestKind, digestBytes, maskBytes, PART_BYTES } from "../base/units.ts";
+import { addPart } from "../base/part-mask.ts";
+import { createPartHasher, type DigestRoom, PART_DIGEST_BYTES, type PartHasher, partsMax } from "./part-hasher.ts";
+
+export { digestRoomBytes, PART_DIGEST_BYTES } from "./part-hasher.ts";
+
+/** What there is to know of some blocks one behind the other. Views: they hold until the digester is used again. */
+export interface BlockDigests {
+  /** One a block, big endian. */
+  readonly digests: Uint8Array;
+  /** A part mask a block: parts that are not zeros. */
+  readonly masks: Uint8Array;
+  /** {@link PART_DIGEST_BYTES} a part. */
+  readonly wide: Uint8Array;
+  /** The low half of each of these, 4 bytes little endian: what travels. */
+  readonly low: Uint8Array;
+}
 
 /**
  * Digests with one scratch memory; not shared between threads. All methods are synchronous and pure. A digest of a zero
@@ -13,83 +26,146 @@ import { createDigestKernel, type DigestKernel } from "./digest-kernel.ts";
 export interface Digester {
   readonly kind: DigestKind;
   readonly digestBytes: 8 | 16;
+  /** The digest of a block is one of the digests of its parts: {@link combine} gives it. */
+  readonly ofParts: boolean;
   /**
    * Writes the digest of `block` (a whole block: the caller pads the last, shorter one with zeros) to `target` at
    * `offset`, big endian. Returns true when the block is all zeros (every byte was looked at).
    */
   digest(block: Uint8Array, target: Uint8Array, offset: number): boolean;
-  /**
-   * Writes 32 bits, little endian, of each part ({@link PART_BYTES}) of `block` to `target` at `offset`: the low half of its xxh64, whatever
-   * the kind of the block digest.
-   */
-  parts(block: Uint8Array, target: Buffer, offset: number): void;
+  /** Of whole blocks, together at most as long as the largest one (1 MiB). */
+  blocks(content: Uint8Array, blockBytes: number): BlockDigests;
+  /** Writes the digest, {@link PART_DIGEST_BYTES}, of each part of `content` to `target` at `offset`, whatever the kind. */
+  parts(content: Uint8Array, target: Uint8Array, offset: number): void;
+  /** Digests of the parts of the largest block of zeros. */
+  readonly zeroParts: Uint8Array;
+  /** Writes the digest of a block whose parts have these digests; only where {@link ofParts}. */
+  combine(parts: Uint8Array, target: Uint8Array, offset: number): void;
 }
 
-/** Bytes a digester needs in the memory whose blocks it digests in place. */
-export const digestRoomBytes: number = (BLOCK_BYTES_MAX / PART_BYTES) * 4;
-
-/** Memory whose blocks are digested in place, and where in it {@link digestRoomBytes} lie that nobody else uses. */
-export interface DigestRoom {
-  readonly memory: SharedMemory;
-  readonly at: number;
-}
-
-/** The multiple that {@link DigestKernel} takes. */
-const stripeBytes = 32;
-
-/** One instance for the thread: it is compiled once, and its calls are synchronous, so that nobody's lies between another's. */
-let hasher: ReturnType<typeof xxhash> | undefined;
-
-/** xxh64 with seed 0, or the first 16 bytes of sha256. Blocks may lie in any memory; those that lie in that of `room` are not copied. */
+/**
+ * `xxh64`: xxh64 with seed 0 over the xxh64 of each part, little endian one behind the other; so a block of which parts change is digested by
+ * these alone. `sha256`: the first 16 bytes of that of the block. Blocks may lie in any memory; those that lie in that of `room` are not copied.
+ */
 export async function createDigester(kind: DigestKind, room?: DigestRoom): Promise<Digester> {
-  hasher ??= xxhash();
-  const { h64Raw } = await hasher;
-  const wasm = room?.memory.wasm;
-  const kernel: DigestKernel | undefined = wasm === undefined ? undefined : createDigestKernel(wasm);
-  const memory = room?.memory.buffer;
-  const partRoom = room === undefined ? undefined : Buffer.from(room.memory.buffer, room.at, digestRoomBytes);
-  const width = digestBytes(kind);
-  const scratch = new Uint8Array(8);
-  const scratchView = new DataView(scratch.buffer);
+  return new BlockDigester(kind, await createPartHasher(room));
+}
 
-  const computed = (block: Uint8Array): Uint8Array => {
-    if (kind === "sha256") return hash("sha256", block, "buffer").subarray(0, width);
-    const inPlace = kernel !== undefined && block.buffer === memory && block.length % stripeBytes === 0;
-    scratchView.setBigUint64(0, inPlace ? kernel.xxh64(block.byteOffset, block.length) : h64Raw(block));
-    return scratch;
-  };
+class BlockDigester implements Digester {
+  readonly kind: DigestKind;
+  readonly digestBytes: 8 | 16;
+  readonly ofParts: boolean;
+  readonly zeroParts: Uint8Array;
+  readonly #hasher: PartHasher;
 
-  return {
-    kind,
-    digestBytes: width,
-    digest(block, target, offset) {
-      invariant(offset >= 0 && offset + width <= target.length, "a digest fits its target");
-      if (isZero(block)) {
-        target.fill(0, offset, offset + width);
-        return true;
+  constructor(kind: DigestKind, hasher: PartHasher) {
+    this.kind = kind;
+    this.digestBytes = digestBytes(kind);
+    this.ofParts = kind === "xxh64";
+    this.#hasher = hasher;
+    hasher.parts(new Uint8Array(PART_BYTES));
+    const zeroPart = Uint8Array.from(hasher.wide.subarray(0, PART_DIGEST_BYTES));
+    this.zeroParts = Buffer.alloc(partsMax * PART_DIGEST_BYTES, zeroPart);
+  }
+
+  digest(block: Uint8Array, target: Uint8Array, offset: number): boolean {
+    this.#checkTarget(target, offset);
+    if (isZero(block)) {
+      target.fill(0, offset, offset + this.digestBytes);
+      return true;
+    }
+    if (this.ofParts) {
+      const count = this.#hasher.parts(block);
+      this.#write(this.#hasher.xxh64(this.#hasher.wide.subarray(0, count * PART_DIGEST_BYTES)), target, offset);
+    } else this.#write(sha256(block), target, offset);
+    return false;
+  }
+
+  blocks(content: Uint8Array, blockBytes: number): BlockDigests {
+    invariant(content.length > 0 && content.length % blockBytes === 0, "content has whole blocks");
+    const count = content.length / blockBytes;
+    const parts = content.length / PART_BYTES;
+    invariant(parts <= partsMax, "the parts of blocks fit their room");
+    const { digests, masks, wide, low } = this.#hasher;
+    const found = {
+      digests: digests.subarray(0, count * this.digestBytes),
+      masks: masks.subarray(0, count * maskBytes(blockBytes)),
+      wide: wide.subarray(0, parts * PART_DIGEST_BYTES),
+      low: low.subarray(0, parts * 4),
+    };
+    if (this.#hasher.blocks(content, blockBytes)) {
+      if (!this.ofParts) this.#digestEach(content, blockBytes, found);
+    } else {
+      this.#hasher.parts(content);
+      maskParts(content, blockBytes, found.masks);
+      this.#digestEach(content, blockBytes, found);
+    }
+    return found;
+  }
+
+  parts(content: Uint8Array, target: Uint8Array, offset: number): void {
+    const step = partsMax * PART_BYTES;
+    for (let at = 0; at < content.length; at += step) {
+      const count = this.#hasher.parts(content.subarray(at, at + step));
+      const digests = this.#hasher.wide.subarray(0, count * PART_DIGEST_BYTES);
+      target.set(digests, offset + (at / PART_BYTES) * PART_DIGEST_BYTES);
+    }
+  }
+
+  combine(parts: Uint8Array, target: Uint8Array, offset: number): void {
+    invariant(this.ofParts, "the digest is one of parts");
+    this.#checkTarget(target, offset);
+    if (Buffer.compare(parts, this.zeroParts.subarray(0, parts.length)) === 0) {
+      target.fill(0, offset, offset + this.digestBytes);
+      return;
+    }
+    const { wide } = this.#hasher;
+    wide.set(parts);
+    this.#write(this.#hasher.xxh64(wide.subarray(0, parts.length)), target, offset);
+  }
+
+  /** Where masks and parts are in `found` already. */
+  #digestEach(content: Uint8Array, blockBytes: number, { digests, masks, wide }: BlockDigests): void {
+    const width = this.digestBytes;
+    const perMask = maskBytes(blockBytes);
+    const perBlock = (blockBytes / PART_BYTES) * PART_DIGEST_BYTES;
+    for (let block = 0; block < content.length / blockBytes; block++) {
+      if (isZero(masks.subarray(block * perMask, (block + 1) * perMask))) {
+        digests.fill(0, block * width, (block + 1) * width);
+      } else if (this.ofParts) {
+        const digest = this.#hasher.xxh64(wide.subarray(block * perBlock, (block + 1) * perBlock));
+        this.#write(digest, digests, block * width);
+      } else {
+        this.#write(sha256(content.subarray(block * blockBytes, (block + 1) * blockBytes)), digests, block * width);
       }
-      const digest = computed(block);
-      target.set(digest, offset);
-      // Zero means zero block; content must never look like one.
-      if (isZero(digest)) target[offset + width - 1] = 1;
-      return false;
-    },
-    parts(block, target, offset) {
-      invariant(block.length % PART_BYTES === 0, "a block has whole parts");
-      const count = block.length / PART_BYTES;
-      if (kernel !== undefined && partRoom !== undefined && block.buffer === memory && count > 0) {
-        invariant(count * 4 <= digestRoomBytes, "the parts of a block fit their room");
-        kernel.parts(block.byteOffset, count, partRoom.byteOffset);
-        target.set(partRoom.subarray(0, count * 4), offset);
-        return;
-      }
-      for (let at = 0; at < block.length; at += PART_BYTES) {
-        // asUintN reads the low digit as it is; masking with & would make a second BigInt, a fifth of the whole cost.
-        const part = Number(BigInt.asUintN(32, h64Raw(block.subarray(at, at + PART_BYTES))));
-        offset = target.writeUInt32LE(part, offset);
-      }
-    },
-  };
+    }
+  }
+
+  /** Of what is not a zero block. */
+  #write(digest: Uint8Array, target: Uint8Array, offset: number): void {
+    target.set(digest, offset);
+    // Zero means zero block; content must never look like one.
+    if (isZero(digest)) target[offset + this.digestBytes - 1] = 1;
+  }
+
+  #checkTarget(target: Uint8Array, offset: number): void {
+    invariant(offset >= 0 && offset + this.digestBytes <= target.length, "a digest fits its target");
+  }
+}
+
+function sha256(bytes: Uint8Array): Uint8Array {
+  return hash("sha256", bytes, "buffer").subarray(0, digestBytes("sha256"));
+}
+
+/** Sets in `masks` the parts of blocks that are not zeros. */
+function maskParts(content: Uint8Array, blockBytes: number, masks: Uint8Array): void {
+  const perMask = maskBytes(blockBytes);
+  masks.fill(0);
+  for (let at = 0; at < content.length; at += PART_BYTES) {
+    if (isZero(content.subarray(at, at + PART_BYTES))) continue;
+    const block = Math.floor(at / blockBytes);
+    addPart(masks.subarray(block * perMask), (at - block * blockBytes) / PART_BYTES);
+  }
 }
 
 /** True when every byte is zero. Stops at the first byte that is not. */

@@ -2,7 +2,7 @@
 import { addPart, countParts, forEachRun, isFullMask } from "../base/part-mask.ts";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
 import { digestBytes, KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
-import { type Digester, isZero } from "../codec/digest.ts";
+import { type Digester, isZero, PART_DIGEST_BYTES } from "../codec/digest.ts";
 import {
   type ApplyRequest,
   type ApplyResult,
@@ -17,6 +17,9 @@ import {
 import { DIRECT_BYTES } from "../storage/seam.ts";
 import type { Lane } from "./lane.ts";
 import { areaA, areaB } from "./slot-layout.ts";
+
+/** Read and digested at a time: it stays in the core's own cache in between. */
+const readBytes = 256 * KIB;
 
 /** Longest single write: larger ones cost more than twice as much in a new file (measured; the kernel zeroes large folios first). */
 const writeBytesMax = 256 * KIB;
@@ -48,14 +51,21 @@ export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
     rawAt += content.length;
     const full = isFullMask(mask, blockBytes);
     if (states[index] === applyState.unchecked) {
-      let whole: Uint8Array | undefined = content;
-      if (!full) {
-        whole = lane.scratch.subarray(0, blockBytes);
-        if (isZero(request.base.subarray(index * width, (index + 1) * width))) whole.fill(0);
-        else if (!readBlock(lane, request, block, whole)) whole = undefined;
-        if (whole !== undefined) overlay(whole, mask, content);
+      const digest = request.digests.subarray(index * width, (index + 1) * width);
+      const fromZero = !full && isZero(request.base.subarray(index * width, (index + 1) * width));
+      if (fromZero && digester.ofParts) {
+        const old = Uint8Array.from(digester.zeroParts.subarray(0, partsPerBlock(blockBytes) * PART_DIGEST_BYTES));
+        states[index] = checkParts(digester, old, mask, content, digest);
+      } else {
+        let whole: Uint8Array | undefined = content;
+        if (!full) {
+          whole = lane.scratch.subarray(0, blockBytes);
+          if (fromZero) lane.zero(whole);
+          else if (!readBlock(lane, request, block, whole)) whole = undefined;
+          if (whole !== undefined) overlay(lane, whole, mask, content);
+        }
+        states[index] = checkNew(digester, whole, digest, found);
       }
-      states[index] = checkNew(digester, whole, request.digests.subarray(index * width, (index + 1) * width), found);
     }
     if (states[index] !== applyState.written) continue;
     if (full) writer.add(block * blockBytes, content);
@@ -87,10 +97,33 @@ export function checkNew(
   return Buffer.compare(found, digest) === 0 ? applyState.written : applyState.mismatch;
 }
 
-/** Puts parts that lie together over their block. */
-export function overlay(block: Uint8Array, mask: Uint8Array, content: Uint8Array): void {
+/**
+ * As {@link checkNew}, for a block whose parts have the digests `old` and of which those in `mask` become `content`. `old` is changed: it is then of
+ * the block as it would become.
+ */
+export function checkParts(
+  digester: Digester,
+  old: Uint8Array,
+  mask: Uint8Array,
+  content: Uint8Array,
+  digest: Uint8Array,
+): number {
+  const changed = new Uint8Array((content.length / PART_BYTES) * PART_DIGEST_BYTES);
+  digester.parts(content, changed, 0);
   forEachRun(mask, (first, count, before) => {
-    block.set(content.subarray(before * PART_BYTES, (before + count) * PART_BYTES), first * PART_BYTES);
+    const from = before * PART_DIGEST_BYTES;
+    old.set(changed.subarray(from, from + count * PART_DIGEST_BYTES), first * PART_DIGEST_BYTES);
+  });
+  const found = new Uint8Array(digest.length);
+  digester.combine(old, found, 0);
+  return Buffer.compare(found, digest) === 0 ? applyState.written : applyState.mismatch;
+}
+
+/** Puts parts that lie together over their block. */
+export function overlay(lane: Lane, block: Uint8Array, mask: Uint8Array, content: Uint8Array): void {
+  forEachRun(mask, (first, count, before) => {
+    const source = content.subarray(before * PART_BYTES, (before + count) * PART_BYTES);
+    lane.copy(block.subarray(first * PART_BYTES, first * PART_BYTES + source.length), source);
   });
 }
 
@@ -107,10 +140,20 @@ function readBlock(
   block: number,
   target: Uint8Array,
 ): boolean {
-  const offset = block * request.blockBytes;
-  const length = Math.min(request.blockBytes, request.sizeBytes - offset);
+  return readPadded(lane, request, block * request.blockBytes, target);
+}
+
+/** Fills `target` from `offset` on, with zeros behind the end of the disk; false when it cannot be read. */
+export function readPadded(
+  lane: Lane,
+  request: { readonly fd: number; readonly sizeBytes: number },
+  offset: number,
+  target: Uint8Array,
+): boolean {
+  const length = Math.max(0, Math.min(target.length, request.sizeBytes - offset));
   try {
-    target.fill(0, lane.storage.read(request.fd, target.subarray(0, length), offset));
+    const count = length === 0 ? 0 : lane.storage.read(request.fd, target.subarray(0, length), offset);
+    if (count < target.length) lane.zero(target.subarray(count));
     return true;
   } catch (error) {
     if (errnoOf(error) === undefined) throw error;
@@ -195,27 +238,58 @@ class RunWriter {
 
 /** What is there, whether the table says so or not: parts that rotted differ from the sender's, which sends them. */
 export function oldParts(lane: Lane, request: OldPartsRequest): OldPartsResult {
-  const { blockBytes, blocks } = request;
-  const digester = lane.digester("xxh64");
-  const perBlock = partsPerBlock(blockBytes) * 4;
+  const { blockBytes, blocks, base } = request;
+  const digester = lane.digester(request.digestKind);
+  const width = digester.digestBytes;
+  const perLow = partsPerBlock(blockBytes) * 4;
+  const perWide = digester.ofParts ? partsPerBlock(blockBytes) * PART_DIGEST_BYTES : 0;
   const known = new Uint8Array(Math.ceil(blocks.length / 8));
-  const parts = Buffer.alloc(blocks.length * perBlock);
-  const content = lane.scratch.subarray(0, blockBytes);
-  let at = 0;
-  for (const [index, block] of blocks.entries()) {
-    if (!readBlock(lane, request, block, content)) continue;
-    addPart(known, index);
-    digester.parts(content, parts, at);
-    at += perBlock;
+  const low = new Uint8Array(blocks.length * perLow);
+  const wide = new Uint8Array(blocks.length * perWide);
+  let lowEnd = 0;
+  const digest = (first: number, content: Uint8Array): void => {
+    const found = digester.blocks(content, blockBytes);
+    low.set(found.low, lowEnd);
+    lowEnd += found.low.length;
+    for (let nth = 0; nth < content.length / blockBytes; nth++) {
+      const index = first + nth;
+      addPart(known, index);
+      const isSound = Buffer.compare(
+        found.digests.subarray(nth * width, (nth + 1) * width),
+        base.subarray(index * width, (index + 1) * width),
+      );
+      if (isSound === 0) wide.set(found.wide.subarray(nth * perWide, (nth + 1) * perWide), index * perWide);
+    }
+  };
+  for (let first = 0; first < blocks.length; ) {
+    const end = neighboursEnd(blocks, first, blockBytes);
+    const content = lane.scratch.subarray(0, (end - first) * blockBytes);
+    if (readPadded(lane, request, (blocks[first] ?? 0) * blockBytes, content)) digest(first, content);
+    else {
+      // One at a time: it need not be all of them.
+      for (let index = first; index < end; index++) {
+        const block = content.subarray(0, blockBytes);
+        if (readPadded(lane, request, (blocks[index] ?? 0) * blockBytes, block)) digest(index, block);
+      }
+    }
+    first = end;
   }
-  return { known, parts: parts.subarray(0, at) };
+  return { known, parts: low.slice(0, lowEnd), wide };
+}
+
+/** End of the blocks from `first` on that lie behind one another, and are read at once. */
+function neighboursEnd(blocks: readonly number[], first: number, blockBytes: number): number {
+  const most = Math.max(1, readBytes / blockBytes);
+  let end = first + 1;
+  while (end < blocks.length && end - first < most && blocks[end] === (blocks[end - 1] ?? 0) + 1) end++;
+  return end;
 }
 
 export function clear(lane: Lane, request: ClearRequest): null {
   for (const { offset, length } of request.ranges) {
     inReplica(request.disk, offset, () => {
       if (lane.storage.punch(request.fd, offset, length)) return;
-      lane.scratch.fill(0);
+      lane.zero(lane.scratch);
       for (let at = 0; at < length; at += lane.scratch.length) {
         lane.storage.write(
           request.fd,

@@ -64,6 +64,19 @@ export interface ScanResult {
   readonly shipment: Shipment | undefined;
 }
 
+/** Sender: digests stretches of a disk and compares them; nothing of them is shipped from here, and no slot is needed. */
+export interface CompareRequest extends BlockShape {
+  /** Name of the image, for messages. */
+  readonly file: string;
+  /** Stretches of whole blocks, the last block of the disk shorter: where their bytes lie, and how many. */
+  readonly pieces: readonly { readonly runs: readonly FileRun[]; readonly length: number }[];
+  /** Digests of their blocks at the receiver, one behind the other, none of a zero block. */
+  readonly base: Uint8Array | "unknown";
+}
+
+/** Of the blocks of all pieces, one behind the other; as in {@link ScanResult}, and none `shipped`. */
+export type CompareResult = Omit<ScanResult, "shipment">;
+
 /** Sender: has runs read ahead that are not in the page cache. */
 export interface ReadAheadRequest {
   readonly runs: readonly FileRun[];
@@ -162,6 +175,11 @@ export interface SaveRequest extends BlockShape {
   readonly codec: "stored" | "lz4";
   /** What is about to overwrite them: these blocks, or more, in the same order. */
   readonly frame: ReceivedFrame | undefined;
+  /**
+   * Digests of the parts of these blocks ({@link OldPartsResult.wide}), zeros for a block of which they are not known. Of a block with them only the
+   * parts to keep are read.
+   */
+  readonly known?: Uint8Array | undefined;
 }
 
 export interface SaveResult {
@@ -192,12 +210,13 @@ export interface AppendRequest {
 }
 
 /** Receiver: part digests of what the replica holds. */
-export interface OldPartsRequest {
-  readonly blockBytes: number;
+export interface OldPartsRequest extends BlockShape {
   readonly disk: string;
   readonly fd: number;
   readonly sizeBytes: number;
   readonly blocks: readonly number[];
+  /** The table's digests of these blocks. */
+  readonly base: Uint8Array;
 }
 
 export interface OldPartsResult {
@@ -205,6 +224,8 @@ export interface OldPartsResult {
   readonly known: Uint8Array;
   /** 4 bytes little endian for each part of each known block. */
   readonly parts: Uint8Array;
+  /** 8 bytes little endian for each part of each block of `blocks` that is as the table says; zeros for others. Empty where a block's digest is none of parts. */
+  readonly wide: Uint8Array;
 }
 
 /** Receiver: makes ranges of the replica zero. */
@@ -222,6 +243,7 @@ export interface SyncRequest {
 
 export interface JobTypes {
   scan: { request: ScanRequest; result: ScanResult };
+  compare: { request: CompareRequest; result: CompareResult };
   readAhead: { request: ReadAheadRequest; result: ReadAheadResult };
   letGo: { request: LetGoRequest; result: null };
   pack: { request: PackRequest; result: PackResult };

@@ -4,6 +4,7 @@ import { BLOCK_BYTES_MAX, type DigestKind } from "../base/units.ts";
 import type { SharedMemory } from "../base/shared-memory.ts";
 import { type CodecSet, loadCodecs } from "../codec/compression.ts";
 import { createDigester, type Digester, digestRoomBytes } from "../codec/digest.ts";
+import { createDigestKernel } from "../codec/digest-kernel.ts";
 import type { LaneStorage } from "../storage/seam.ts";
 import { slotBytes } from "./slot-layout.ts";
 
@@ -13,6 +14,10 @@ export interface Lane {
   digester(kind: DigestKind): Digester;
   /** All of a slot. */
   slot(index: number): Uint8Array;
+  /** `target.set(source)`, fast where both lie in the memory of the slots. They may overlap. */
+  copy(target: Uint8Array, source: Uint8Array): void;
+  /** `target.fill(0)`, fast there. */
+  zero(target: Uint8Array): void;
   /** One block of memory of its own; content is anybody's between jobs. */
   readonly scratch: Uint8Array;
   /** Another one. */
@@ -40,6 +45,7 @@ export async function createLane(options: {
     sha256: await createDigester("sha256", { memory, at: digestRoomAt + digestRoomBytes }),
   };
   const views = new Map<number, Uint8Array>();
+  const kernel = memory.wasm === undefined ? undefined : createDigestKernel(memory.wasm);
   return {
     storage,
     codecs,
@@ -52,6 +58,16 @@ export async function createLane(options: {
         views.set(index, view);
       }
       return view;
+    },
+    copy(target, source) {
+      invariant(source.length <= target.length, "what is copied fits");
+      if (kernel !== undefined && target.buffer === memory.buffer && source.buffer === memory.buffer) {
+        kernel.copy(target.byteOffset, source.byteOffset, source.length);
+      } else target.set(source);
+    },
+    zero(target) {
+      if (kernel !== undefined && target.buffer === memory.buffer) kernel.zero(target.byteOffset, target.length);
+      else target.fill(0);
     },
     scratch: room.subarray(0, BLOCK_BYTES_MAX),
     secondScratch: room.subarray(BLOCK_BYTES_MAX, 2 * BLOCK_BYTES_MAX),

@@ -9,7 +9,7 @@ import type { Lane } from "./lane.ts";
 import { append, save } from "./save.ts";
 import { pack } from "./pack.ts";
 import { letGo, readAhead } from "./page-cache.ts";
-import { scan } from "./scan.ts";
+import { compare, scan } from "./scan.ts";
 
 export interface Lanes {
   /** Lanes that work side by side. */
@@ -27,7 +27,7 @@ export interface Lanes {
 
 const jobs: {
   readonly [Name in JobName]: (lane: Lane, request: JobTypes[Name]["request"]) => JobTypes[Name]["result"];
-} = { scan, readAhead, letGo, pack, save, append, apply, oldParts, clear, sync };
+} = { scan, compare, readAhead, letGo, pack, save, append, apply, oldParts, clear, sync };
 
 /** Does one job here and now. */
 export function doJob<Name extends JobName>(

@@ -43,7 +43,7 @@ export class RunReader {
       }
       const length = Math.min(run.length - this.#taken, target.length - filled);
       const piece = target.subarray(filled, filled + length);
-      if (run.kind === "zero") piece.fill(0);
+      if (run.kind === "zero") this.#lane.zero(piece);
       else readRun(this.#lane, run.fd, run.offset + this.#taken, piece, this.#how);
       filled += length;
       this.#taken += length;

@@ -3,8 +3,8 @@ import { countParts, forEachRun, isFullMask } from "../base/part-mask.ts";
 import { crc32 } from "node:zlib";
 import { digestBytes, maskBytes, PART_BYTES } from "../base/units.ts";
 import { invariant } from "../base/errors.ts";
-import type { Digester } from "../codec/digest.ts";
-import { checkNew, overlay, readOld, unpack, writing } from "./apply.ts";
+import { type Digester, isZero, PART_DIGEST_BYTES } from "../codec/digest.ts";
+import { checkNew, checkParts, overlay, readOld, readPadded, unpack, writing } from "./apply.ts";
 import { applyState, type AppendRequest, type ReceivedFrame, type SaveRequest, type SaveResult } from "./jobs.ts";
 import { DIRECT_BYTES } from "../storage/seam.ts";
 import type { Lane } from "./lane.ts";
@@ -26,26 +26,34 @@ export function save(lane: Lane, request: SaveRequest): SaveResult {
   const check = frame === undefined ? undefined : new FrameCheck(lane, request, frame);
   const number = Buffer.alloc(8);
   let end = 0;
+  const perKnown = (blockBytes / PART_BYTES) * PART_DIGEST_BYTES;
   for (const [index, block] of blocks.entries()) {
     const mask = masks.subarray(index * perMask, (index + 1) * perMask);
     const rawBytes = countParts(mask) * PART_BYTES;
-    const content = lane.scratch.subarray(0, blockBytes);
-    const found = readOld(lane, request, block, base.subarray(index * width, (index + 1) * width), content);
-    // What a failed read leaves is not to be taken for the old content of another block.
-    if (found === "unreadable") content.fill(0);
-    if (found !== "good") damaged[index] = 1;
     const target = area.subarray(end, end + rawBytes);
-    // A frame that was decompressed lies in area A: no part of it before its block's old content, but perhaps under it.
-    const place = check?.inAreaA === true ? lane.secondScratch.subarray(0, rawBytes) : target;
-    gather(content, mask, place);
-    check?.next(block, found === "unreadable" ? undefined : content);
-    if (place !== target) target.set(place);
+    const known = request.known?.subarray(index * perKnown, (index + 1) * perKnown);
+    const content = lane.scratch.subarray(0, blockBytes);
+    if (known !== undefined && !isZero(known) && readParts(lane, request, block, mask, known, content)) {
+      // The frame may lie where the old content goes, and is looked at before.
+      check?.nextOf(block, known);
+      lane.copy(target, content.subarray(0, rawBytes));
+    } else {
+      const found = readOld(lane, request, block, base.subarray(index * width, (index + 1) * width), content);
+      // What a failed read leaves is not to be taken for the old content of another block.
+      if (found === "unreadable") lane.zero(content);
+      if (found !== "good") damaged[index] = 1;
+      // A frame that was decompressed lies in area A: no part of it before its block's old content, but perhaps under it.
+      const place = check?.inAreaA === true ? lane.secondScratch.subarray(0, rawBytes) : target;
+      gather(lane, content, mask, place);
+      check?.next(block, found === "unreadable" ? undefined : content);
+      if (place !== target) lane.copy(target, place);
+    }
     let kept = rawBytes;
     if (lz4 !== undefined) {
       const room = lane.scratch.subarray(0, rawBytes - 1);
       const shrunk = lz4.compress(target, room);
       if (shrunk > 0) {
-        target.set(room.subarray(0, shrunk));
+        lane.copy(target, room.subarray(0, shrunk));
         packed[index] = 1;
         kept = shrunk;
       }
@@ -63,6 +71,7 @@ class FrameCheck {
   readonly states: Uint8Array;
   /** The frame lies in area A now; else in area B. */
   readonly inAreaA: boolean;
+  readonly #lane: Lane;
   readonly #frame: ReceivedFrame;
   readonly #raw: Uint8Array;
   readonly #digester: Digester;
@@ -72,6 +81,7 @@ class FrameCheck {
   #rawAt = 0;
 
   constructor(lane: Lane, { slot, blockBytes, digestKind }: SaveRequest, frame: ReceivedFrame) {
+    this.#lane = lane;
     this.#frame = frame;
     this.#blockBytes = blockBytes;
     this.inAreaA = frame.codec !== "stored";
@@ -84,6 +94,19 @@ class FrameCheck {
 
   /** Blocks in the order of the frame. `old`: the block as it is, which is changed; undefined: it cannot be read. */
   next(block: number, old: Uint8Array | undefined): void {
+    this.#find(block, (mask, content, digest) => {
+      const full = isFullMask(mask, this.#blockBytes);
+      if (!full && old !== undefined) overlay(this.#lane, old, mask, content);
+      return checkNew(this.#digester, full ? content : old, digest, this.#found);
+    });
+  }
+
+  /** The same with the digests of the parts it has, which are changed. */
+  nextOf(block: number, old: Uint8Array): void {
+    this.#find(block, (mask, content, digest) => checkParts(this.#digester, old, mask, content, digest));
+  }
+
+  #find(block: number, check: (mask: Uint8Array, content: Uint8Array, digest: Uint8Array) => number): void {
     const { blocks, masks, digests } = this.#frame;
     const perMask = maskBytes(this.#blockBytes);
     for (; this.#index < blocks.length; this.#index++) {
@@ -92,11 +115,8 @@ class FrameCheck {
       const content = this.#raw.subarray(this.#rawAt, this.#rawAt + countParts(mask) * PART_BYTES);
       this.#rawAt += content.length;
       if (blocks[index] !== block) continue;
-      const full = isFullMask(mask, this.#blockBytes);
-      if (!full && old !== undefined) overlay(old, mask, content);
       const width = this.#found.length;
-      const digest = digests.subarray(index * width, (index + 1) * width);
-      this.states[index] = checkNew(this.#digester, full ? content : old, digest, this.#found);
+      this.states[index] = check(mask, content, digests.subarray(index * width, (index + 1) * width));
       this.#index++;
       return;
     }
@@ -104,9 +124,41 @@ class FrameCheck {
   }
 }
 
-function gather(block: Uint8Array, mask: Uint8Array, target: Uint8Array): void {
+/**
+ * Reads only the parts in `mask`, one behind the other, padded with zeros; false when they cannot be read or are not what `known` says: then the block
+ * is to be read as a whole.
+ */
+function readParts(
+  lane: Lane,
+  request: SaveRequest,
+  block: number,
+  mask: Uint8Array,
+  known: Uint8Array,
+  target: Uint8Array,
+): boolean {
+  const wanted = new Uint8Array(countParts(mask) * PART_DIGEST_BYTES);
+  let readable = true;
   forEachRun(mask, (first, count, before) => {
-    target.set(block.subarray(first * PART_BYTES, (first + count) * PART_BYTES), before * PART_BYTES);
+    wanted.set(
+      known.subarray(first * PART_DIGEST_BYTES, (first + count) * PART_DIGEST_BYTES),
+      before * PART_DIGEST_BYTES,
+    );
+    const offset = block * request.blockBytes + first * PART_BYTES;
+    const piece = target.subarray(before * PART_BYTES, (before + count) * PART_BYTES);
+    readable &&= readPadded(lane, request, offset, piece);
+  });
+  if (!readable) return false;
+  const found = new Uint8Array(wanted.length);
+  lane
+    .digester(request.digestKind)
+    .parts(target.subarray(0, (wanted.length / PART_DIGEST_BYTES) * PART_BYTES), found, 0);
+  return Buffer.compare(found, wanted) === 0;
+}
+
+function gather(lane: Lane, block: Uint8Array, mask: Uint8Array, target: Uint8Array): void {
+  forEachRun(mask, (first, count, before) => {
+    const place = target.subarray(before * PART_BYTES, (before + count) * PART_BYTES);
+    lane.copy(place, block.subarray(first * PART_BYTES, (first + count) * PART_BYTES));
   });
 }
 
@@ -140,7 +192,7 @@ function appendDirect(
   const slot = lane.slot(index);
   const end = contentAt + contentBytes;
   const padded = wholePages(end);
-  slot.fill(0, end, padded);
+  lane.zero(slot.subarray(end, padded));
   slot.set(head, start);
   const behind = wholePages(contentAt);
   return (

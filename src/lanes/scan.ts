@@ -1,8 +1,15 @@
-/** The scan job: read, zero?, digest, compare, compress. */
-import { addPart } from "../base/part-mask.ts";
-import { digestBytes, KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
-import { isZero } from "../codec/digest.ts";
-import { blockState, type ScanRequest, type ScanResult } from "./jobs.ts";
+/** The scan jobs: read, digest, compare; and compress what is new. */
+import { digestBytes, KIB, maskBytes, partsPerBlock } from "../base/units.ts";
+import { invariant } from "../base/errors.ts";
+import { type BlockDigests, type Digester, isZero } from "../codec/digest.ts";
+import {
+  type BlockShape,
+  blockState,
+  type CompareRequest,
+  type CompareResult,
+  type ScanRequest,
+  type ScanResult,
+} from "./jobs.ts";
 import type { Lane } from "./lane.ts";
 import { RunReader } from "./reading.ts";
 import { Shipper } from "./shipping.ts";
@@ -12,61 +19,132 @@ import { areaA } from "./slot-layout.ts";
 const stepBytes = 256 * KIB;
 
 export function scan(lane: Lane, request: ScanRequest): ScanResult {
-  const { blockBytes, base, length } = request;
+  const { blockBytes, length } = request;
   const slot = lane.slot(request.slot);
   const count = Math.ceil(length / blockBytes);
-  const digester = lane.digester(request.digestKind);
-  const width = digestBytes(request.digestKind);
-  const digests = new Uint8Array(count * width);
-  const states = new Uint8Array(count);
-  const perBlock = partsPerBlock(blockBytes) * 4;
-  const parts = Buffer.alloc(count * perBlock);
-  let partsEnd = 0;
-  const shipper = new Shipper(slot, blockBytes);
-  const perStep = Math.max(1, stepBytes / blockBytes);
+  const shipper = new Shipper(lane, slot, blockBytes);
+  const judge = new BlockJudge(lane, request, count, shipper);
   const reader = request.runs === undefined ? undefined : new RunReader(lane, request.runs, request);
-  for (let index = 0; index < count; index++) {
-    const at = areaA + index * blockBytes;
-    if (index % perStep === 0) {
-      const end = Math.min(length, (index + perStep) * blockBytes);
-      reader?.fill(slot.subarray(at, areaA + end));
-      // The last block of the disk is digested padded with zeros.
-      if (end === length) slot.fill(0, areaA + length, areaA + count * blockBytes);
-    }
-    const block = slot.subarray(at, at + blockBytes);
-    const zero = digester.digest(block, digests, index * width);
-    const digest = digests.subarray(index * width, (index + 1) * width);
-    const state = judge(base, digest, index, zero);
-    states[index] = state;
-    if (state === blockState.shipped) shipper.add(index, block, nonZeroParts(block, blockBytes), digest);
-    else if (state === blockState.differs) {
-      digester.parts(block, parts, partsEnd);
-      partsEnd += perBlock;
-    }
-  }
-  return {
-    digests,
-    states,
-    // Its own bytes: what crosses threads is copied with all the memory behind it.
-    parts: Uint8Array.prototype.slice.call(parts, 0, partsEnd),
-    shipment: shipper.finish(lane, request.codec),
-  };
+  forEachStep(length, blockBytes, (at, bytes, padded) => {
+    reader?.fill(slot.subarray(areaA + at, areaA + at + bytes));
+    judge.add(padEnd(lane, slot.subarray(areaA + at, areaA + at + padded), bytes));
+  });
+  return { ...judge.result(), shipment: shipper.finish(request.codec) };
 }
 
-function judge(base: ScanRequest["base"], digest: Uint8Array, index: number, zero: boolean): number {
-  if (base === "unknown") return blockState.digested;
-  if (base === "zero") return zero ? blockState.same : blockState.shipped;
-  const old = base.subarray(index * digest.length, (index + 1) * digest.length);
+export function compare(lane: Lane, request: CompareRequest): CompareResult {
+  const { blockBytes, pieces } = request;
+  const count = pieces.reduce((sum, { length }) => sum + Math.ceil(length / blockBytes), 0);
+  const judge = new BlockJudge(lane, request, count, undefined);
+  for (const { runs, length } of pieces) {
+    const reader = new RunReader(lane, runs, request);
+    forEachStep(length, blockBytes, (_at, bytes, padded) => {
+      reader.fill(lane.scratch.subarray(0, bytes));
+      judge.add(padEnd(lane, lane.scratch.subarray(0, padded), bytes));
+    });
+  }
+  return judge.result();
+}
+
+/** Calls `visit` for one step after the other: where it begins, its bytes, and these with what is missing of the last block. */
+function forEachStep(
+  length: number,
+  blockBytes: number,
+  visit: (at: number, bytes: number, padded: number) => void,
+): void {
+  const step = Math.max(stepBytes, blockBytes);
+  for (let at = 0; at < length; at += step) {
+    const bytes = Math.min(step, length - at);
+    visit(at, bytes, Math.ceil(bytes / blockBytes) * blockBytes);
+  }
+}
+
+/** The last block of the disk is digested padded with zeros. */
+function padEnd(lane: Lane, content: Uint8Array, bytes: number): Uint8Array {
+  if (bytes < content.length) lane.zero(content.subarray(bytes));
+  return content;
+}
+
+/** Digests blocks, and tells of each what is to become of it. */
+class BlockJudge {
+  readonly #base: ScanRequest["base"];
+  readonly #blockBytes: number;
+  readonly #digester: Digester;
+  readonly #shipper: Shipper | undefined;
+  readonly #digests: Uint8Array;
+  readonly #states: Uint8Array;
+  readonly #parts: Uint8Array;
+  #partsEnd = 0;
+  /** Blocks so far. */
+  #count = 0;
+
+  /** `shipper`: takes what is new over zero. */
+  constructor(
+    lane: Lane,
+    { base, blockBytes, digestKind }: BlockShape & Pick<ScanRequest, "base">,
+    count: number,
+    shipper: Shipper | undefined,
+  ) {
+    this.#base = base;
+    this.#blockBytes = blockBytes;
+    this.#digester = lane.digester(digestKind);
+    this.#shipper = shipper;
+    this.#digests = new Uint8Array(count * digestBytes(digestKind));
+    this.#states = new Uint8Array(count);
+    this.#parts = new Uint8Array(typeof base === "string" ? 0 : count * partsPerBlock(blockBytes) * 4);
+  }
+
+  /** Whole blocks, behind those of the call before. */
+  add(content: Uint8Array): void {
+    const first = this.#count;
+    const width = this.#digester.digestBytes;
+    const found = this.#digester.blocks(content, this.#blockBytes);
+    this.#count += content.length / this.#blockBytes;
+    this.#digests.set(found.digests, first * width);
+    const base = this.#base;
+    if (base === "unknown") this.#states.fill(blockState.digested, first, this.#count);
+    else if (base === "zero" || Buffer.compare(baseOf(base, first, this.#count, width), found.digests) !== 0) {
+      this.#judge(content, first, found);
+    }
+  }
+
+  #judge(content: Uint8Array, first: number, found: BlockDigests): void {
+    const blockBytes = this.#blockBytes;
+    const width = this.#digester.digestBytes;
+    const perMask = maskBytes(blockBytes);
+    const perLow = partsPerBlock(blockBytes) * 4;
+    for (let index = first; index < this.#count; index++) {
+      const nth = index - first;
+      const digest = this.#digests.subarray(index * width, (index + 1) * width);
+      const state = stateOf(this.#base, digest, index);
+      this.#states[index] = state;
+      if (state === blockState.shipped) {
+        invariant(this.#shipper !== undefined, "what is new over zero is shipped");
+        const block = content.subarray(nth * blockBytes, (nth + 1) * blockBytes);
+        // Over a base of zeros only the parts that are not zero travel, so that a sparse image stays as sparse as it was.
+        this.#shipper.add(index, block, found.masks.subarray(nth * perMask, (nth + 1) * perMask), digest);
+      } else if (state === blockState.differs) {
+        this.#parts.set(found.low.subarray(nth * perLow, (nth + 1) * perLow), this.#partsEnd);
+        this.#partsEnd += perLow;
+      }
+    }
+  }
+
+  result(): CompareResult {
+    // Its own bytes: what crosses threads is copied with all the memory behind it.
+    return { digests: this.#digests, states: this.#states, parts: this.#parts.slice(0, this.#partsEnd) };
+  }
+}
+
+function baseOf(base: Uint8Array, first: number, end: number, width: number): Uint8Array {
+  return base.subarray(first * width, end * width);
+}
+
+function stateOf(base: Uint8Array | string, digest: Uint8Array, index: number): number {
+  const zero = isZero(digest);
+  if (typeof base === "string") return zero ? blockState.same : blockState.shipped;
+  const old = baseOf(base, index, index + 1, digest.length);
   if (Buffer.compare(old, digest) === 0) return blockState.same;
   if (zero) return blockState.zero;
   return isZero(old) ? blockState.shipped : blockState.differs;
-}
-
-/** Over a base of zeros only the parts that are not zero travel, so that a sparse image stays as sparse as it was. */
-function nonZeroParts(block: Uint8Array, blockBytes: number): Uint8Array {
-  const mask = new Uint8Array(maskBytes(blockBytes));
-  for (let part = 0; part < partsPerBlock(blockBytes); part++) {
-    if (!isZero(block.subarray(part * PART_BYTES, (part + 1) * PART_BYTES))) addPart(mask, part);
-  }
-  return mask;
 }

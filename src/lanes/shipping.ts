@@ -1,7 +1,7 @@
 /** Puts parts together into the payload of one data frame. */
-import { hasPart } from "../base/part-mask.ts";
+import { forEachRun, isFullMask } from "../base/part-mask.ts";
 import { invariant } from "../base/errors.ts";
-import { PART_BYTES, partsPerBlock } from "../base/units.ts";
+import { PART_BYTES } from "../base/units.ts";
 import type { CodecName } from "../codec/compression.ts";
 import type { PackResult, Shipment } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
@@ -11,6 +11,7 @@ import { areaA, areaABytes, areaB, areaBBytes } from "./slot-layout.ts";
  * Collects parts in area A of a slot, in order. The source of a part may itself lie in area A, at or behind the place it moves to.
  */
 export class Shipper {
+  readonly #lane: Lane;
   readonly #slot: Uint8Array;
   readonly #blockBytes: number;
   readonly #picked: number[] = [];
@@ -18,7 +19,8 @@ export class Shipper {
   readonly #digests: Uint8Array[] = [];
   #raw = 0;
 
-  constructor(slot: Uint8Array, blockBytes: number) {
+  constructor(lane: Lane, slot: Uint8Array, blockBytes: number) {
+    this.#lane = lane;
     this.#slot = slot;
     this.#blockBytes = blockBytes;
   }
@@ -28,35 +30,32 @@ export class Shipper {
     this.#picked.push(index);
     for (const byte of mask) this.#masks.push(byte);
     this.#digests.push(digest);
-    const parts = partsPerBlock(this.#blockBytes);
-    let part = 0;
-    while (part < parts) {
-      if (!hasPart(mask, part)) {
-        part++;
-        continue;
-      }
-      let end = part + 1;
-      while (end < parts && hasPart(mask, end)) end++;
-      const source = block.subarray(part * PART_BYTES, end * PART_BYTES);
-      const target = areaA + this.#raw;
-      invariant(target + source.length <= areaA + areaABytes, "a shipment fits its slot");
-      if (source.byteOffset !== this.#slot.byteOffset + target || source.buffer !== this.#slot.buffer) {
-        this.#slot.set(source, target);
-      }
-      this.#raw += source.length;
-      part = end;
+    if (isFullMask(mask, this.#blockBytes)) this.#move(block);
+    else {
+      forEachRun(mask, (first, count) => {
+        this.#move(block.subarray(first * PART_BYTES, (first + count) * PART_BYTES));
+      });
     }
   }
 
+  #move(source: Uint8Array): void {
+    const target = areaA + this.#raw;
+    invariant(target + source.length <= areaA + areaABytes, "a shipment fits its slot");
+    if (source.byteOffset !== this.#slot.byteOffset + target || source.buffer !== this.#slot.buffer) {
+      this.#lane.copy(this.#slot.subarray(target, target + source.length), source);
+    }
+    this.#raw += source.length;
+  }
+
   /** Compresses; undefined when nothing was added. */
-  finish(lane: Lane, codec: CodecName): Shipment | undefined {
+  finish(codec: CodecName): Shipment | undefined {
     if (this.#picked.length === 0) return undefined;
     return {
       picked: this.#picked,
       masks: Uint8Array.from(this.#masks),
       digests: Buffer.concat(this.#digests),
       rawBytes: this.#raw,
-      ...packRaw(lane, this.#slot, this.#raw, codec),
+      ...packRaw(this.#lane, this.#slot, this.#raw, codec),
     };
   }
 }

@@ -8,9 +8,10 @@ import { ReplicationError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import { blocksPerPage, digestBytes, EXTENT_BYTES_MAX, maskBytes, pageBlocks, pageCount } from "../base/units.ts";
 import { isZero } from "../codec/digest.ts";
-import type { ReceivedFrame, SaveResult } from "../lanes/jobs.ts";
+import type { ReceivedFrame, SaveRequest, SaveResult } from "../lanes/jobs.ts";
 import { oldContentAt } from "../lanes/slot-layout.ts";
 import type { Lanes } from "../lanes/lanes.ts";
+import type { KnownParts } from "./known-parts.ts";
 import type { DiskWriter, UndoEntryHead, UndoWriter } from "../replica/store.ts";
 import { undoFlags } from "../replica/store.ts";
 
@@ -56,10 +57,10 @@ export class OldContent {
 
   /**
    * Resolves when everything is durable that is needed to have back what a frame overwrites, with what was found of its blocks meanwhile
-   * (`ApplyRequest.checked`). `base`: what the table says of them. The frame lies in `slot`, whose area A is used and free again afterwards. After a failure
+   * (`ApplyRequest.checked`). `base`: what the table says of them; `known`: of those among them that were just read. The frame lies in `slot`, whose area A is used and free again afterwards. After a failure
    * the log holds less than it was promised: the writer is poisoned.
    */
-  async keep(frame: ReceivedFrame, base: Uint8Array, slot: Slot): Promise<Uint8Array | undefined> {
+  async keep(frame: ReceivedFrame, base: Uint8Array, slot: Slot, known: KnownParts): Promise<Uint8Array | undefined> {
     const { writer } = this.#o;
     const { blocks, masks } = frame;
     let checked: Uint8Array | undefined;
@@ -67,7 +68,9 @@ export class OldContent {
     await this.#guarded(async (undo) => {
       const wanted = this.#claim(undo, blocks, (index) => masks.subarray(index * perMask, (index + 1) * perMask), base);
       let end = 0;
-      if (wanted.blocks.length > 0) ({ end, checked } = await this.#save(undo, wanted, slot, frame));
+      const content = { frame, known: known.of(wanted.blocks) };
+      known.forget(blocks);
+      if (wanted.blocks.length > 0) ({ end, checked } = await this.#save(undo, wanted, slot, content));
       await undo.durable(Math.max(end, this.#zerosEnd));
     });
     return checked;
@@ -126,7 +129,7 @@ export class OldContent {
       try {
         const step = EXTENT_BYTES_MAX / blockBytes;
         for (let at = 0; at < wanted.blocks.length; at += step)
-          ({ end } = await this.#save(undo, part(wanted, at, at + step), slot, undefined));
+          ({ end } = await this.#save(undo, part(wanted, at, at + step), slot));
       } finally {
         slot.release();
       }
@@ -232,7 +235,7 @@ export class OldContent {
     undo: UndoWriter,
     wanted: Wanted,
     slot: Slot,
-    frame: ReceivedFrame | undefined,
+    { frame, known }: Partial<Pick<SaveRequest, "frame" | "known">> = {},
   ): Promise<{ readonly end: number; readonly checked: Uint8Array }> {
     const { disk, lanes, writer } = this.#o;
     const { blockBytes, digestKind, sizeBytes } = writer.record;
@@ -249,6 +252,7 @@ export class OldContent {
       seed: undo.seed,
       codec: "stored",
       frame,
+      known,
       blockBytes,
       digestKind,
     });

@@ -10,6 +10,7 @@ import type { DiskWriter } from "../replica/store.ts";
 import type { PageDigests } from "../table/digest-table.ts";
 import type { Data } from "../wire/messages.ts";
 import { type ShrunkTable, shrunkTable } from "./shrunk-table.ts";
+import { KnownParts } from "./known-parts.ts";
 import { OldContent } from "./old-content.ts";
 import { rebuildTable } from "./rebuild.ts";
 import { reconcile } from "./reconcile.ts";
@@ -34,6 +35,7 @@ export class SessionDisk {
   /** Pages being digested anew: half done they look like zero blocks. */
   readonly #mending = new Map<number, Promise<void>>();
   readonly #old: OldContent;
+  readonly #known: KnownParts;
   #targetBytes: number | undefined;
   /** The table as it will be, while the disk is still to be cut. */
   #cut: ShrunkTable | undefined;
@@ -41,6 +43,7 @@ export class SessionDisk {
   constructor(options: SessionDiskOptions) {
     this.#o = options;
     const { name, writer, lanes, pool, log, signal } = options;
+    this.#known = new KnownParts(writer.record.blockBytes);
     this.#old = new OldContent({
       ...{ disk: name, writer, lanes, pool, log, signal },
       isSettled: (page) => !this.#mending.has(page),
@@ -103,6 +106,7 @@ export class SessionDisk {
     const { writer } = this.#o;
     const { sizeBytes } = writer.record;
     const target = this.#targetBytes ?? sizeBytes;
+    if (target !== sizeBytes) this.#known.clear();
     if (target > sizeBytes) await writer.grow(target);
     if (target < sizeBytes) await this.#shrink(target);
   }
@@ -258,9 +262,12 @@ export class SessionDisk {
   /** Part digests of what the replica holds. */
   async oldParts(blocks: readonly number[]): Promise<OldPartsResult> {
     const { writer, lanes, name } = this.#o;
-    for (const block of blocks) this.#checkBlock(block);
-    const { sizeBytes, blockBytes } = this.geometry;
-    return await lanes.run("oldParts", { disk: name, fd: writer.replicaFd, sizeBytes, blocks, blockBytes });
+    const base = await this.digestsOf(blocks);
+    const { sizeBytes, blockBytes, digestKind } = this.geometry;
+    const request = { disk: name, fd: writer.replicaFd, sizeBytes, blocks, base, blockBytes, digestKind };
+    const result = await lanes.run("oldParts", request);
+    this.#known.add(blocks, result.wide);
+    return result;
   }
 
   #checkBlock(block: number): void {
@@ -275,7 +282,7 @@ export class SessionDisk {
     const { blocks, masks, digests, codec, rawBytes } = message;
     const base = await this.digestsOf(blocks);
     const frame = { payloadBytes, codec, rawBytes, blocks, masks, digests };
-    const checked = await this.#old.keep(frame, base, slot);
+    const checked = await this.#old.keep(frame, base, slot, this.#known);
     const { sizeBytes, blockBytes, digestKind } = this.geometry;
     const result = await lanes.run("apply", {
       slot: slot.index,
@@ -296,6 +303,7 @@ export class SessionDisk {
   async clear(first: number, count: number): Promise<void> {
     const { writer, lanes, name } = this.#o;
     const blocks = Array.from({ length: count }, (_unused, index) => first + index);
+    this.#known.forget(blocks);
     const digests = await this.digestsOf(blocks);
     const width = digestBytes(this.geometry.digestKind);
     const ranges: { offset: number; length: number }[] = [];

@@ -4,7 +4,7 @@
  *
  * Everything is bounded: pages under way by a gate, block memory by the pool, frames by credit, requests by a gate.
  */
-import { countParts, fullMask } from "../base/part-mask.ts";
+import { fullMask } from "../base/part-mask.ts";
 import type { Clock } from "../base/clock.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { Gate, settleAll } from "../base/gate.ts";
@@ -16,7 +16,6 @@ import {
   digestBytes,
   EXTENT_BYTES_MAX,
   type Geometry,
-  PART_BYTES,
   pageBlocks,
   pageCount,
   partsPerBlock,
@@ -24,17 +23,17 @@ import {
 import { isZero } from "../codec/digest.ts";
 import type { CodecName } from "../codec/compression.ts";
 import type { BlockReader, FileRun } from "../image/block-device.ts";
-import { blockState, type ScanRequest, type ScanResult, type Shipment } from "../lanes/jobs.ts";
+import { blockState, type CompareResult, type ScanRequest, type ScanResult } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import { areaA } from "../lanes/slot-layout.ts";
 import { pageDigest } from "../table/digest-table.ts";
-import { encodeHeadBefore } from "../wire/frame.ts";
-import type { Data } from "../wire/messages.ts";
 import { BaseTable } from "./base-table.ts";
-import type { CodecChoice, CodecPick } from "./codec-choice.ts";
+import type { CodecChoice } from "./codec-choice.ts";
 import { type BlockRange, blocksOutside, cutRanges, DataCursor } from "./data-cursor.ts";
 import { differences, type PageWork, RecentPages } from "./page-work.ts";
-import { differingParts, frameEnd, partRanges, readParts, runsOf, runsOfRanges } from "./part-ranges.ts";
+import { runsOfRanges } from "./part-ranges.ts";
+import { Patches } from "./patches.ts";
+import { FrameShipper } from "./frame-shipper.ts";
 import { FunnelCount } from "./funnel-count.ts";
 import type { RateLimit } from "./rate.ts";
 import type { Funnel } from "./report.ts";
@@ -45,11 +44,8 @@ import type { SenderSession } from "./sender-session.ts";
 const pagesUnderWay = 4;
 /** Pieces under way for each lane: one in work, one ready. */
 const piecesPerLane = 2;
-/** Blocks whose part digests are asked in one request, and requests under way. */
-const blocksPerBatch = 128;
-const batchesUnderWay = 6;
-/** Blocks of one `zero` frame: 64 MiB at the default, so that long zero stretches count as progress. */
-const blocksPerZero = 1_024;
+/** Pieces compared in one job: 8 MiB, so that jobs are few, and a slow disk does not hold a lane for long. */
+const piecesTogether = 8;
 /** Pages whose digests are kept for a repeat. */
 const recentPages = 256;
 /** Pages scanned between two pauses in which sockets and timers get their turn. */
@@ -74,11 +70,13 @@ export interface ScanOptions {
   readonly signal: AbortSignal;
 }
 
-interface Candidate {
-  readonly work: PageWork;
-  readonly block: number;
-  /** Part digests of the block as it was read. */
-  readonly parts: Uint8Array;
+/** Blocks whose bytes lie in files. */
+interface PlacedPiece {
+  readonly first: number;
+  /** Exclusive. */
+  readonly end: number;
+  readonly length: number;
+  readonly runs: readonly FileRun[];
 }
 
 export class Scan {
@@ -87,17 +85,15 @@ export class Scan {
   readonly #width: number;
   readonly #base: BaseTable;
   readonly #count: FunnelCount;
+  readonly #shipper: FrameShipper;
   readonly #pageGate = new Gate(pagesUnderWay);
-  readonly #batchGate = new Gate(batchesUnderWay);
   /** Pieces read at a time: few, so that the slots they use stay in the processor's cache. */
   readonly #readGate: Gate;
   readonly #tasks = new Set<Promise<void>>();
   readonly #recent = new RecentPages(recentPages);
   /** Blocks sent whole at the receiver's request: each once. */
   readonly #repeated: PagedBits;
-  #candidates: Candidate[] = [];
-  /** Batches of candidates not shipped yet. */
-  readonly #batches = new Set<Promise<void>>();
+  readonly #patches: Patches;
   /** Share of the last pages that differed, as a moving average: while most do, block digests are asked ahead of reading. */
   #differing = 0;
   /** First failure of a task. */
@@ -111,6 +107,19 @@ export class Scan {
     this.#repeated = new PagedBits(blockCount(this.#geometry));
     this.#readGate = new Gate(options.lanes.count * piecesPerLane);
     this.#count = new FunnelCount(options.funnel, options.memory);
+    this.#shipper = new FrameShipper({ ...options, geometry: this.#geometry, count: this.#count });
+    this.#patches = new Patches({
+      ...options,
+      geometry: this.#geometry,
+      shipper: this.#shipper,
+      track: (task) => this.#track(task),
+      check: () => {
+        this.#check();
+      },
+      settle: (work) => {
+        this.#settle(work, 1);
+      },
+    });
     this.#base = new BaseTable(options.session, this.#geometry, { empty, sizeBytes: baseBytes });
   }
 
@@ -140,10 +149,8 @@ export class Scan {
         await cursor.close();
       }
       await this.#drain();
-      while (this.#candidates.length > 0) {
-        await this.#flush();
-        await this.#drain();
-      }
+      await this.#patches.flush();
+      await this.#drain();
     } finally {
       // Nothing may touch slots or the image after this returned, whatever happened. Tasks may start others.
       while (this.#tasks.size > 0) await Promise.all([...this.#tasks]);
@@ -189,7 +196,7 @@ export class Scan {
       return;
     }
     // Batches wait for the receiver: who reads on meanwhile gathers the part digests of the whole disk.
-    while (this.#batches.size > batchesUnderWay) await Promise.race(this.#batches);
+    await this.#patches.room();
     await this.#pageGate.enter();
     void this.#track(
       this.#page(page, ranges, base ?? zeroPageDigest).finally(() => {
@@ -230,13 +237,80 @@ export class Scan {
     work.cold = cold.flatMap((index) => runs[index] ?? []);
   }
 
-  /** Reads ranges of a page, each piece in a slot of its own. */
+  /** Reads ranges of a page: pieces of which something may be shipped at once each in a slot of its own, the others together. */
   async #read(work: PageWork, ranges: readonly BlockRange[], base: Uint8Array | "zero" | "unknown"): Promise<void> {
-    await settleAll(
-      cutRanges(ranges, EXTENT_BYTES_MAX / this.#geometry.blockBytes).map(({ first, end }) =>
-        this.#piece(work, first, end - first, base),
-      ),
-    );
+    const tasks: Promise<void>[] = [];
+    let together: PlacedPiece[] = [];
+    const compare = (): void => {
+      if (together.length > 0 && base !== "zero") tasks.push(this.#compareAll(work, together, base));
+      together = [];
+    };
+    for (const { first, end } of cutRanges(ranges, EXTENT_BYTES_MAX / this.#geometry.blockBytes)) {
+      const placed = base !== "zero" && !this.#hasZero(work, first, end, base) ? this.#placed(first, end) : undefined;
+      if (placed === undefined) tasks.push(this.#piece(work, first, end - first, base));
+      else if (together.push(placed) === piecesTogether) compare();
+    }
+    compare();
+    await settleAll(tasks);
+  }
+
+  /** Whether the receiver holds one of these blocks as zeros: then it may be new, and is shipped at once. */
+  #hasZero(work: PageWork, first: number, end: number, base: Uint8Array | "unknown"): boolean {
+    if (base === "unknown") return false;
+    for (let block = first; block < end; block++) {
+      const at = (block - work.first) * this.#width;
+      if (base[at] === 0 && isZero(base.subarray(at, at + this.#width))) return true;
+    }
+    return false;
+  }
+
+  /** Undefined: only the reader can read it. */
+  #placed(first: number, end: number): PlacedPiece | undefined {
+    const { blockBytes, sizeBytes } = this.#geometry;
+    const offset = first * blockBytes;
+    const length = Math.min(end * blockBytes, sizeBytes) - offset;
+    const runs = this.#o.reader.runs?.(offset, length);
+    return runs === undefined ? undefined : { first, end, length, runs };
+  }
+
+  /** Digests pieces of a page in one job, and compares them. */
+  async #compareAll(work: PageWork, pieces: readonly PlacedPiece[], base: Uint8Array | "unknown"): Promise<void> {
+    const { lanes, name, funnel } = this.#o;
+    const { blockBytes, digestKind } = this.#geometry;
+    const width = this.#width;
+    const placeOf = (block: number): number => (block - work.first) * width;
+    await this.#readGate.enter();
+    let result: CompareResult;
+    try {
+      this.#check();
+      result = await lanes.run("compare", {
+        file: name,
+        pieces: pieces.map(({ runs, length }) => ({ runs, length })),
+        base:
+          base === "unknown"
+            ? base
+            : Buffer.concat(pieces.map(({ first, end }) => base.subarray(placeOf(first), placeOf(end)))),
+        ...{ blockBytes, digestKind },
+      });
+    } finally {
+      this.#readGate.leave();
+    }
+    const zeros: number[] = [];
+    let index = 0;
+    let partsEnd = 0;
+    for (const { first, end, length } of pieces) {
+      funnel.readBytes += length;
+      work.digests.set(result.digests.subarray(index * width, (index + end - first) * width), placeOf(first));
+      for (let block = first; block < end; block++, index++) {
+        const state = result.states[index];
+        if (state === blockState.zero) zeros.push(block);
+        else if (state === blockState.differs) {
+          this.#patches.add(work, block, result.parts.subarray(partsEnd, partsEnd + this.#partBytes));
+          partsEnd += this.#partBytes;
+        }
+      }
+    }
+    await this.#shipper.shipZeros(zeros, false);
   }
 
   async #piece(work: PageWork, first: number, count: number, base: Uint8Array | "zero" | "unknown"): Promise<void> {
@@ -261,16 +335,16 @@ export class Scan {
       for (const [index, state] of result.states.entries()) {
         if (state === blockState.zero) zeros.push(first + index);
         else if (state === blockState.differs) {
-          this.#addCandidate(work, first + index, result.parts.slice(parts, parts + this.#partBytes));
+          this.#patches.add(work, first + index, result.parts.subarray(parts, parts + this.#partBytes));
           parts += this.#partBytes;
         }
       }
       if (result.shipment !== undefined && pick !== undefined) {
         const { shipment } = result;
         const blocks = shipment.picked.map((index) => first + index);
-        await this.#ship(slot, { ...shipment, blocks }, { repeat: false, pick });
+        await this.#shipper.ship(slot, { ...shipment, blocks }, { repeat: false, pick });
       }
-      await this.#shipZeros(zeros, false);
+      await this.#shipper.shipZeros(zeros, false);
     } finally {
       leave();
       slot?.release();
@@ -313,7 +387,7 @@ export class Scan {
   /** A page that was digested first turned out to differ: its blocks that differ are looked at again, now with the receiver's digests. */
   async #compare(work: PageWork, base: Uint8Array): Promise<void> {
     const { zeros, ranges } = differences(work, base);
-    await this.#shipZeros(zeros, false);
+    await this.#shipper.shipZeros(zeros, false);
     await this.#read(work, ranges, base);
   }
 
@@ -323,119 +397,7 @@ export class Scan {
       const at = (block - work.first) * this.#width;
       return !isZero(base.subarray(at, at + this.#width));
     });
-    await this.#shipZeros(zeros, false);
-  }
-
-  #addCandidate(work: PageWork, block: number, parts: Uint8Array): void {
-    work.open++;
-    this.#candidates.push({ work, block, parts });
-    if (this.#candidates.length < blocksPerBatch) return;
-    const batch = this.#track(this.#flush()).finally(() => {
-      this.#batches.delete(batch);
-    });
-    this.#batches.add(batch);
-  }
-
-  /** Asks part digests for the candidates gathered so far and ships the parts that differ. */
-  async #flush(): Promise<void> {
-    const batch = this.#candidates.splice(0, blocksPerBatch);
-    if (batch.length === 0) return;
-    await this.#batchGate.enter();
-    try {
-      this.#check();
-      batch.sort((a, b) => a.block - b.block);
-      const answer = await this.#o.session.askParts(batch.map((candidate) => candidate.block));
-      const masks = differingParts(
-        answer,
-        batch.map((candidate) => candidate.parts),
-        this.#geometry.blockBytes,
-      );
-      for (let done = 0; done < batch.length; ) {
-        const end = frameEnd(masks, done);
-        await this.#patch(batch.slice(done, end), masks.slice(done, end));
-        done = end;
-      }
-    } finally {
-      this.#batchGate.leave();
-    }
-  }
-
-  async #patch(batch: readonly Candidate[], masks: readonly Uint8Array[]): Promise<void> {
-    const blocks = batch.map((candidate) => candidate.block);
-    const digests = batch.map(({ work, block }) => {
-      const at = (block - work.first) * this.#width;
-      return work.digests.slice(at, at + this.#width);
-    });
-    const slot = await this.#o.pool.acquire(this.#o.signal);
-    try {
-      this.#check();
-      await this.#packAndShip(slot, blocks, masks, digests, { read: true, repeat: false });
-    } finally {
-      slot.release();
-    }
-    for (const candidate of batch) this.#settle(candidate.work, 1);
-  }
-
-  /** `read` false: the parts lie in area A of the slot already. */
-  async #packAndShip(
-    slot: Slot,
-    blocks: readonly number[],
-    masks: readonly Uint8Array[],
-    digests: readonly Uint8Array[],
-    how: { readonly read: boolean; readonly repeat: boolean },
-  ): Promise<void> {
-    const { lanes, codec, funnel, reader } = this.#o;
-    const rawBytes = masks.reduce((sum, mask) => sum + countParts(mask), 0) * PART_BYTES;
-    let runs: FileRun[] | undefined;
-    if (how.read) {
-      funnel.readBytes += rawBytes;
-      const ranges = partRanges(blocks, masks, this.#geometry);
-      runs = runsOf(reader, ranges);
-      if (runs === undefined) await readParts(reader, ranges, slot.bytes.subarray(areaA, areaA + rawBytes));
-    }
-    const pick = codec.next();
-    const packed = await lanes.run("pack", { slot: slot.index, file: this.#o.name, runs, rawBytes, codec: pick.codec });
-    const frame = { blocks, masks: Buffer.concat(masks), digests: Buffer.concat(digests), rawBytes, ...packed };
-    await this.#ship(slot, frame, { repeat: how.repeat, pick });
-  }
-
-  async #ship(
-    slot: Slot,
-    shipment: Omit<Shipment, "picked"> & { readonly blocks: readonly number[] },
-    how: { readonly repeat: boolean; readonly pick: CodecPick },
-  ): Promise<void> {
-    const { session, rate, funnel, codec, clock, signal } = this.#o;
-    const { blocks, masks, digests, rawBytes, payloadOffset, payloadBytes } = shipment;
-    const { repeat } = how;
-    const message: Data = { type: "data", blocks, masks, digests, codec: shipment.codec, rawBytes, repeat };
-    await session.takeCredit();
-    const start = encodeHeadBefore(message, payloadBytes, slot.bytes, payloadOffset);
-    const frame = slot.bytes.subarray(start, payloadOffset + payloadBytes);
-    await rate.take(frame.length, signal);
-    const givenAt = clock.monotonic();
-    await session.sendData(message, frame);
-    codec.observe({ pick: how.pick, rawBytes, packedBytes: payloadBytes, givenAt, now: clock.monotonic() });
-    funnel.packedBytes += frame.length;
-    if (repeat) {
-      funnel.repeatedBlocks += blocks.length;
-      return;
-    }
-    this.#count.parts(blocks, masks);
-  }
-
-  /** Blocks ascending; neighbours travel together. */
-  async #shipZeros(blocks: readonly number[], repeat: boolean): Promise<void> {
-    const { session, rate, signal } = this.#o;
-    for (let index = 0; index < blocks.length; ) {
-      const first = blocks[index] ?? 0;
-      let count = 1;
-      while (count < blocksPerZero && blocks[index + count] === first + count) count++;
-      index += count;
-      await session.takeCredit();
-      await rate.take(64, signal);
-      session.sendZero({ type: "zero", first, count, repeat });
-      if (!repeat) this.#count.zeros(first, count);
-    }
+    await this.#shipper.shipZeros(zeros, false);
   }
 
   #settle(work: PageWork, blocks: number): void {
@@ -469,8 +431,8 @@ export class Scan {
       const slot = await this.#o.pool.acquire(this.#o.signal);
       try {
         const { digests } = await this.#scanBlocks(slot, block, 1, "unknown", "stored");
-        if (isZero(digests)) await this.#shipZeros([block], true);
-        else await this.#packAndShip(slot, [block], [whole], [digests], { read: false, repeat: true });
+        if (isZero(digests)) await this.#shipper.shipZeros([block], true);
+        else await this.#shipper.packAndShip(slot, [block], [whole], digests, { read: false, repeat: true });
         await this.#replaceDigest(block, digests);
       } finally {
         slot.release();

@@ -3,8 +3,9 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { InvariantError } from "../../src/base/errors.ts";
 import { KIB, MIB, PART_BYTES } from "../../src/base/units.ts";
-import { createDigester, isZero } from "../../src/codec/digest.ts";
-import { contentWithZeroDigest, referenceXxh64 } from "./xxh64-reference.ts";
+import { createDigester, isZero, PART_DIGEST_BYTES } from "../../src/codec/digest.ts";
+import { expectBlocks } from "./expect-blocks.ts";
+import { contentWithZeroDigest, referenceDigest, referenceXxh64 } from "./xxh64-reference.ts";
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString("hex");
 const text = (value: string): Uint8Array => Buffer.from(value, "utf8");
@@ -72,16 +73,15 @@ describe("zero test", () => {
 });
 
 describe("xxh64", () => {
-  test.each([
-    ["a", "d24ec4f1a98c6e5b"],
-    ["abc", "44bc2cf5ad770999"],
-    ["Nobody inspects the spammish repetition", "fbcea83c8a378bf1"],
-  ])("published value of %j, big endian, only in its place", async (value, expected) => {
+  test("the digest of a block is that of its parts' digests, big endian, only in its place", async () => {
     const digester = await createDigester("xxh64");
     expect(digester.digestBytes).toBe(8);
-    const target = new Uint8Array(24).fill(0xee);
-    expect(digester.digest(text(value), target, 8)).toBe(false);
-    expect(hex(target)).toBe(`${"ee".repeat(8)}${expected}${"ee".repeat(8)}`);
+    expect(digester.ofParts).toBe(true);
+    const block = Buffer.alloc(16 * KIB, text("Nobody inspects the spammish repetition"));
+    const target = Buffer.alloc(24, 0xee);
+    expect(digester.digest(block, target, 8)).toBe(false);
+    expect(target.subarray(8, 16).toString("hex")).toBe(referenceDigest(block).toString(16).padStart(16, "0"));
+    expect(target.filter((byte) => byte === 0xee).length).toBeGreaterThanOrEqual(16);
   });
 
   test("the reference of these tests gives the published values too", () => {
@@ -90,16 +90,21 @@ describe("xxh64", () => {
     expect(referenceXxh64(text("Nobody inspects the spammish repetition"))).toBe(0xfbcea83c8a378bf1n);
   });
 
-  test("property: equals the reference for any bytes", async () => {
+  test("property: equals the reference for any parts, and is the same from their digests", async () => {
     const digester = await createDigester("xxh64");
-    const target = Buffer.alloc(8);
+    const target = Buffer.alloc(16);
     fc.assert(
-      fc.property(fc.uint8Array({ minLength: 1, maxLength: 300 }), (bytes) => {
-        const zero = digester.digest(bytes, target, 0);
-        expect(zero).toBe(bytes.every((byte) => byte === 0));
-        expect(target.readBigUInt64BE()).toBe(zero ? 0n : referenceXxh64(bytes));
+      fc.property(fc.array(fc.constantFrom(0, 0, 1, 2, 0xff), { minLength: 4, maxLength: 4 }), (fills) => {
+        const block = Buffer.concat(fills.map((fill) => Buffer.alloc(PART_BYTES, fill)));
+        const zero = digester.digest(block, target, 0);
+        expect(zero).toBe(fills.every((fill) => fill === 0));
+        expect(target.readBigUInt64BE()).toBe(referenceDigest(block));
+        const parts = Buffer.alloc(fills.length * PART_DIGEST_BYTES);
+        digester.parts(block, parts, 0);
+        digester.combine(parts, target, 8);
+        expect(target.readBigUInt64BE(8)).toBe(referenceDigest(block));
       }),
-      { numRuns: 500 },
+      { numRuns: 100 },
     );
   });
 
@@ -110,16 +115,26 @@ describe("xxh64", () => {
       const block = sharedView(size);
       for (let position = 0; position < size; position++) block[position] = (position * 2_654_435_761) >>> 24;
       expect(digester.digest(block, target, 0)).toBe(false);
-      expect(target.readBigUInt64BE()).toBe(referenceXxh64(block));
+      expect(target.readBigUInt64BE()).toBe(referenceDigest(block));
     }
   });
 
-  test("content whose xxh64 is zero is written as 1", async () => {
-    const content = contentWithZeroDigest();
-    expect(referenceXxh64(content)).toBe(0n);
+  test("a digest that comes out zero is written as 1", async () => {
+    const parts = contentWithZeroDigest();
+    expect(referenceXxh64(parts)).toBe(0n);
     const target = new Uint8Array(8).fill(0xee);
-    expect((await createDigester("xxh64")).digest(content, target, 0)).toBe(false);
+    (await createDigester("xxh64")).combine(parts, target, 0);
     expect(hex(target)).toBe("0000000000000001");
+  });
+
+  test("the parts of zeros are told from others", async () => {
+    const digester = await createDigester("xxh64");
+    const part = Buffer.alloc(PART_DIGEST_BYTES);
+    part.writeBigUInt64LE(referenceXxh64(new Uint8Array(PART_BYTES)));
+    expect(Buffer.from(digester.zeroParts)).toEqual(Buffer.alloc((MIB / PART_BYTES) * PART_DIGEST_BYTES, part));
+    const target = new Uint8Array(8);
+    digester.combine(digester.zeroParts.subarray(0, 32), target, 0);
+    expect(hex(target)).toBe("0".repeat(16));
   });
 });
 
@@ -162,18 +177,40 @@ describe("both kinds", () => {
     }
   });
 
-  test.each(["xxh64", "sha256"] as const)("%s: a part's digest is the low half of its xxh64", async (kind) => {
+  test.each(["xxh64", "sha256"] as const)("%s: a part's digest is its xxh64", async (kind) => {
     const digester = await createDigester(kind);
     fc.assert(
-      fc.property(fc.uint8Array({ minLength: PART_BYTES, maxLength: PART_BYTES }), (bytes) => {
-        const shared = sharedView(PART_BYTES);
-        shared.set(bytes);
-        const target = Buffer.alloc(12, 0xee);
-        digester.parts(shared, target, 4);
-        expect(target.readUInt32LE(4)).toBe(Number(referenceXxh64(bytes) & 0xffff_ffffn));
-        expect(target.filter((byte) => byte === 0xee).length).toBeGreaterThanOrEqual(8);
+      fc.property(fc.uint8Array({ minLength: PART_BYTES, maxLength: PART_BYTES }), fc.boolean(), (bytes, zero) => {
+        const shared = sharedView(2 * PART_BYTES);
+        if (!zero) shared.set(bytes, PART_BYTES);
+        const expected = [referenceXxh64(new Uint8Array(PART_BYTES)), referenceXxh64(shared.subarray(PART_BYTES))];
+        const wide = Buffer.alloc(24, 0xee);
+        digester.parts(shared, wide, 4);
+        expect([wide.readBigUInt64LE(4), wide.readBigUInt64LE(12)]).toEqual(expected);
       }),
       { numRuns: 30 },
+    );
+  });
+
+  test.each(["xxh64", "sha256"] as const)("%s: blocks at once are what they are one by one", async (kind) => {
+    const digester = await createDigester(kind);
+    const fills = fc.array(fc.constantFrom(0, 0, 1, 0xff), { minLength: 4, maxLength: 32 });
+    fc.assert(
+      fc.property(fills, fc.constantFrom(16 * KIB, 32 * KIB), (all, blockBytes) => {
+        const perBlock = blockBytes / PART_BYTES;
+        const count = Math.floor(all.length / perBlock);
+        if (count === 0) return;
+        // A part that begins like zeros is not one of zeros.
+        const parts = all.slice(0, count * perBlock).map((fill) => {
+          const part = Buffer.alloc(PART_BYTES);
+          part[PART_BYTES - 1] = fill;
+          return part;
+        });
+        const shared = sharedView(count * blockBytes);
+        shared.set(Buffer.concat(parts));
+        expectBlocks(digester, shared, blockBytes);
+      }),
+      { numRuns: 20 },
     );
   });
 
@@ -182,14 +219,19 @@ describe("both kinds", () => {
     const block = new Uint8Array(16 * KIB).fill(1);
     expect(() => digester.digest(block, new Uint8Array(16), 1)).toThrow(InvariantError);
     expect(() => digester.digest(block, new Uint8Array(16), -1)).toThrow(InvariantError);
-    expect(() => digester.parts(new Uint8Array(PART_BYTES - 1), Buffer.alloc(4), 0)).toThrow(InvariantError);
+    expect(() => digester.parts(new Uint8Array(PART_BYTES - 1), Buffer.alloc(8), 0)).toThrow(InvariantError);
+    expect(() => digester.blocks(new Uint8Array(24 * KIB), 16 * KIB)).toThrow(InvariantError);
+    expect(() => digester.blocks(new Uint8Array(2 * MIB), 64 * KIB)).toThrow(InvariantError);
+    expect(() => digester.combine(new Uint8Array(32), new Uint8Array(16), 0)).toThrow(InvariantError);
   });
 
   test("digesters do not share memory", async () => {
     const [one, other] = await Promise.all([createDigester("xxh64"), createDigester("xxh64")]);
     const target = new Uint8Array(16);
-    one.digest(text("abc"), target, 0);
-    other.digest(text("a"), target, 8);
-    expect(hex(target)).toBe("44bc2cf5ad770999d24ec4f1a98c6e5b");
+    const [first, second] = [Buffer.alloc(16 * KIB, 1), Buffer.alloc(16 * KIB, 2)];
+    one.digest(first, target, 0);
+    other.digest(second, target, 8);
+    const expected = [first, second].map((block) => referenceDigest(block).toString(16).padStart(16, "0"));
+    expect(hex(target)).toBe(expected.join(""));
   });
 });

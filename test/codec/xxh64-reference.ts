@@ -2,6 +2,7 @@
  * xxh64 with seed 0 straight from its specification, slow: an independent opinion, and the way to content whose digest
  * is zero.
  */
+import { PART_BYTES } from "../../src/base/units.ts";
 
 const word = (1n << 64n) - 1n;
 const prime1 = 0x9e3779b185ebca87n;
@@ -46,6 +47,16 @@ export function referenceXxh64(bytes: Uint8Array): bigint {
   sum = ((sum ^ (sum >> 33n)) * prime2) & word;
   sum = ((sum ^ (sum >> 29n)) * prime3) & word;
   return sum ^ (sum >> 32n);
+}
+
+/** Digest of a block: over those of its parts, unless it is all zeros. */
+export function referenceDigest(block: Uint8Array): bigint {
+  if (block.every((byte) => byte === 0)) return 0n;
+  const parts = Buffer.alloc((block.length / PART_BYTES) * 8);
+  for (let at = 0; at < block.length; at += PART_BYTES) {
+    parts.writeBigUInt64LE(referenceXxh64(block.subarray(at, at + PART_BYTES)), (at / PART_BYTES) * 8);
+  }
+  return referenceXxh64(parts);
 }
 
 /** 40 bytes, not zero, whose xxh64 is 0: every step of the tail can be undone, so its last lane is solved for. */

@@ -1,7 +1,8 @@
 /** The receiver's jobs: apply, old parts, clear, sync. */
 import fc from "fast-check";
 import { beforeEach, describe, expect, test } from "vitest";
-import { digestBytes, KIB, MIB, PART_BYTES, partsPerBlock } from "../../src/base/units.ts";
+import { digestBytes, type DigestKind, KIB, MIB, PART_BYTES, partsPerBlock } from "../../src/base/units.ts";
+import { isZero, PART_DIGEST_BYTES } from "../../src/codec/digest.ts";
 import {
   type ApplyRequest,
   type ApplyResult,
@@ -21,6 +22,7 @@ import {
   blocksOf,
   differingPartsOf,
   digestOf,
+  digesters,
   hashOf,
   maskOf,
   memoryFiles,
@@ -234,17 +236,37 @@ describe("apply", () => {
   });
 });
 
+/** What the digests of its parts are, as a receiver knows them. */
+function knownOf(block: Buffer): Buffer {
+  const known = Buffer.alloc((block.length / PART_BYTES) * PART_DIGEST_BYTES);
+  digesters.xxh64.parts(block, known, 0);
+  return known;
+}
+
+function wrongDigest(kind: DigestKind): Buffer {
+  return Buffer.alloc(digestBytes(kind), 0x7b);
+}
+
 describe("old parts", () => {
   test("digests of the parts of every block, as it lies there", () => {
     fc.assert(
       fc.property(
-        fc.record({ blockBytes: anyBlockBytes, length: anyLength, patches: anyPatches }),
-        ({ blockBytes, length, patches }) => {
+        fc.record({ blockBytes: anyBlockBytes, digestKind: anyDigest, length: anyLength, patches: anyPatches }),
+        fc.infiniteStream(fc.boolean()),
+        ({ blockBytes, digestKind, length, patches }, choices) => {
           const disk = patched(Buffer.alloc(length), patches);
           files.files.set(fd, disk);
           const blocks = blocksOf(disk, blockBytes);
           const numbers = blocks.map((_block, index) => index);
-          const answer = doJob(lane, "oldParts", { disk: "disk", fd, sizeBytes: length, blocks: numbers, blockBytes });
+          const sound = blocks.map(() => choices.next().value === true);
+          const base = Buffer.concat(
+            blocks.map((block, index) =>
+              sound[index] === true ? digestOf(digestKind, block) : wrongDigest(digestKind),
+            ),
+          );
+          const shape = { blockBytes, digestKind };
+          const request = { disk: "disk", fd, sizeBytes: length, blocks: numbers, base, ...shape };
+          const answer = doJob(lane, "oldParts", request);
           expect(answer.known.length).toBe(Math.ceil(blocks.length / 8));
           expect(numbers.filter((index) => ((answer.known[index >> 3] ?? 0) & (1 << (index & 7))) !== 0)).toEqual(
             numbers,
@@ -253,6 +275,11 @@ describe("old parts", () => {
           expect(answer.parts.length).toBe(expected.length * 4);
           const parts = Buffer.from(answer.parts);
           expect(expected.map((_part, index) => parts.readUInt32LE(index * 4))).toEqual(expected);
+          // What is known of a block whose content is not what the table says would be laundered.
+          const known = blocks.map((block, index) =>
+            sound[index] === true ? knownOf(block) : Buffer.alloc(knownOf(block).length),
+          );
+          expect(hashOf(answer.wide)).toBe(hashOf(digestKind === "xxh64" ? Buffer.concat(known) : Buffer.alloc(0)));
         },
       ),
       { numRuns: 40 },
@@ -262,10 +289,12 @@ describe("old parts", () => {
   test("a block that cannot be read is not known, and no failure", () => {
     files.files.set(fd, Buffer.alloc(64 * KIB, 1));
     files.failing = { read: "EIO" };
-    const request = { disk: "disk", fd, sizeBytes: 64 * KIB, blocks: [0], blockBytes: 64 * KIB };
-    const answer = doJob(lane, "oldParts", request);
+    const base = wrongDigest("xxh64");
+    const shape = { blockBytes: 64 * KIB, digestKind: "xxh64" } as const;
+    const answer = doJob(lane, "oldParts", { disk: "disk", fd, sizeBytes: 64 * KIB, blocks: [0], base, ...shape });
     expect([...answer.known]).toEqual([0]);
     expect(answer.parts.length).toBe(0);
+    expect(isZero(answer.wide)).toBe(true);
   });
 });
 
@@ -274,7 +303,12 @@ describe("save", () => {
   const contentAt = areaA + DIRECT_BYTES - 1;
 
   /** What the first `blocks` of the frame hold in these parts, kept before the frame is applied. */
-  function save(request: ApplyRequest, kept: readonly number[], parts: readonly (readonly number[])[]): SaveResult {
+  function save(
+    request: ApplyRequest,
+    kept: readonly number[],
+    parts: readonly (readonly number[])[],
+    known?: Buffer,
+  ): SaveResult {
     const { blockBytes, digestKind, blocks, base, slot, disk, sizeBytes } = request;
     const { payloadBytes, codec, rawBytes, masks, digests } = request;
     const width = digestBytes(digestKind);
@@ -285,6 +319,7 @@ describe("save", () => {
       masks: Buffer.concat(kept.map((index) => maskOf(parts[index] ?? [], blockBytes))),
       base: Buffer.concat(kept.map((index) => Buffer.from(base.subarray(index * width, (index + 1) * width)))),
       frame: { payloadBytes, codec, rawBytes, blocks, masks, digests },
+      known,
     });
   }
 
@@ -312,7 +347,11 @@ describe("save", () => {
           // Some have been kept before, or some of their parts.
           const kept = blocks.flatMap((_block, index) => (choice() ? [index] : []));
           const wanted = parts.map((numbers) => numbers.filter((_part, at) => at === 0 || choice()));
-          const result = save(request, kept, wanted);
+          // Of some is known what they hold: then only these parts are read.
+          const known = kept.map((index) => knownOf(was[blocks[index] ?? 0] ?? before));
+          for (const each of known) if (choice()) each.fill(0);
+          const ofParts = digestKind === "xxh64" && choice();
+          const result = save(request, kept, wanted, ofParts ? Buffer.concat(known) : undefined);
           expect([...result.damaged]).toEqual(kept.map(() => 0));
           const old = kept.flatMap((index) =>
             (wanted[index] ?? []).map((part) => partsOf(was[blocks[index] ?? 0] ?? before)[part] ?? before),
@@ -333,6 +372,51 @@ describe("save", () => {
       ),
       { numRuns: 60 },
     );
+  });
+
+  test("known parts: the others are not read, and the block comes out as it was known to be", () => {
+    const before = randomBytes(64 * KIB);
+    const after = Buffer.from(before);
+    after.fill(3, 5 * PART_BYTES, 7 * PART_BYTES);
+    after.fill(4, 9 * PART_BYTES, 10 * PART_BYTES);
+    const request = land({ blocks: [0], parts: [[5, 6, 9]], before, after });
+    const reads: (readonly [number, number])[] = [];
+    const { read } = files;
+    files.read = (from, target, offset) => {
+      reads.push([offset, target.length]);
+      return read(from, target, offset);
+    };
+    const result = save(request, [0], [[5, 6, 9]], knownOf(before));
+    files.read = read;
+    expect(reads).toEqual([
+      [5 * PART_BYTES, 2 * PART_BYTES],
+      [9 * PART_BYTES, PART_BYTES],
+    ]);
+    expect([...result.damaged]).toEqual([0]);
+    expect([...result.checked]).toEqual([applyState.written]);
+  });
+
+  test("known parts that are not what lies there: the block is read as a whole, and the log is told the truth", () => {
+    const before = randomBytes(64 * KIB);
+    const after = Buffer.from(before);
+    after.fill(3, 5 * PART_BYTES, 6 * PART_BYTES);
+    const held = Buffer.from(before);
+    held[5 * PART_BYTES] = (held[5 * PART_BYTES] ?? 0) ^ 1;
+    const request = land({ blocks: [0], parts: [[5]], before, after }, {}, held);
+    const result = save(request, [0], [[5]], knownOf(before));
+    expect([...result.damaged]).toEqual([1]);
+    // The part that rotted is replaced: the block comes out, and may be written.
+    expect([...result.checked]).toEqual([applyState.written]);
+  });
+
+  test("known parts of which another changed: a frame for other content does not come out", () => {
+    const before = randomBytes(64 * KIB);
+    const after = Buffer.from(before);
+    after.fill(3, 5 * PART_BYTES, 6 * PART_BYTES);
+    const other = Buffer.from(before);
+    other.fill(9, 0, PART_BYTES);
+    const request = land({ blocks: [0], parts: [[5]], before, after });
+    expect([...save(request, [0], [[5]], knownOf(other)).checked]).toEqual([applyState.mismatch]);
   });
 
   test("parts over content that rotted: told by either digest, and the block is not written", () => {

@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import fc from "fast-check";
 import { digestBytes, type DigestKind, KIB, maskBytes, MIB, PART_BYTES } from "../../src/base/units.ts";
 import { createBufferPool } from "../../src/base/buffer-pool.ts";
-import { createDigester, type Digester } from "../../src/codec/digest.ts";
+import { createDigester, type Digester, PART_DIGEST_BYTES } from "../../src/codec/digest.ts";
 import { createLane, type Lane, laneRoomBytes } from "../../src/lanes/lane.ts";
 import { slotBytes } from "../../src/lanes/slot-layout.ts";
 import type { LaneStorage } from "../../src/storage/seam.ts";
@@ -77,9 +77,9 @@ export const digesters: Readonly<Record<DigestKind, Digester>> = {
 
 /** Part digests of a block, as numbers. */
 export function partDigestsOf(block: Buffer): number[] {
-  const digests = Buffer.alloc((block.length / PART_BYTES) * 4);
+  const digests = Buffer.alloc((block.length / PART_BYTES) * PART_DIGEST_BYTES);
   digesters.xxh64.parts(block, digests, 0);
-  return partsOf(block).map((_part, index) => digests.readUInt32LE(index * 4));
+  return partsOf(block).map((_part, index) => digests.readUInt32LE(index * PART_DIGEST_BYTES));
 }
 
 export function digestOf(kind: DigestKind, block: Uint8Array): Buffer {

@@ -10,6 +10,7 @@ import { createBufferPool } from "../../src/base/buffer-pool.ts";
 import { createLane, laneRoomBytes } from "../../src/lanes/lane.ts";
 import { createInlineLanes, type Lanes } from "../../src/lanes/lanes.ts";
 import { slotBytes } from "../../src/lanes/slot-layout.ts";
+import { KnownParts } from "../../src/replication/known-parts.ts";
 import { OldContent } from "../../src/replication/old-content.ts";
 import { rebuildTable } from "../../src/replication/rebuild.ts";
 import type { LaneStorage, Storage } from "../../src/storage/seam.ts";
@@ -175,6 +176,7 @@ export async function keepParts(
       { ...frame, masks: Uint8Array.of(mask), digests: new Uint8Array(8) },
       base,
       slot,
+      new KnownParts(blockBytes),
     );
   } finally {
     slot.release();

@@ -132,7 +132,7 @@ test("a block whose old content changed since its parts were compared is asked f
       done = true;
       const { fd, blocks } = request as SaveRequest;
       expect(blocks).toEqual([2, 5]);
-      kit.receiving.storage.lanes.write(fd, randomBytes(4_096), 5 * 64 * KIB + 40_960);
+      kit.receiving.storage.lanes.write(fd, randomBytes(12_288), 5 * 64 * KIB + 4_096);
     }
     return await run();
   };

@@ -5,12 +5,14 @@
  *     0 block u64 · 8 run u32 · 12 flags u8 · 13 reserved · 16 content bytes u32 · 20 content checksum u32 · 24 content offset u64
  *     32 digest · mask
  */
+import { invariant } from "../../base/errors.ts";
 import { digestBytes, maskBytes } from "../../base/units.ts";
 import type { UndoEntry } from "./entry.ts";
 import {
   type BatchHeader,
   entryFault,
   entryFlags,
+  type EntryHead,
   entryHeadBytes,
   get32,
   get64,
@@ -28,8 +30,7 @@ export function indexEntryBytes(shape: UndoShape): number {
   return entryHeadBytes(shape) + 8;
 }
 
-/** Writes {@link indexEntryBytes} bytes. */
-export function writeIndexEntry(target: Uint8Array, at: number, entry: UndoEntry, shape: UndoShape): void {
+function writeIndexEntry(target: Uint8Array, at: number, entry: UndoEntry, shape: UndoShape): void {
   writeEntryFields(target, at, at + digestAt, { ...entry, flags: flagsOf(entry) }, shape);
   put64(target, at + offsetAt, entry.contentOffset);
 }
@@ -74,6 +75,11 @@ export class EntryList {
 
   get byteLength(): number {
     return this.#bytes.length;
+  }
+
+  /** A view. */
+  get bytes(): Uint8Array {
+    return this.#bytes;
   }
 
   /** First block of entry `index`. */
@@ -154,7 +160,11 @@ export class EntryList {
  * The entries of a batch, in the order they were written, packed but not sorted; undefined: not what a writer writes. `heads`: of
  * `header`, checked.
  */
-export function packHeads(header: BatchHeader, heads: Uint8Array, shape: UndoShape): Uint8Array | undefined {
+export function packHeads(
+  header: Pick<BatchHeader, "count" | "contentStart" | "contentEnd">,
+  heads: Uint8Array,
+  shape: UndoShape,
+): Uint8Array | undefined {
   const headSize = entryHeadBytes(shape);
   const packed = new Uint8Array(header.count * (headSize + 8));
   let contentOffset = header.contentStart;
@@ -171,14 +181,43 @@ export function packHeads(header: BatchHeader, heads: Uint8Array, shape: UndoSha
   return contentOffset === header.contentEnd ? packed : undefined;
 }
 
+/**
+ * Writes the heads of a batch to `target`, and returns them packed. `contents`: of all of them together, right behind. What a reader would refuse is a
+ * wrong call.
+ */
+export function writeHeads(
+  target: Uint8Array,
+  heads: readonly EntryHead[],
+  contents: Pick<BatchHeader, "contentStart" | "contentEnd">,
+  shape: UndoShape,
+): Uint8Array {
+  const each = entryHeadBytes(shape);
+  invariant(target.length === heads.length * each, "the heads of a batch have their length");
+  for (const [index, head] of heads.entries()) {
+    writeEntryFields(target, index * each, index * each + 24, head, shape);
+  }
+  const packed = packHeads({ count: heads.length, ...contents }, target, shape);
+  invariant(packed !== undefined, "a batch can be read back, and has the contents of its entries");
+  return packed;
+}
+
+/** Entries as a list, in the order they were written. */
+export function packEntries(entries: readonly UndoEntry[], shape: UndoShape): Uint8Array {
+  const each = indexEntryBytes(shape);
+  const packed = new Uint8Array(entries.length * each);
+  for (const [index, entry] of entries.entries()) writeIndexEntry(packed, index * each, entry, shape);
+  return packed;
+}
+
 /** `packed` as a list; sorts it into new memory where it is not sorted yet. */
 export function sortedList(packed: Uint8Array, shape: UndoShape): EntryList {
   const list = new EntryList(packed, shape);
   let sorted = true;
   for (let index = 1; index < list.count && sorted; index++) sorted = list.block(index - 1) <= list.block(index);
   if (sorted) return list;
+  const blocks = Float64Array.from({ length: list.count }, (_unused, index) => list.block(index));
   const order = new Uint32Array(list.count).map((_, index) => index);
-  order.sort((a, b) => list.block(a) - list.block(b) || a - b);
+  order.sort((a, b) => (blocks[a] ?? 0) - (blocks[b] ?? 0) || a - b);
   const each = indexEntryBytes(shape);
   const bytes = new Uint8Array(packed.length);
   order.forEach((from, to) => {

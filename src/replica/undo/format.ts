@@ -197,14 +197,6 @@ export function entryHeadBytes(shape: UndoShape): number {
   return 24 + digestBytes(shape.digestKind) + maskBytes(shape.blockBytes);
 }
 
-/** Writes {@link entryHeadBytes} bytes. What a reader would refuse is a wrong call. */
-export function writeEntryHead(target: Uint8Array, at: number, head: EntryHead, shape: UndoShape): void {
-  invariant(at + entryHeadBytes(shape) <= target.length, "an entry head fits its batch");
-  writeEntryFields(target, at, at + 24, head, shape);
-  const fault = entryFault(target, at, at + 24, shape);
-  invariant(fault === undefined, `an entry can be read back: ${fault ?? ""}`);
-}
-
 /** The fields entry heads and index entries share; digest and mask at `digestAt`. */
 export function writeEntryFields(
   target: Uint8Array,
@@ -422,7 +414,8 @@ export function get16(bytes: Uint8Array, at: number): number {
 }
 
 export function get32(bytes: Uint8Array, at: number): number {
-  return get16(bytes, at) + get16(bytes, at + 2) * 0x1_0000;
+  const high = ((bytes[at + 2] ?? 0) << 16) | ((bytes[at + 3] ?? 0) << 24);
+  return ((bytes[at] ?? 0) | ((bytes[at + 1] ?? 0) << 8) | high) >>> 0;
 }
 
 /** Beyond 2^53 not exact, and beyond every bound. */

@@ -5,8 +5,7 @@
  */
 import { crc32 } from "node:zlib";
 import { invariant } from "../../base/errors.ts";
-import type { UndoEntry } from "./entry.ts";
-import { EntryList, indexEntryBytes, indexEntryFault, writeIndexEntry } from "./entry-list.ts";
+import { EntryList, indexEntryBytes, indexEntryFault } from "./entry-list.ts";
 import {
   type BatchHeader,
   batchKinds,
@@ -32,37 +31,36 @@ export function entriesPerIndexPage(shape: UndoShape): number {
 }
 
 /**
- * The whole batch. `entries`: every entry of the batches behind the previous index run, sorted by block and, of one block, in the
- * order they were written.
+ * The whole batch. `entries`: every entry of the batches behind the previous index run.
  */
 export function encodeIndexRun(
   id: Uint8Array,
   offset: number,
   durable: number,
-  entries: readonly UndoEntry[],
+  entries: EntryList,
   shape: UndoShape,
 ): Uint8Array {
   const each = indexEntryBytes(shape);
   const perPage = entriesPerIndexPage(shape);
-  const pages = Math.ceil(entries.length / perPage);
+  const pages = Math.ceil(entries.count / perPage);
   const pagesAt = nextPage(UNDO_BATCH_HEADER_BYTES + pages * 8);
   const bytes = new Uint8Array(pagesAt + pages * UNDO_PAGE_BYTES);
   const fences = bytes.subarray(UNDO_BATCH_HEADER_BYTES, UNDO_BATCH_HEADER_BYTES + pages * 8);
   let before = 0;
   for (let page = 0; page < pages; page++) {
-    const held = entries.slice(page * perPage, (page + 1) * perPage);
+    const held = entries.slice(page * perPage, Math.min((page + 1) * perPage, entries.count));
     const at = pagesAt + page * UNDO_PAGE_BYTES;
     const target = bytes.subarray(at, at + UNDO_PAGE_BYTES);
-    put32(target, 4, held.length);
-    held.forEach((entry, index) => {
-      invariant(entry.block >= before, "the entries of an index run are sorted");
-      before = entry.block;
-      const to = pageHeaderBytes + index * each;
-      writeIndexEntry(target, to, entry, shape);
-      const fault = indexEntryFault(target, to, offset, shape);
+    put32(target, 4, held.count);
+    target.set(held.bytes, pageHeaderBytes);
+    for (let index = 0; index < held.count; index++) {
+      const block = held.block(index);
+      invariant(block >= before, "the entries of an index run are sorted");
+      before = block;
+      const fault = indexEntryFault(target, pageHeaderBytes + index * each, offset, shape);
       invariant(fault === undefined, `an index entry can be read back: ${fault ?? ""}`);
-    });
-    put64(fences, page * 8, held[0]?.block ?? 0);
+    }
+    put64(fences, page * 8, held.block(0));
     put32(target, 0, crc32(target.subarray(4), seedAt(id, offset + at)));
   }
   writeBatchHeader(bytes, 0, {
@@ -70,7 +68,7 @@ export function encodeIndexRun(
     offset,
     durable,
     kind: batchKinds.index,
-    count: entries.length,
+    count: entries.count,
     headsBytes: fences.length,
     contentBytes: pages * UNDO_PAGE_BYTES,
     bodyChecksum: bodyChecksum(id, fences),

@@ -24,8 +24,8 @@ import {
   UNDO_BATCH_HEADER_BYTES,
   UNDO_INDEX_RUN_ENTRIES,
   writeBatchHeader,
-  writeEntryHead,
 } from "./format.ts";
+import { packEntries, sortedList, writeHeads } from "./entry-list.ts";
 import { encodeIndexRun, entriesPerIndexPage } from "./index-run.ts";
 import type { LoggedParts } from "./logged.ts";
 
@@ -69,7 +69,9 @@ export class UndoWriter {
   #durable: number;
   /** Batches given out and not yet written, by offset. */
   readonly #unwritten = new Set<number>();
-  #pending: UndoEntry[];
+  /** Entries that no index run has, packed, in the order they were written. */
+  #pending: Uint8Array[];
+  #pendingCount: number;
   readonly #runs: FooterRun[];
   #entries: number;
   #parts: number;
@@ -88,7 +90,8 @@ export class UndoWriter {
     this.seed = seedOf(header.id);
     this.#end = content.end;
     this.#durable = content.end;
-    this.#pending = [...content.pending];
+    this.#pending = [packEntries(content.pending, header)];
+    this.#pendingCount = content.pending.length;
     this.#runs = [...content.runs];
     this.#entries = content.entries;
     this.#parts = content.parts;
@@ -129,16 +132,15 @@ export class UndoWriter {
     const headsBytes = heads.length * each;
     const head = new Uint8Array(UNDO_BATCH_HEADER_BYTES + headsBytes);
     const offset = this.#end;
-    let contentOffset = offset + head.length;
-    for (const [index, entry] of heads.entries()) {
-      writeEntryHead(head, UNDO_BATCH_HEADER_BYTES + index * each, entry, shape);
-      this.#pending.push(entryOf(entry, contentOffset));
-      contentOffset += entry.contentBytes;
-      this.#entries++;
+    for (const entry of heads) {
       this.#parts += countParts(entry.mask) * entry.run;
       if ((entry.flags & entryFlags.damaged) !== 0) this.#damagedEntries++;
     }
-    invariant(contentOffset === offset + head.length + contentBytes, "a batch has the contents of its entries");
+    const contentStart = offset + head.length;
+    const contents = { contentStart, contentEnd: contentStart + contentBytes };
+    this.#pending.push(writeHeads(head.subarray(UNDO_BATCH_HEADER_BYTES), heads, contents, shape));
+    this.#pendingCount += heads.length;
+    this.#entries += heads.length;
     writeBatchHeader(head, 0, {
       id: this.header.id,
       offset,
@@ -150,7 +152,7 @@ export class UndoWriter {
       bodyChecksum: bodyChecksum(this.header.id, head.subarray(UNDO_BATCH_HEADER_BYTES)),
     });
     const end = this.#take(nextPage(offset + head.length + contentBytes));
-    if (this.#pending.length >= UNDO_INDEX_RUN_ENTRIES) this.#index();
+    if (this.#pendingCount >= UNDO_INDEX_RUN_ENTRIES) this.#index();
     return { offset, head, contentBytes, end };
   }
 
@@ -196,7 +198,7 @@ export class UndoWriter {
 
   /** The footer, durable when it resolves: the log is whole, and counts as closed once a newer point says so. */
   async finish(): Promise<ClosedLog> {
-    if (this.#pending.length > 0) this.#index();
+    if (this.#pendingCount > 0) this.#index();
     await this.#indexing;
     const offset = this.#end;
     const totals = {
@@ -240,13 +242,13 @@ export class UndoWriter {
 
   /** An index run over what no run has yet, in the background; `finish` waits for it. */
   #index(): void {
-    const entries = this.#pending;
+    const entries = sortedList(Buffer.concat(this.#pending), this.header);
     this.#pending = [];
-    entries.sort((a, b) => a.block - b.block); // stable: entries of a block stay in their order
+    this.#pendingCount = 0;
     const offset = this.#end;
     const bytes = encodeIndexRun(this.header.id, offset, this.#durable, entries, this.header);
-    const pages = Math.ceil(entries.length / entriesPerIndexPage(this.header));
-    this.#runs.push({ offset, pages, count: entries.length });
+    const pages = Math.ceil(entries.count / entriesPerIndexPage(this.header));
+    this.#runs.push({ offset, pages, count: entries.count });
     this.#take(offset + bytes.length);
     const before = this.#indexing;
     this.#indexing = Promise.all([before, this.#write(bytes, offset)]).then(() => undefined);
@@ -276,19 +278,4 @@ export class UndoWriter {
     for (const { resolve } of ready) resolve();
     this.#syncSoon();
   }
-}
-
-function entryOf(head: EntryHead, contentOffset: number): UndoEntry {
-  return {
-    block: head.block,
-    run: head.run,
-    zero: (head.flags & entryFlags.zero) !== 0,
-    damaged: (head.flags & entryFlags.damaged) !== 0,
-    digest: head.digest,
-    mask: head.mask,
-    codec: (head.flags & entryFlags.lz4) === 0 ? "stored" : "lz4",
-    contentOffset: head.contentBytes === 0 ? 0 : contentOffset,
-    contentBytes: head.contentBytes,
-    contentChecksum: head.contentChecksum,
-  };
 }

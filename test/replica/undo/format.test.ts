@@ -15,8 +15,8 @@ import {
   entryHeadBytes,
   UNDO_BATCH_BYTES_MAX,
   UNDO_HEADS_BYTES_MAX,
-  writeEntryHead,
 } from "../../../src/replica/undo/format.ts";
+import { writeHeads } from "../../../src/replica/undo/entry-list.ts";
 import { header, keyOf, LogBuilder, MemoryFile, openReader, path, readAll } from "./kit.ts";
 
 const shapes: readonly UndoHeader[] = [16_384, 65_536, 1_048_576].flatMap((blockBytes) =>
@@ -95,8 +95,10 @@ describe("what a writer must not write", () => {
     digest: new Uint8Array(8),
     mask: Uint8Array.of(1),
   };
-  const write = (change: object): void =>
-    writeEntryHead(new Uint8Array(33), 0, { ...good, ...change } as typeof good, shape);
+  const write = (change: object): void => {
+    const head = { ...good, ...change } as typeof good;
+    writeHeads(new Uint8Array(33), [head], { contentStart: 8_192, contentEnd: 8_192 + head.contentBytes }, shape);
+  };
 
   test("is written when it is right", () => {
     expect(() => write({})).not.toThrow();

@@ -4,7 +4,7 @@ import { loadCodecs } from "../../../src/codec/compression.ts";
 import type { LaneStorage } from "../../../src/storage/seam.ts";
 import { digestBytes, maskBytes, MIB, PART_BYTES, partsPerBlock } from "../../../src/base/units.ts";
 import type { ClosedLog, UndoEntry, UndoHeader, UndoLogReader } from "../../../src/replica/undo/entry.ts";
-import { flagsOf } from "../../../src/replica/undo/entry-list.ts";
+import { flagsOf, packEntries, sortedList } from "../../../src/replica/undo/entry-list.ts";
 import {
   batchKinds,
   bodyChecksum,
@@ -17,7 +17,7 @@ import {
   nextPage,
   UNDO_BATCH_HEADER_BYTES,
   writeBatchHeader,
-  writeEntryHead,
+  writeEntryFields,
 } from "../../../src/replica/undo/format.ts";
 import { encodeIndexRun, entriesPerIndexPage } from "../../../src/replica/undo/index-run.ts";
 import { openUndoLogReader, type UndoLogFile } from "../../../src/replica/undo/reader.ts";
@@ -140,7 +140,7 @@ export class LogBuilder {
     specs.forEach((spec, index) => {
       const bytes = spec.packed ?? spec.content ?? new Uint8Array();
       const entry = entryOf(spec, this.header, bytes, contentStart + contentBytes);
-      writeEntryHead(heads, index * each, { ...entry, flags: flagsOf(entry) }, this.header);
+      writeEntryFields(heads, index * each, index * each + 24, { ...entry, flags: flagsOf(entry) }, this.header);
       const content = viewOf(spec.content ?? zeros.subarray(0, countParts(entry.mask) * PART_BYTES));
       this.known.push({ entry, content, offset: this.end });
       stored.push(bytes);
@@ -174,7 +174,15 @@ export class LogBuilder {
     entries.sort((a, b) => a.block - b.block);
     const pages = Math.ceil(entries.length / entriesPerIndexPage(this.header));
     this.runs.push({ offset: this.end, pages, count: entries.length });
-    return this.#append(encodeIndexRun(this.header.id, this.end, durable, entries, this.header));
+    return this.#append(
+      encodeIndexRun(
+        this.header.id,
+        this.end,
+        durable,
+        sortedList(packEntries(entries, this.header), this.header),
+        this.header,
+      ),
+    );
   }
 
   footer(): ClosedLog {

@@ -1,0 +1,105 @@
+/** Ships what a scan found: takes credit and rate, writes the frame's head before its payload, and counts. */
+import { countParts } from "../base/part-mask.ts";
+import type { Slot } from "../base/buffer-pool.ts";
+import type { Clock } from "../base/clock.ts";
+import { type Geometry, PART_BYTES } from "../base/units.ts";
+import type { BlockReader, FileRun } from "../image/block-device.ts";
+import type { Shipment } from "../lanes/jobs.ts";
+import type { Lanes } from "../lanes/lanes.ts";
+import { areaA } from "../lanes/slot-layout.ts";
+import { encodeHeadBefore } from "../wire/frame.ts";
+import type { Data } from "../wire/messages.ts";
+import type { CodecChoice, CodecPick } from "./codec-choice.ts";
+import type { FunnelCount } from "./funnel-count.ts";
+import { partRanges, readParts, runsOf } from "./part-ranges.ts";
+import type { RateLimit } from "./rate.ts";
+import type { Funnel } from "./report.ts";
+import type { SenderSession } from "./sender-session.ts";
+
+/** Blocks of one `zero` frame: 64 MiB at the default, so that long zero stretches count as progress. */
+const blocksPerZero = 1_024;
+
+export interface FrameShipperOptions {
+  readonly reader: BlockReader;
+  /** Name of the image, for messages. */
+  readonly name: string;
+  readonly geometry: Geometry;
+  readonly session: SenderSession;
+  readonly lanes: Lanes;
+  readonly codec: CodecChoice;
+  readonly rate: RateLimit;
+  readonly clock: Clock;
+  readonly funnel: Funnel;
+  readonly count: FunnelCount;
+  readonly signal: AbortSignal;
+}
+
+export class FrameShipper {
+  readonly #o: FrameShipperOptions;
+
+  constructor(options: FrameShipperOptions) {
+    this.#o = options;
+  }
+
+  /** `read` false: the parts lie in area A of the slot already. */
+  async packAndShip(
+    slot: Slot,
+    blocks: readonly number[],
+    masks: readonly Uint8Array[],
+    digests: Uint8Array,
+    how: { readonly read: boolean; readonly repeat: boolean },
+  ): Promise<void> {
+    const { lanes, codec, funnel, reader } = this.#o;
+    const rawBytes = masks.reduce((sum, mask) => sum + countParts(mask), 0) * PART_BYTES;
+    let runs: FileRun[] | undefined;
+    if (how.read) {
+      funnel.readBytes += rawBytes;
+      const ranges = partRanges(blocks, masks, this.#o.geometry);
+      runs = runsOf(reader, ranges);
+      if (runs === undefined) await readParts(reader, ranges, slot.bytes.subarray(areaA, areaA + rawBytes));
+    }
+    const pick = codec.next();
+    const packed = await lanes.run("pack", { slot: slot.index, file: this.#o.name, runs, rawBytes, codec: pick.codec });
+    const frame = { blocks, masks: Buffer.concat(masks), digests, rawBytes, ...packed };
+    await this.ship(slot, frame, { repeat: how.repeat, pick });
+  }
+
+  async ship(
+    slot: Slot,
+    shipment: Omit<Shipment, "picked"> & { readonly blocks: readonly number[] },
+    how: { readonly repeat: boolean; readonly pick: CodecPick },
+  ): Promise<void> {
+    const { session, rate, funnel, codec, clock, signal } = this.#o;
+    const { blocks, masks, digests, rawBytes, payloadOffset, payloadBytes } = shipment;
+    const { repeat } = how;
+    const message: Data = { type: "data", blocks, masks, digests, codec: shipment.codec, rawBytes, repeat };
+    await session.takeCredit();
+    const start = encodeHeadBefore(message, payloadBytes, slot.bytes, payloadOffset);
+    const frame = slot.bytes.subarray(start, payloadOffset + payloadBytes);
+    await rate.take(frame.length, signal);
+    const givenAt = clock.monotonic();
+    await session.sendData(message, frame);
+    codec.observe({ pick: how.pick, rawBytes, packedBytes: payloadBytes, givenAt, now: clock.monotonic() });
+    funnel.packedBytes += frame.length;
+    if (repeat) {
+      funnel.repeatedBlocks += blocks.length;
+      return;
+    }
+    this.#o.count.parts(blocks, masks);
+  }
+
+  /** Blocks ascending; neighbours travel together. */
+  async shipZeros(blocks: readonly number[], repeat: boolean): Promise<void> {
+    const { session, rate, signal } = this.#o;
+    for (let index = 0; index < blocks.length; ) {
+      const first = blocks[index] ?? 0;
+      let count = 1;
+      while (count < blocksPerZero && blocks[index + count] === first + count) count++;
+      index += count;
+      await session.takeCredit();
+      await rate.take(64, signal);
+      session.sendZero({ type: "zero", first, count, repeat });
+      if (!repeat) this.#o.count.zeros(first, count);
+    }
+  }
+}
