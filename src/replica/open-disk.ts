@@ -170,17 +170,15 @@ function forgetTail(table: DigestTable): void {
 }
 
 /**
- * A crash while the disk grew or shrank leaves files that are longer than disk.json says, or shorter where their new lengths were not on disk yet. What
- * was written behind the newest point's end, or cut off, is named in the log, so the files get their lengths and nothing else is in doubt. Files
- * shorter than both sizes are damage. Returns the replica's length.
+ * A crash while the disk grew or shrank leaves files that are longer than disk.json says. What was written behind the newest point's end, or cut off, is
+ * named in the log, so the files get their lengths and nothing else is in doubt. Shorter files are damage: no crash leaves them. Returns the replica's
+ * length.
  */
 async function fitFiles(found: Found, session: SessionRecord | undefined): Promise<number> {
-  const { record, points, replica, tableFiles, paths } = found;
+  const { record, replica, tableFiles, paths } = found;
   const { sizeBytes } = replica.found;
-  const { newest } = points;
-  if (openLogOf(found) !== "named" || session !== undefined || newest === undefined) return sizeBytes;
-  const before = { ...geometryOf(record), sizeBytes: Math.min(newest.sizeBytes, record.sizeBytes) };
-  if (sizeBytes < before.sizeBytes || !(await tableFiles.holds(before))) return sizeBytes;
+  if (openLogOf(found) !== "named" || session !== undefined) return sizeBytes;
+  if (sizeBytes < record.sizeBytes || !(await tableFiles.holds(geometryOf(record)))) return sizeBytes;
   try {
     // Whatever length is seen: a failed sync may have forgotten the cut that made it so, and what was cut off would come back.
     await replica.file.truncate(record.sizeBytes);

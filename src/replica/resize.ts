@@ -5,9 +5,10 @@ import { createDigester } from "../codec/digest.ts";
 import type { Storage, StorageFile } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
 import { type DiskRecord, geometryOf, writeRecord } from "./disk-record.ts";
+import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import { sizeError } from "./replica-file.ts";
-import type { TableFiles } from "./table-files.ts";
+import { settleAll, type TableFiles } from "./table-files.ts";
 import type { LoggedParts } from "./undo/logged.ts";
 
 export interface ResizeParts {
@@ -19,13 +20,17 @@ export interface ResizeParts {
 }
 
 /**
- * Order: replica longer → table files longer → disk.json → table. A crash before disk.json leaves files longer than it says: with an
- * open log they are cut to what disk.json says; no byte was written there. Returns the record. Throws `no-space`, `target-too-small`.
+ * Order: replica longer ∥ table files longer, synced → disk.json → table. So files are never shorter than disk.json says, whatever a loss of power
+ * takes back: they may go back to where an earlier part of the same delta had cut them, which is shorter than the newest point too. A crash before
+ * disk.json leaves files longer than it says: with an open log they are cut to what it says; no byte was written there. Returns the record. Throws
+ * `no-space`, `target-too-small`, `sync-failed`.
  */
 export async function growDisk(parts: ResizeParts, before: DiskRecord, sizeBytes: number): Promise<DiskRecord> {
-  const { storage, paths, table } = parts;
+  const { storage, paths, replica, tableFiles, table } = parts;
   const record = { ...before, sizeBytes };
   await giveLengths(parts, record);
+  const syncReplica = inFile("sync-failed", `disk ${record.name}: syncing ${paths.replica}`, () => replica.datasync());
+  await settleAll([syncReplica, tableFiles.sync()]);
   await writeRecord(storage, paths, record);
   table.resize(sizeBytes);
   return record;

@@ -27,8 +27,8 @@ type RollbackParts = ResizeParts & RollbackFacts;
 const pagesBetweenPauses = 1_024;
 
 /**
- * Order: replica and table as long as the point, where they are shorter → written → as long as the point, where they are longer. Nothing of the
- * replica is synced: the caller says before that every block the log names is in doubt, and syncs afterwards. Returns the disk's record and the blocks
+ * Order: replica and table as long as the point, where they are shorter → written → as long as the point, where they are longer. What is written is
+ * not synced: the caller says before that every block the log names is in doubt, and syncs afterwards. Returns the disk's record and the blocks
  * that were put back. Throws `store-damaged` where the old content cannot be told, `write-failed`, `no-space`, `root-mismatch`.
  */
 export async function restoreNewest(

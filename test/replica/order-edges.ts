@@ -263,7 +263,6 @@ const opening: readonly Edge[] = [
 
 const emptied: Test = (step) => is(step, "truncate", "pages") && step.sizeBytes === 0;
 const settling = /^rebuild/;
-const replicaNotWritten: Test = (step) => is(step, "sync", "replica") && lastWrite(step) === undefined;
 const rebuilding: readonly Edge[] = [
   { name: "pages cut to 0", change: skip(emptied) },
   {
@@ -279,7 +278,7 @@ const rebuilding: readonly Edge[] = [
     name: "digests emptied before a rebuild",
     change: skip((step) => is(step, "truncate", "digests") && step.sizeBytes === 0),
   },
-  { name: "sync of the replica before it is digested", change: skip(replicaNotWritten) },
+  { name: "sync of the replica before it is digested", change: skip(doing(/^open/, syncOf("replica"))) },
   {
     name: "page cache of the replica dropped before it is digested",
     change: { dropsCache: (path) => !files.replica.test(path) },
@@ -342,16 +341,30 @@ const applying: readonly Edge[] = [
 
 const grew = /^(commit|apply)/;
 
-const growing: readonly Edge[] = (["replica", "digests", "pages"] as const).map((file) => ({
-  name: `longer ${file} → disk.json`,
-  change: late(
-    doing(
-      grew,
-      (step) => is(step, "truncate", file) && (step.sizeBytes ?? 0) > 0 && !is(step.past.at(-1), "write", "pages"),
+/** The files have got their new lengths, and nothing else was done since. */
+const lengthsGiven: Test = ({ past }) =>
+  past
+    .slice(past.findLastIndex((each) => each.kind !== "sync"))
+    .some((each) => is(each, "truncate", "pages") && (each.sizeBytes ?? 0) > 0);
+
+const growing: readonly Edge[] = (["replica", "digests", "pages"] as const).flatMap((file) => [
+  {
+    name: `longer ${file} → disk.json`,
+    change: late(
+      doing(
+        grew,
+        (step) => is(step, "truncate", file) && (step.sizeBytes ?? 0) > 0 && !is(step.past.at(-1), "write", "pages"),
+      ),
+      at("rename", "record"),
     ),
+  },
+  ...bothWays(
+    `longer ${file}`,
+    doing(grew, (step) => is(step, "sync", file) && lengthsGiven(step)),
     at("rename", "record"),
+    "disk.json",
   ),
-}));
+]);
 
 const cutting = /^shrink/;
 /** What is changed when a disk is cut: its files get shorter, and not to nothing. */
@@ -569,11 +582,6 @@ const superfluous: Readonly<Record<string, string>> = {
   "clean-stop record removed before a rebuild":
     "it is believed only while root, size, inode and ctime are those it names",
   "digests emptied before a rebuild": "pages whose page digest is zero are never read; the space comes back",
-  "longer replica → disk.json": "who opens the disk next gives the files the lengths of disk.json",
-  "longer digests → disk.json": "as of the replica",
-  "longer pages → disk.json": "as of the replica",
-  "sync of the disk's directory after disk.json → replica shorter":
-    "a replica shorter than disk.json says is lengthened with zeros and digested anew, and what was cut off is in the log: it costs a reading of the whole",
   "disk.json of a disk that is put back to a shorter point → replica shorter":
     "behind the point's end all is zero by then, and who opens the disk next gives the files the lengths of disk.json",
   "checkpoint → clean-stop record": "without the checkpoint more is in doubt",

@@ -245,6 +245,8 @@ class Life {
     const writer = await openWriter(store);
     this.#writer = writer;
     this.#settleAsked(writer.newest);
+    // Nobody takes anything away here: what a crash leaves in doubt the log names, and everything else can be read meanwhile.
+    if (writer.doubt?.blocks === "all") throw new Error(`all of the table is in doubt: ${writer.doubt.why}`);
     this.doing = "rebuild";
     if (writer.doubt !== undefined) await rebuild(writer, this.#process.lanes);
     if (this.#chance() < 0.3) expectTableTrue(writer, this.#process.lanes);
