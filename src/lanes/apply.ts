@@ -72,7 +72,10 @@ export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
     else writeParts(writer, block * blockBytes, mask, content);
   }
   writer.flush();
-  return { states, writtenBytes: writer.bytes };
+  if (request.writeback !== undefined) {
+    lane.storage.startWriteback(request.fd, request.writeback.offset, request.writeback.length);
+  }
+  return { states, writtenBytes: writer.bytes, cachedBytes: writer.cachedBytes };
 }
 
 /** The content of a frame: where it came, or decompressed to `place` in the slot. */
@@ -182,6 +185,8 @@ class RunWriter {
   #offset = 0;
   #pending: Uint8Array | undefined;
   bytes = 0;
+  /** {@link ApplyResult.cachedBytes} */
+  cachedBytes = 0;
 
   constructor(lane: Lane, request: ApplyRequest) {
     this.#lane = lane;
@@ -220,6 +225,7 @@ class RunWriter {
     }
     // Where it went to the page cache, the device gets it while the next ones are received: the sync of the commit is shorter.
     if (length - direct >= longRunBytes) this.#lane.storage.startWriteback(fd, this.#offset + direct, length - direct);
+    else this.cachedBytes += length - direct;
   }
 
   /** Writes what is whole units of `pending`, when it can. Returns the bytes written: all but a tail, or none. */

@@ -144,12 +144,16 @@ export interface ApplyRequest extends BlockShape, ReceivedFrame {
   readonly base: Uint8Array;
   /** What `save` found of each block; undefined: nothing was saved. */
   readonly checked: Uint8Array | undefined;
+  /** What was written before and still lies in the page cache: it is to go to the device now. */
+  readonly writeback?: { readonly offset: number; readonly length: number } | undefined;
 }
 
 export interface ApplyResult {
   /** An {@link applyState} for each block. Only `written` ones were written. */
   readonly states: Uint8Array;
   readonly writtenBytes: number;
+  /** Of these, bytes in the page cache that nobody has told the kernel to write. */
+  readonly cachedBytes: number;
 }
 
 /**

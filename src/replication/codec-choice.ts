@@ -24,8 +24,9 @@ const trialBytesMin = 24 * MIB;
 const storedBonus = 1.15;
 /** From this share of the stored rate on a compressed stream counts as filling the link. */
 const linkShare = 0.75;
-/** Rounds between two trials of the runner-up. */
+/** Rounds before the first trial of the runner-up; after each that it loses twice as many, up to the second number. */
 const roundsBetweenTrials = 16;
+const roundsBetweenTrialsMax = 256;
 /** Units in a row that did not shrink before compressing is paused, and how many are then stored before the next try. */
 const stubbornUnits = 8;
 const pausedUnits = 15;
@@ -51,7 +52,10 @@ export class CodecChoice {
   readonly #candidates: readonly CodecName[];
   readonly #rates = new Map<CodecName, number>();
   #round: Round;
-  #settledRounds = 0;
+  /** What won the last time, and how long it is left alone. */
+  #best: CodecName | undefined;
+  #roundsToTrial = roundsBetweenTrials;
+  #roundsBetween = roundsBetweenTrials;
   /** Bytes a second on the wire in the last round that stored. */
   #linkRate = Number.POSITIVE_INFINITY;
   /** When the socket took the last unit. */
@@ -132,8 +136,15 @@ export class CodecChoice {
     const [best = round.codec, runnerUp] = ranked;
     // The link has time to spare: whatever shrinks more cannot be faster.
     if (best === "stored" && round.codec === "stored" && busyShare < idleLinkShare) return best;
-    this.#settledRounds++;
-    return this.#settledRounds % roundsBetweenTrials === 0 ? (runnerUp ?? best) : best;
+    if (best !== this.#best) {
+      this.#best = best;
+      this.#roundsBetween = roundsBetweenTrials;
+      this.#roundsToTrial = roundsBetweenTrials;
+    }
+    if (--this.#roundsToTrial > 0) return best;
+    this.#roundsBetween = Math.min(this.#roundsBetween * 2, roundsBetweenTrialsMax);
+    this.#roundsToTrial = this.#roundsBetween;
+    return runnerUp ?? best;
   }
 
   #promising(

@@ -10,6 +10,7 @@ import type { DiskWriter } from "../replica/store.ts";
 import type { PageDigests } from "../table/digest-table.ts";
 import type { Data } from "../wire/messages.ts";
 import { type ShrunkTable, shrunkTable } from "./shrunk-table.ts";
+import { EarlyWriteback } from "./early-writeback.ts";
 import { KnownParts } from "./known-parts.ts";
 import { OldContent } from "./old-content.ts";
 import { rebuildTable } from "./rebuild.ts";
@@ -36,6 +37,7 @@ export class SessionDisk {
   readonly #mending = new Map<number, Promise<void>>();
   readonly #old: OldContent;
   readonly #known: KnownParts;
+  readonly #writeback = new EarlyWriteback();
   #targetBytes: number | undefined;
   /** The table as it will be, while the disk is still to be cut. */
   #cut: ShrunkTable | undefined;
@@ -293,9 +295,14 @@ export class SessionDisk {
       ...frame,
       base,
       checked,
+      writeback: this.#writeback.take(),
       blockBytes,
       digestKind,
     });
+    const [first, last] = [blocks[0], blocks.at(-1)];
+    if (first !== undefined && last !== undefined) {
+      this.#writeback.wrote(first * blockBytes, (last + 1) * blockBytes, result.cachedBytes);
+    }
     return result.states;
   }
 

@@ -315,7 +315,6 @@ export class Scan {
 
   async #piece(work: PageWork, first: number, count: number, base: Uint8Array | "zero" | "unknown"): Promise<void> {
     const from = (first - work.first) * this.#width;
-    const pick = base === "unknown" ? undefined : this.#o.codec.next();
     await this.#readGate.enter();
     let inGate = true;
     const leave = (): void => {
@@ -326,6 +325,8 @@ export class Scan {
     try {
       slot = await this.#o.pool.acquire(this.#o.signal);
       this.#check();
+      // As late as can be: a page has 32 MiB of pieces, which would all still get the codec of a trial that is over.
+      const pick = base === "unknown" ? undefined : this.#o.codec.next();
       const mine = typeof base === "string" ? base : base.slice(from, from + count * this.#width);
       const result = await this.#scanBlocks(slot, first, count, mine, pick?.codec ?? "stored");
       leave();

@@ -57,6 +57,14 @@ describe("auto", () => {
     }
   });
 
+  test("a trial that loses is made ever more rarely", () => {
+    const run = new Run(1_000 * MIB).send(1_024 * MIB, text);
+    const before = run.sent.lz4;
+    run.send(65_536 * MIB, text);
+    expect(run.sent.lz4).toBeGreaterThan(before);
+    expect((run.sent.lz4 - before) / (65_536 * MIB)).toBeLessThan(0.008);
+  });
+
   test("a link faster than the compressor: stored, most of the time", () => {
     expect(new Run(2_000 * MIB).send(8_192 * MIB, text).share("stored")).toBeGreaterThan(0.85);
   });
