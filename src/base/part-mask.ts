@@ -22,6 +22,36 @@ export function forEachRun(mask: Uint8Array, visit: (first: number, count: numbe
   }
 }
 
+/** The same over the masks of blocks that follow one another; parts are counted through from the first block on, and join across blocks. */
+export function forEachRunAcross(
+  masks: Uint8Array,
+  blockBytes: number,
+  visit: (first: number, count: number, before: number) => void,
+): void {
+  const parts = partsPerBlock(blockBytes);
+  const perMask = maskBytes(blockBytes);
+  let first = 0;
+  let count = 0;
+  let before = 0;
+  for (let at = 0; at < masks.length; at++) {
+    const byte = masks[at] ?? 0;
+    if (byte === 0) continue;
+    const base = Math.floor(at / perMask) * parts + (at % perMask) * 8;
+    for (let bit = 0; bit < 8; bit++) {
+      if ((byte & (1 << bit)) === 0) continue;
+      const part = base + bit;
+      if (count > 0 && first + count === part) count++;
+      else {
+        if (count > 0) visit(first, count, before - count);
+        first = part;
+        count = 1;
+      }
+      before++;
+    }
+  }
+  if (count > 0) visit(first, count, before - count);
+}
+
 /** A mask with all parts of a block. */
 export function fullMask(blockBytes: number): Uint8Array {
   const mask = new Uint8Array(maskBytes(blockBytes));

@@ -92,12 +92,23 @@ export interface LetGoRequest {
   readonly runs: readonly FileRun[];
 }
 
+/** Blocks that follow one another, and where their bytes lie. */
+export interface BlockStretch {
+  readonly blocks: number;
+  /** Bytes of the disk: less than these blocks have only at its end. */
+  readonly length: number;
+  readonly runs: readonly FileRun[];
+}
+
 /** Sender: puts parts together that were found to differ, and compresses them. */
 export interface PackRequest {
   readonly slot: number;
   readonly file: string;
-  /** Where the parts lie, in order; undefined: area A of the slot holds them already. */
-  readonly runs: readonly FileRun[] | undefined;
+  readonly blockBytes: number;
+  /** Blocks of which parts are to be read, in order; undefined: area A of the slot holds the parts already. */
+  readonly stretches: readonly BlockStretch[] | undefined;
+  /** A part mask for each of these blocks. */
+  readonly masks: Uint8Array;
   /** Bytes of the parts: a multiple of the part size. */
   readonly rawBytes: number;
   readonly codec: CodecName;

@@ -7,11 +7,6 @@ export interface ReadHow {
   readonly file: string;
 }
 
-/** Fills `target` from `runs`; see {@link RunReader}. */
-export function readRuns(lane: Lane, runs: readonly FileRun[], target: Uint8Array, how: ReadHow): void {
-  new RunReader(lane, runs, how).fill(target);
-}
-
 /** Reads runs one after the other into targets of any length. */
 export class RunReader {
   readonly #lane: Lane;
@@ -25,6 +20,19 @@ export class RunReader {
     this.#lane = lane;
     this.#runs = runs;
     this.#how = how;
+  }
+
+  /** Passes bytes without reading them. */
+  skip(bytes: number): void {
+    let left = bytes;
+    for (let run = this.#runs[this.#next]; left > 0 && run !== undefined; run = this.#runs[this.#next]) {
+      const passed = Math.min(run.length - this.#taken, left);
+      left -= passed;
+      this.#taken += passed;
+      if (this.#taken < run.length) break;
+      this.#next++;
+      this.#taken = 0;
+    }
   }
 
   /**

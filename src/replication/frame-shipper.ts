@@ -3,15 +3,15 @@ import { countParts } from "../base/part-mask.ts";
 import type { Slot } from "../base/buffer-pool.ts";
 import type { Clock } from "../base/clock.ts";
 import { type Geometry, PART_BYTES } from "../base/units.ts";
-import type { BlockReader, FileRun } from "../image/block-device.ts";
-import type { Shipment } from "../lanes/jobs.ts";
+import type { BlockReader } from "../image/block-device.ts";
+import type { BlockStretch, Shipment } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import { areaA } from "../lanes/slot-layout.ts";
 import { encodeHeadBefore } from "../wire/frame.ts";
 import type { Data } from "../wire/messages.ts";
 import type { CodecChoice, CodecPick } from "./codec-choice.ts";
 import type { FunnelCount } from "./funnel-count.ts";
-import { partRanges, readParts, runsOf } from "./part-ranges.ts";
+import { readParts, stretchesOf } from "./part-ranges.ts";
 import type { RateLimit } from "./rate.ts";
 import type { Funnel } from "./report.ts";
 import type { SenderSession } from "./sender-session.ts";
@@ -45,22 +45,24 @@ export class FrameShipper {
   async packAndShip(
     slot: Slot,
     blocks: readonly number[],
-    masks: readonly Uint8Array[],
+    masks: Uint8Array,
     digests: Uint8Array,
     how: { readonly read: boolean; readonly repeat: boolean },
   ): Promise<void> {
-    const { lanes, codec, funnel, reader } = this.#o;
-    const rawBytes = masks.reduce((sum, mask) => sum + countParts(mask), 0) * PART_BYTES;
-    let runs: FileRun[] | undefined;
+    const { lanes, codec, funnel, reader, geometry, name } = this.#o;
+    const { blockBytes } = geometry;
+    const rawBytes = countParts(masks) * PART_BYTES;
+    let stretches: BlockStretch[] | undefined;
     if (how.read) {
       funnel.readBytes += rawBytes;
-      const ranges = partRanges(blocks, masks, this.#o.geometry);
-      runs = runsOf(reader, ranges);
-      if (runs === undefined) await readParts(reader, ranges, slot.bytes.subarray(areaA, areaA + rawBytes));
+      stretches = stretchesOf(reader, blocks, geometry);
+      const target = slot.bytes.subarray(areaA, areaA + rawBytes);
+      if (stretches === undefined) await readParts(reader, blocks, masks, geometry, target);
     }
     const pick = codec.next();
-    const packed = await lanes.run("pack", { slot: slot.index, file: this.#o.name, runs, rawBytes, codec: pick.codec });
-    const frame = { blocks, masks: Buffer.concat(masks), digests, rawBytes, ...packed };
+    const request = { slot: slot.index, file: name, blockBytes, stretches, masks, rawBytes, codec: pick.codec };
+    const packed = await lanes.run("pack", request);
+    const frame = { blocks, masks, digests, rawBytes, ...packed };
     await this.ship(slot, frame, { repeat: how.repeat, pick });
   }
 

@@ -1,87 +1,116 @@
 /** Which parts of blocks differ, and where in the image they lie. */
-import { addPart, countParts, fullMask, hasPart } from "../base/part-mask.ts";
+import { countParts, forEachRun, fullMask, hasPart } from "../base/part-mask.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { EXTENT_BYTES_MAX, type Geometry, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import type { BlockReader, FileRun } from "../image/block-device.ts";
+import type { BlockStretch } from "../lanes/jobs.ts";
 import { type BlockRange, cutRanges } from "./data-cursor.ts";
 
-/** Bytes of the disk, and how many zero bytes fill them up to whole parts (at the end of the disk only). */
-export interface PartRange {
-  readonly offset: number;
-  readonly length: number;
-  readonly padding: number;
+/** Of some blocks: which of their parts. */
+export interface PartsOfBlocks {
+  /** A part mask a block. */
+  readonly masks: Uint8Array;
+  /** How many parts each names. */
+  readonly counts: Uint16Array;
 }
 
 /**
- * Masks of the parts that differ, from the payload of `parts` (a bit a block: known; then 4 bytes a part of each known block) and our own
- * part digests of the same blocks. A block the receiver does not know goes whole; so does one of which no part differs by its 32 bits
- * although the block does. Throws `message-malformed` when the payload has another length than it says.
+ * The parts that differ, from the payload of `parts` (a bit a block: known; then 4 bytes a part of each known block) and our own
+ * part digests of the same blocks, `count` of them. A block the receiver does not know goes whole; so does one of which no part differs by its
+ * 32 bits although the block does. Throws `message-malformed` when the payload has another length than it says.
  */
-export function differingParts(answer: Uint8Array, own: readonly Uint8Array[], blockBytes: number): Uint8Array[] {
+export function differingParts(answer: Uint8Array, own: Uint8Array, count: number, blockBytes: number): PartsOfBlocks {
   const parts = partsPerBlock(blockBytes);
-  const known = answer.subarray(0, Math.ceil(own.length / 8));
+  const perMask = maskBytes(blockBytes);
+  const known = answer.subarray(0, Math.ceil(count / 8));
   if (answer.length !== known.length + countParts(known) * parts * 4) {
     throw new ReplicationError("message-malformed", "the receiver's part digests do not fit their bitmap");
   }
-  const theirs = new DataView(answer.buffer, answer.byteOffset, answer.length);
-  let at = known.length;
-  return own.map((mine, index) => {
-    if (!hasPart(known, index)) return fullMask(blockBytes);
-    const mask = new Uint8Array(maskBytes(blockBytes));
-    const ours = new DataView(mine.buffer, mine.byteOffset, mine.length);
-    for (let part = 0; part < parts; part++) {
-      if (theirs.getUint32(at + part * 4) !== ours.getUint32(part * 4)) addPart(mask, part);
+  const theirs = wordsOf(answer.subarray(known.length));
+  const ours = wordsOf(own.subarray(0, count * parts * 4));
+  const whole = fullMask(blockBytes);
+  const masks = new Uint8Array(count * perMask);
+  const counts = new Uint16Array(count);
+  let at = 0;
+  for (let block = 0; block < count; block++) {
+    let differing = 0;
+    if (hasPart(known, block)) {
+      for (let part = 0; part < parts; part++) {
+        if (theirs[at + part] === ours[block * parts + part]) continue;
+        const byte = block * perMask + (part >> 3);
+        masks[byte] = (masks[byte] ?? 0) | (1 << (part & 7));
+        differing++;
+      }
+      at += parts;
     }
-    at += parts * 4;
-    return countParts(mask) === 0 ? fullMask(blockBytes) : mask;
-  });
-}
-
-/** Ranges of the disk that the masks name, in order; neighbours are joined. */
-export function partRanges(
-  blocks: readonly number[],
-  masks: readonly Uint8Array[],
-  geometry: Geometry,
-): readonly PartRange[] {
-  const ranges: { offset: number; length: number; padding: number }[] = [];
-  for (const [index, block] of blocks.entries()) {
-    const mask = masks[index];
-    if (mask === undefined) continue;
-    for (let part = 0; part < partsPerBlock(geometry.blockBytes); part++) {
-      if (!hasPart(mask, part)) continue;
-      const offset = block * geometry.blockBytes + part * PART_BYTES;
-      const length = Math.max(0, Math.min(PART_BYTES, geometry.sizeBytes - offset));
-      const last = ranges.at(-1);
-      if (last !== undefined && last.padding === 0 && last.offset + last.length === offset && length === PART_BYTES) {
-        last.length += length;
-      } else ranges.push({ offset, length, padding: PART_BYTES - length });
-    }
+    if (differing === 0) masks.set(whole, block * perMask);
+    counts[block] = differing === 0 ? parts : differing;
   }
-  return ranges;
+  return { masks, counts };
 }
 
-/** The ranges as file runs; undefined when the reader has none. */
-export function runsOf(reader: BlockReader, ranges: readonly PartRange[]): FileRun[] | undefined {
-  const runs: FileRun[] = [];
-  for (const { offset, length, padding } of ranges) {
-    if (length > 0) {
-      const found = reader.runs?.(offset, length);
-      if (found === undefined) return undefined;
-      runs.push(...found);
-    }
-    if (padding > 0) runs.push({ kind: "zero", length: padding });
-  }
-  return runs;
+/** The same bytes as words, to be compared with others: their order within a word does not matter. */
+function wordsOf(bytes: Uint8Array): Uint32Array {
+  const aligned = new Uint8Array(bytes.length);
+  aligned.set(bytes);
+  return new Uint32Array(aligned.buffer);
 }
 
-/** End of the masks from `start` whose parts fit one frame together. */
-export function frameEnd(masks: readonly Uint8Array[], start: number): number {
+/** End of the blocks from `start` whose parts fit one frame together. */
+export function frameEnd(counts: Uint16Array, start: number): number {
   let end = start;
-  for (let parts = 0; end < masks.length; end++) {
-    parts += countParts(masks[end] ?? new Uint8Array(0));
+  for (let parts = 0; end < counts.length; end++) {
+    parts += counts[end] ?? 0;
     if (parts * PART_BYTES > EXTENT_BYTES_MAX) break;
   }
   return end;
+}
+
+/** Where the bytes of blocks lie, those that follow one another together; undefined when the reader has no runs. */
+export function stretchesOf(
+  reader: BlockReader,
+  blocks: readonly number[],
+  geometry: Geometry,
+): BlockStretch[] | undefined {
+  const { blockBytes, sizeBytes } = geometry;
+  const stretches: BlockStretch[] = [];
+  for (let start = 0; start < blocks.length; ) {
+    const first = blocks[start] ?? 0;
+    let count = 1;
+    while (blocks[start + count] === first + count) count++;
+    const offset = first * blockBytes;
+    const length = Math.min(count * blockBytes, sizeBytes - offset);
+    const runs = reader.runs?.(offset, length);
+    if (runs === undefined) return undefined;
+    stretches.push({ blocks: count, length, runs });
+    start += count;
+  }
+  return stretches;
+}
+
+/** Reads the parts one behind the other into `target`, padded with zeros at the end of the disk. For a reader without runs. */
+export async function readParts(
+  reader: BlockReader,
+  blocks: readonly number[],
+  masks: Uint8Array,
+  geometry: Geometry,
+  target: Uint8Array,
+): Promise<void> {
+  const { blockBytes, sizeBytes } = geometry;
+  const perMask = maskBytes(blockBytes);
+  const ranges: { readonly offset: number; readonly length: number; readonly at: number }[] = [];
+  let at = 0;
+  for (const [index, block] of blocks.entries()) {
+    forEachRun(masks.subarray(index * perMask, (index + 1) * perMask), (first, count) => {
+      const offset = block * blockBytes + first * PART_BYTES;
+      ranges.push({ offset, length: Math.max(0, Math.min(count * PART_BYTES, sizeBytes - offset)), at });
+      target.fill(0, at, at + count * PART_BYTES);
+      at += count * PART_BYTES;
+    });
+  }
+  for (const { offset, length, at: to } of ranges) {
+    if (length > 0) await reader.read(target.subarray(to, to + length), offset);
+  }
 }
 
 /** Where the blocks of these ranges lie, in pieces of an extent; empty when the reader has no runs. */
@@ -91,14 +120,4 @@ export function runsOfRanges(reader: BlockReader, geometry: Geometry, ranges: re
     const offset = first * blockBytes;
     return reader.runs?.(offset, Math.min(end * blockBytes, sizeBytes) - offset) ?? [];
   });
-}
-
-/** Reads the ranges one after the other into `target`, which is as long as they are with their padding. */
-export async function readParts(reader: BlockReader, ranges: readonly PartRange[], target: Uint8Array): Promise<void> {
-  let at = 0;
-  for (const { offset, length, padding } of ranges) {
-    if (length > 0) await reader.read(target.subarray(at, at + length), offset);
-    target.fill(0, at + length, at + length + padding);
-    at += length + padding;
-  }
 }

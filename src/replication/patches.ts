@@ -1,10 +1,11 @@
 /** Blocks that differ from content: part digests are asked for many at a time, and the parts that differ are shipped. */
 import type { BufferPool } from "../base/buffer-pool.ts";
 import { Gate } from "../base/gate.ts";
-import { digestBytes, type Geometry } from "../base/units.ts";
+import { invariant } from "../base/errors.ts";
+import { digestBytes, type Geometry, maskBytes, partsPerBlock } from "../base/units.ts";
 import type { FrameShipper } from "./frame-shipper.ts";
 import type { PageWork } from "./page-work.ts";
-import { differingParts, frameEnd } from "./part-ranges.ts";
+import { differingParts, frameEnd, type PartsOfBlocks } from "./part-ranges.ts";
 import type { SenderSession } from "./sender-session.ts";
 
 /** Blocks whose part digests are asked in one request, and requests under way. */
@@ -25,29 +26,61 @@ export interface PatchesOptions {
   readonly settle: (work: PageWork) => void;
 }
 
-interface Candidate {
-  readonly work: PageWork;
-  readonly block: number;
-  /** Part digests of the block as it was read. */
-  readonly parts: Uint8Array;
+/** Blocks in the order they were found, with what is needed of each. */
+class Batch {
+  readonly works: PageWork[] = [];
+  readonly blocks: number[] = [];
+  /** Part digests of the blocks as they were read. */
+  readonly own: Uint8Array;
+  readonly #perBlock: number;
+
+  /** `perBlock`: bytes of the part digests of a block. */
+  constructor(perBlock: number) {
+    this.#perBlock = perBlock;
+    this.own = new Uint8Array(blocksPerBatch * perBlock);
+  }
+
+  get isFull(): boolean {
+    return this.blocks.length === blocksPerBatch;
+  }
+
+  add(work: PageWork, block: number, parts: Uint8Array): void {
+    this.own.set(parts, this.blocks.length * this.#perBlock);
+    this.works.push(work);
+    this.blocks.push(block);
+  }
+
+  /** In ascending order of blocks. Jobs end in any order, so the batch seldom is. */
+  sorted(): Batch {
+    const { blocks, works, own } = this;
+    if (blocks.every((block, index) => index === 0 || (blocks[index - 1] ?? 0) < block)) return this;
+    const sorted = new Batch(this.#perBlock);
+    for (const from of [...blocks.keys()].sort((a, b) => (blocks[a] ?? 0) - (blocks[b] ?? 0))) {
+      const work = works[from];
+      invariant(work !== undefined, "a block of a batch is of a page");
+      sorted.add(work, blocks[from] ?? 0, own.subarray(from * this.#perBlock, (from + 1) * this.#perBlock));
+    }
+    return sorted;
+  }
 }
 
 export class Patches {
   readonly #o: PatchesOptions;
   readonly #gate = new Gate(batchesUnderWay);
-  #candidates: Candidate[] = [];
+  #batch: Batch;
   /** Batches not shipped yet. */
   readonly #batches = new Set<Promise<void>>();
 
   constructor(options: PatchesOptions) {
     this.#o = options;
+    this.#batch = this.#newBatch();
   }
 
-  /** Keeps `parts`. The page is not settled before the block is shipped. */
+  /** `parts`: part digests of the block as it was read, copied. The page is not settled before the block is shipped. */
   add(work: PageWork, block: number, parts: Uint8Array): void {
     work.open++;
-    this.#candidates.push({ work, block, parts });
-    if (this.#candidates.length >= blocksPerBatch) this.#start();
+    this.#batch.add(work, block, parts);
+    if (this.#batch.isFull) this.#start();
   }
 
   /** Resolves when few batches wait for the receiver: who reads on meanwhile gathers the part digests of the whole disk. */
@@ -57,14 +90,18 @@ export class Patches {
 
   /** Ships what there is; nothing is added any more. */
   async flush(): Promise<void> {
-    if (this.#candidates.length > 0) this.#start();
+    if (this.#batch.blocks.length > 0) this.#start();
     await Promise.all(this.#batches);
     this.#o.check();
   }
 
+  #newBatch(): Batch {
+    return new Batch(partsPerBlock(this.#o.geometry.blockBytes) * 4);
+  }
+
   #start(): void {
-    const batch = this.#candidates;
-    this.#candidates = [];
+    const batch = this.#batch;
+    this.#batch = this.#newBatch();
     const tracked = this.#o.track(this.#ship(batch)).finally(() => {
       this.#batches.delete(tracked);
     });
@@ -72,18 +109,18 @@ export class Patches {
   }
 
   /** Asks part digests for the batch and ships the parts that differ. */
-  async #ship(batch: Candidate[]): Promise<void> {
+  async #ship(unsorted: Batch): Promise<void> {
     const { session, geometry, check } = this.#o;
     await this.#gate.enter();
     try {
       check();
-      batch.sort((a, b) => a.block - b.block);
-      const answer = await session.askParts(batch.map((candidate) => candidate.block));
-      const own = batch.map((candidate) => candidate.parts);
-      const masks = differingParts(answer, own, geometry.blockBytes);
-      for (let done = 0; done < batch.length; ) {
-        const end = frameEnd(masks, done);
-        await this.#patch(batch.slice(done, end), masks.slice(done, end));
+      const batch = unsorted.sorted();
+      const { blocks, own } = batch;
+      const answer = await session.askParts(blocks);
+      const parts = differingParts(answer, own, blocks.length, geometry.blockBytes);
+      for (let done = 0; done < blocks.length; ) {
+        const end = frameEnd(parts.counts, done);
+        await this.#patch(batch, parts, done, end);
         done = end;
       }
     } finally {
@@ -91,23 +128,26 @@ export class Patches {
     }
   }
 
-  /** One frame. */
-  async #patch(batch: readonly Candidate[], masks: readonly Uint8Array[]): Promise<void> {
+  /** Blocks `from` to `to - 1` of the batch, in one frame. */
+  async #patch(batch: Batch, parts: PartsOfBlocks, from: number, to: number): Promise<void> {
     const { geometry, pool, signal, shipper, check, settle } = this.#o;
     const width = digestBytes(geometry.digestKind);
-    const digests = new Uint8Array(batch.length * width);
-    for (const [index, { work, block }] of batch.entries()) {
-      const at = (block - work.first) * width;
+    const perMask = maskBytes(geometry.blockBytes);
+    const digests = new Uint8Array((to - from) * width);
+    const works = batch.works.slice(from, to);
+    const blocks = batch.blocks.slice(from, to);
+    for (const [index, work] of works.entries()) {
+      const at = ((blocks[index] ?? 0) - work.first) * width;
       digests.set(work.digests.subarray(at, at + width), index * width);
     }
-    const blocks = batch.map((candidate) => candidate.block);
     const slot = await pool.acquire(signal);
     try {
       check();
+      const masks = parts.masks.slice(from * perMask, to * perMask);
       await shipper.packAndShip(slot, blocks, masks, digests, { read: true, repeat: false });
     } finally {
       slot.release();
     }
-    for (const candidate of batch) settle(candidate.work);
+    for (const work of works) settle(work);
   }
 }

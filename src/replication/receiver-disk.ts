@@ -246,17 +246,15 @@ export class SessionDisk {
     const width = digestBytes(this.geometry.digestKind);
     const per = blocksPerPage(this.geometry.digestKind);
     const digests = new Uint8Array(blocks.length * width);
-    let pageNumber = -1;
-    let page: Uint8Array = digests;
-    for (const [index, block] of blocks.entries()) {
-      this.#checkBlock(block);
-      const wanted = Math.floor(block / per);
-      if (wanted !== pageNumber) {
-        page = await this.page(wanted);
-        pageNumber = wanted;
-      }
-      const at = (block - wanted * per) * width;
-      digests.set(page.subarray(at, at + width), index * width);
+    for (let index = 0; index < blocks.length; ) {
+      const first = blocks[index] ?? 0;
+      const number = Math.floor(first / per);
+      let count = 1;
+      while (blocks[index + count] === first + count && first + count < (number + 1) * per) count++;
+      this.#checkBlock(first + count - 1);
+      const at = (first - number * per) * width;
+      digests.set((await this.page(number)).subarray(at, at + count * width), index * width);
+      index += count;
     }
     return digests;
   }

@@ -433,7 +433,7 @@ export class Scan {
       try {
         const { digests } = await this.#scanBlocks(slot, block, 1, "unknown", "stored");
         if (isZero(digests)) await this.#shipper.shipZeros([block], true);
-        else await this.#shipper.packAndShip(slot, [block], [whole], digests, { read: false, repeat: true });
+        else await this.#shipper.packAndShip(slot, [block], whole, digests, { read: false, repeat: true });
         await this.#replaceDigest(block, digests);
       } finally {
         slot.release();

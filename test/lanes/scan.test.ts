@@ -1,7 +1,7 @@
 /** The sender's jobs, scan and pack, against the same thing written down plainly. */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { digestBytes, KIB, maskBytes, MIB, PART_BYTES, partsPerBlock } from "../../src/base/units.ts";
+import { digestBytes, KIB, MIB, PART_BYTES, partsPerBlock } from "../../src/base/units.ts";
 import type { FileRun } from "../../src/image/block-device.ts";
 import { blockState, type ScanRequest, type ScanResult } from "../../src/lanes/jobs.ts";
 import type { Lane } from "../../src/lanes/lane.ts";
@@ -210,17 +210,50 @@ describe("pack", () => {
   test("parts come out as they are, compressed where that makes them smaller", () => {
     fc.assert(
       fc.property(
-        fc.integer({ min: 1, max: 256 }),
-        anyPatches,
-        anyCodec,
+        fc.record({ blockBytes: anyBlockBytes, length: anyLength, patches: anyPatches, codec: anyCodec }),
+        fc.infiniteStream(fc.integer({ min: 0, max: 3 })),
         fc.boolean(),
-        (parts, patches, codec, inPlace) => {
-          const content = patched(Buffer.alloc(parts * PART_BYTES, 3), patches);
-          files.files.set(3, content);
+        ({ blockBytes, length, patches, codec }, dice, inPlace) => {
+          const roll = (): number => dice.next().value ?? 0;
+          const disk = patched(Buffer.alloc(length, 3), patches);
+          // The bytes lie in the file in another order: a hole between any two blocks.
+          const file = Buffer.concat(
+            blocksOf(disk, blockBytes).flatMap((block, index) => [
+              Buffer.alloc(4_096, 0xdd),
+              block.subarray(0, Math.min(blockBytes, length - index * blockBytes)),
+            ]),
+          );
+          files.files.set(3, file);
+          const blocks = blocksOf(disk, blockBytes).flatMap((content, block) =>
+            roll() === 0 ? [] : [{ block, content }],
+          );
+          if (blocks.length === 0) return;
+          const masks = blocks.map(() => {
+            const parts = Array.from({ length: partsPerBlock(blockBytes) }, (_unused, part) => part);
+            return parts.filter((part) => part === 0 || roll() !== 0);
+          });
+          const stretches: { blocks: number; length: number; runs: FileRun[] }[] = [];
+          for (const [index, { block }] of blocks.entries()) {
+            const bytes = Math.min(blockBytes, length - block * blockBytes);
+            const run = { kind: "file", fd: 3, offset: block * (blockBytes + 4_096) + 4_096, length: bytes } as const;
+            const last = stretches.at(-1);
+            if (last !== undefined && blocks[index - 1]?.block === block - 1) {
+              last.blocks++;
+              last.length += bytes;
+              last.runs.push(run);
+            } else stretches.push({ blocks: 1, length: bytes, runs: [run] });
+          }
+          const parts = blocks.flatMap(({ content }, index) =>
+            (masks[index] ?? []).map((part) => content.subarray(part * PART_BYTES, (part + 1) * PART_BYTES)),
+          );
+          const content = Buffer.concat(parts);
           lane.slot(1).fill(0x33);
           if (inPlace) lane.slot(1).set(content, areaA);
-          const runs = inPlace ? undefined : [{ kind: "file", fd: 3, offset: 0, length: content.length } as const];
-          const packed = doJob(lane, "pack", { slot: 1, file: "image", runs, rawBytes: content.length, codec });
+          const packed = doJob(lane, "pack", {
+            ...{ slot: 1, file: "image", blockBytes, rawBytes: content.length, codec },
+            stretches: inPlace ? undefined : stretches,
+            masks: Buffer.concat(masks.map((each) => maskOf(each, blockBytes))),
+          });
           const raw = Buffer.alloc(content.length);
           const payload = lane.slot(1).subarray(packed.payloadOffset, packed.payloadOffset + packed.payloadBytes);
           lane.codecs.get(packed.codec).decompress(payload, raw);
@@ -229,13 +262,57 @@ describe("pack", () => {
           if (codec === "stored") expect(packed.codec).toBe("stored");
         },
       ),
-      { numRuns: 40 },
+      { numRuns: 60 },
+    );
+  });
+
+  test("a file that ends early is no zeros", () => {
+    files.files.set(3, Buffer.alloc(64 * KIB - 1, 1));
+    const runs = [{ kind: "file", fd: 3, offset: 0, length: 64 * KIB } as const];
+    const stretches = [{ blocks: 1, length: 64 * KIB, runs }];
+    const masks = maskOf([15], 64 * KIB);
+    const how = { slot: 1, file: "image", blockBytes: 64 * KIB, rawBytes: PART_BYTES, codec: "stored" } as const;
+    expect(() => doJob(lane, "pack", { ...how, stretches, masks })).toThrow(
+      expect.objectContaining({ code: "image-truncated" }),
     );
   });
 });
 
-test("masks of every block size have a bit for each part", () => {
-  for (const blockBytes of [16 * KIB, 32 * KIB, 64 * KIB, MIB]) {
-    expect(maskBytes(blockBytes) * 8).toBeGreaterThanOrEqual(partsPerBlock(blockBytes));
-  }
+describe("compare", () => {
+  test("any pieces over any base: what scan says of the same blocks", () => {
+    fc.assert(
+      fc.property(
+        fc.record({ blockBytes: anyBlockBytes, digestKind: anyDigest, length: anyLength }),
+        fc.record({
+          before: anyPatches,
+          change: anyPatches,
+          known: fc.boolean(),
+          cut: fc.integer({ min: 1, max: 16 }),
+        }),
+        ({ blockBytes, digestKind, length }, { before, change, known, cut }) => {
+          // Nothing of zeros: what is new over them is shipped, which this job does not do.
+          const old = patched(Buffer.alloc(length, 7), before).map((byte) => (byte === 0 ? 9 : byte)) as Buffer;
+          const disk = patched(old, change);
+          files.files.set(3, disk);
+          const base = known
+            ? Buffer.concat(blocksOf(old, blockBytes).map((block) => digestOf(digestKind, block)))
+            : ("unknown" as const);
+          const step = cut * blockBytes;
+          const pieces = Array.from({ length: Math.ceil(length / step) }, (_unused, index) => {
+            const bytes = Math.min(step, length - index * step);
+            return { length: bytes, runs: [{ kind: "file", fd: 3, offset: index * step, length: bytes } as const] };
+          });
+          const shape = { blockBytes, digestKind };
+          const scanned = doJob(lane, "scan", request(disk, { base, ...shape }));
+          lane.scratch.fill(0xee);
+          const compared = doJob(lane, "compare", { file: "image", pieces, base, ...shape });
+          expect(scanned.shipment).toBeUndefined();
+          expect(hashOf(compared.digests)).toBe(hashOf(scanned.digests));
+          expect([...compared.states]).toEqual([...scanned.states]);
+          expect(hashOf(compared.parts)).toBe(hashOf(scanned.parts));
+        },
+      ),
+      { numRuns: 60 },
+    );
+  });
 });

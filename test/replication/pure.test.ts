@@ -1,5 +1,5 @@
 /** The parts of a session that are functions of values: plan, waits, rate, page answers, part ranges. */
-import { countParts, fullMask, hasPart } from "../../src/base/part-mask.ts";
+import { countParts, hasPart } from "../../src/base/part-mask.ts";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
@@ -14,11 +14,12 @@ import {
   pageCount,
   partsPerBlock,
 } from "../../src/base/units.ts";
+import type { BlockReader } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import { backoffMillis } from "../../src/replication/backoff.ts";
 import { BaseTable, encodePages } from "../../src/replication/base-table.ts";
 import { differences, RecentPages } from "../../src/replication/page-work.ts";
-import { differingParts, frameEnd, partRanges, readParts } from "../../src/replication/part-ranges.ts";
+import { differingParts, frameEnd, readParts, stretchesOf } from "../../src/replication/part-ranges.ts";
 import { planSession } from "../../src/replication/plan.ts";
 import { createRateLimit } from "../../src/replication/rate.ts";
 import type { SenderSession } from "../../src/replication/sender-session.ts";
@@ -283,15 +284,21 @@ describe("parts", () => {
             }
             theirs.push(digests);
           }
-          const masks = differingParts(Buffer.concat(theirs), own, blockBytes);
-          for (const [index, mask] of masks.entries()) {
+          const mine = Buffer.concat(own);
+          const { masks, counts } = differingParts(Buffer.concat(theirs), mine, count, blockBytes);
+          const perMask = maskBytes(blockBytes);
+          expect([masks.length, counts.length]).toEqual([count * perMask, count]);
+          for (let index = 0; index < count; index++) {
+            const mask = masks.subarray(index * perMask, (index + 1) * perMask);
             const wanted = expected[index] ?? [];
             const whole = known[index] !== true || !wanted.includes(true);
             expect(wanted.map((_differs, part) => hasPart(mask, part))).toEqual(
               whole ? wanted.map(() => true) : wanted,
             );
+            expect(counts[index]).toBe(countParts(mask));
           }
-          expect(() => differingParts(Buffer.concat([...theirs, Buffer.alloc(1)]), own, blockBytes)).toThrow(
+          const longer = Buffer.concat([...theirs, Buffer.alloc(1)]);
+          expect(() => differingParts(longer, mine, count, blockBytes)).toThrow(
             expect.objectContaining({ code: "message-malformed" }),
           );
         },
@@ -300,55 +307,51 @@ describe("parts", () => {
     );
   });
 
-  test("ranges cover the parts named, once, in order; what they read is the parts, padded at the end of the disk", async () => {
+  test("a reader without runs: the parts named are read, one behind the other, padded at the end of the disk", async () => {
     await fc.assert(
       fc.asyncProperty(
-        fc.integer({ min: 1, max: 6 * 16 * KIB }).chain((sizeBytes) =>
-          fc.tuple(
-            fc.constant(sizeBytes),
-            fc.array(anyMask(16 * KIB), {
-              minLength: Math.ceil(sizeBytes / (16 * KIB)),
-              maxLength: Math.ceil(sizeBytes / (16 * KIB)),
-            }),
-          ),
-        ),
-        async ([sizeBytes, masks]) => {
+        fc.integer({ min: 1, max: 6 * 16 * KIB }),
+        fc.array(fc.tuple(fc.boolean(), anyMask(16 * KIB)), { minLength: 6, maxLength: 6 }),
+        async (sizeBytes, choices) => {
           const geometry: Geometry = { sizeBytes, blockBytes: 16 * KIB, digestKind: "xxh64" };
           const image = createMemoryImage(sizeBytes);
           const content = randomBytes(sizeBytes);
           await image.write(content, 0);
-          const blocks = masks.map((_mask, block) => block);
-          const ranges = partRanges(blocks, masks, geometry);
-          const target = Buffer.alloc(masks.reduce((sum, mask) => sum + countParts(mask), 0) * PART_BYTES, 0xee);
-          await readParts(image, ranges, target);
-          const padded = Buffer.concat([content, Buffer.alloc(16 * KIB * masks.length - sizeBytes)]);
-          const expected = masks.flatMap((mask, block) =>
+          const count = Math.ceil(sizeBytes / (16 * KIB));
+          const picked = choices.slice(0, count).flatMap(([take, mask], block) => (take ? [{ block, mask }] : []));
+          const masks = Buffer.concat(picked.map(({ mask }) => mask));
+          const blocks = picked.map(({ block }) => block);
+          const target = Buffer.alloc(countParts(masks) * PART_BYTES, 0xee);
+          await readParts(image, blocks, masks, geometry, target);
+          const padded = Buffer.concat([content, Buffer.alloc(16 * KIB * count - sizeBytes)]);
+          const expected = picked.flatMap(({ block, mask }) =>
             [0, 1, 2, 3]
               .filter((part) => hasPart(mask, part))
-              .map((part) =>
-                padded.subarray(block * 16 * KIB + part * PART_BYTES, block * 16 * KIB + (part + 1) * PART_BYTES),
-              ),
+              .map((part) => padded.subarray(block * 16 * KIB + part * PART_BYTES).subarray(0, PART_BYTES)),
           );
           expect(Buffer.concat(expected).equals(target)).toBe(true);
-          for (const [index, range] of ranges.entries()) {
-            const next = ranges[index + 1];
-            if (next !== undefined && range.padding === 0) {
-              expect(range.offset + range.length).toBeLessThanOrEqual(next.offset);
-            }
-          }
         },
       ),
       { numRuns: 60 },
     );
   });
 
-  test("a frame takes as many blocks as fit, at least one", () => {
-    const whole = fullMask(64 * KIB);
-    const masks = Array.from({ length: 40 }, () => whole);
-    expect([frameEnd(masks, 0), frameEnd(masks, 16), frameEnd(masks, 35), frameEnd(masks, 40)]).toEqual([
-      16, 32, 40, 40,
+  test("blocks that follow one another are one stretch, with less than them at the end of the disk", () => {
+    const geometry: Geometry = { sizeBytes: 9 * 16 * KIB + 512, blockBytes: 16 * KIB, digestKind: "xxh64" };
+    const runs = (offset: number, length: number) => [{ kind: "file", fd: 4, offset, length } as const];
+    const reader = { runs } as unknown as BlockReader;
+    expect(stretchesOf(reader, [1, 2, 3, 5, 8, 9], geometry)).toEqual([
+      { blocks: 3, length: 3 * 16 * KIB, runs: runs(16 * KIB, 3 * 16 * KIB) },
+      { blocks: 1, length: 16 * KIB, runs: runs(5 * 16 * KIB, 16 * KIB) },
+      { blocks: 2, length: 16 * KIB + 512, runs: runs(8 * 16 * KIB, 16 * KIB + 512) },
     ]);
-    expect(frameEnd([fullMask(MIB), fullMask(MIB)], 0)).toBe(1);
+    expect(stretchesOf({} as BlockReader, [1], geometry)).toBeUndefined();
+  });
+
+  test("a frame takes as many blocks as fit, at least one", () => {
+    const counts = new Uint16Array(40).fill(16);
+    expect([0, 16, 35, 40].map((start) => frameEnd(counts, start))).toEqual([16, 32, 40, 40]);
+    expect(frameEnd(Uint16Array.of(256, 256), 0)).toBe(1);
   });
 });
 
