@@ -54,7 +54,7 @@ export function createBufferPool(options: {
     let out = true;
     return {
       index,
-      bytes: Buffer.from(memory.buffer, index * slotBytes, slotBytes),
+      bytes: new Uint8Array(memory.buffer, index * slotBytes, slotBytes),
       release() {
         invariant(out, "a slot is released once");
         out = false;

@@ -65,7 +65,7 @@ class BlockDigester implements Digester {
     this.#hasher = hasher;
     hasher.parts(new Uint8Array(PART_BYTES));
     const zeroPart = Uint8Array.from(hasher.wide.subarray(0, PART_DIGEST_BYTES));
-    this.zeroParts = Buffer.alloc(partsMax * PART_DIGEST_BYTES, zeroPart);
+    this.zeroParts = Uint8Array.from(Buffer.alloc(partsMax * PART_DIGEST_BYTES, zeroPart));
   }
 
   digest(block: Uint8Array, target: Uint8Array, offset: number): boolean {

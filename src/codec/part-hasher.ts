@@ -51,7 +51,8 @@ export async function createPartHasher(room: DigestRoom | undefined): Promise<Pa
   const kernel: DigestKernel | undefined = wasm === undefined ? undefined : createDigestKernel(wasm);
   const memory = room?.memory.buffer;
   const bytes =
-    room === undefined ? Buffer.alloc(digestRoomBytes) : Buffer.from(room.memory.buffer, room.at, digestRoomBytes);
+    room === undefined ? new Uint8Array(digestRoomBytes) : new Uint8Array(room.memory.buffer, room.at, digestRoomBytes);
+  const wideView = new DataView(bytes.buffer, bytes.byteOffset);
   const wide = bytes.subarray(0, partsMax * PART_DIGEST_BYTES);
   const low = bytes.subarray(wide.length, wide.length + partsMax * 4);
   const digests = bytes.subarray(wide.length + low.length, digestRoomBytes - blocksMax);
@@ -69,7 +70,7 @@ export async function createPartHasher(room: DigestRoom | undefined): Promise<Pa
         return count;
       }
       for (let part = 0; part < count; part++) {
-        wide.writeBigUInt64LE(h64Raw(content.subarray(part * PART_BYTES, (part + 1) * PART_BYTES)), part * 8);
+        wideView.setBigUint64(part * 8, h64Raw(content.subarray(part * PART_BYTES, (part + 1) * PART_BYTES)), true);
         low.set(wide.subarray(part * 8, part * 8 + 4), part * 4);
       }
       return count;

@@ -201,7 +201,7 @@ class RunWriter {
       pending.buffer === piece.buffer &&
       pending.byteOffset + pending.length === piece.byteOffset
     ) {
-      this.#pending = Buffer.from(pending.buffer, pending.byteOffset, pending.length + piece.length);
+      this.#pending = new Uint8Array(pending.buffer, pending.byteOffset, pending.length + piece.length);
       return;
     }
     this.flush();

@@ -24,7 +24,8 @@ export function save(lane: Lane, request: SaveRequest): SaveResult {
   const checksums = new Uint32Array(blocks.length);
   const lz4 = request.codec === "lz4" ? lane.codecs.get("lz4") : undefined;
   const check = frame === undefined ? undefined : new FrameCheck(lane, request, frame);
-  const number = Buffer.alloc(8);
+  const numberBytes = new Uint8Array(8);
+  const number = new DataView(numberBytes.buffer);
   let end = 0;
   const perKnown = (blockBytes / PART_BYTES) * PART_DIGEST_BYTES;
   for (const [index, block] of blocks.entries()) {
@@ -58,9 +59,9 @@ export function save(lane: Lane, request: SaveRequest): SaveResult {
         kept = shrunk;
       }
     }
-    number.writeBigUInt64LE(BigInt(block));
+    number.setBigUint64(0, BigInt(block), true);
     contentBytes[index] = kept;
-    checksums[index] = crc32(target.subarray(0, kept), crc32(number, request.seed));
+    checksums[index] = crc32(target.subarray(0, kept), crc32(numberBytes, request.seed));
     end += kept;
   }
   return { damaged, contentBytes, packed, checksums, checked: check?.states ?? new Uint8Array(0) };
