@@ -124,11 +124,7 @@
             (local.set $masks (i32.add (local.get $masks) (i32.const 1)))
             (local.set $bits (i32.const 0))))
         (br_if $each (i32.lt_u (local.get $part) (local.get $parts))))
-      (local.set $hash (i64.const 0))
-      (if (local.get $any)
-        (then
-          (local.set $hash (call $xxh64 (local.get $wide) (i32.shl (local.get $parts) (i32.const 3))))
-          (if (i64.eqz (local.get $hash)) (then (local.set $hash (i64.const 1))))))
+      (local.set $hash (call $digestOf (local.get $wide) (local.get $parts) (local.get $any)))
       (local.set $shift (i64.const 56))
       (loop $byte
         (i64.store8 (local.get $digests) (i64.shr_u (local.get $hash) (local.get $shift)))
@@ -139,6 +135,87 @@
       (local.set $low (i32.add (local.get $low) (i32.shl (local.get $parts) (i32.const 2))))
       (local.set $count (i32.sub (local.get $count) (i32.const 1)))
       (br_if $block (local.get $count))))
+
+  ;; Whether the parts in $masks (of $count blocks of $parts parts; bit p%8 of byte p>>3) of content that lies one behind the other at $content have the
+  ;; digests that $known has for them, 8 bytes for each part of each block. 1: all.
+  (func (export "verify") (param $count i32) (param $parts i32) (param $masks i32) (param $content i32) (param $known i32)
+    (result i32)
+    (local $part i32)
+    (loop $block
+      (local.set $part (i32.const 0))
+      (loop $each
+        (if (call $hasPart (local.get $masks) (local.get $part))
+          (then
+            (if (i64.ne (i64.load (local.get $known)) (call $xxh64 (local.get $content) (i32.const 4096)))
+              (then (return (i32.const 0))))
+            (local.set $content (i32.add (local.get $content) (i32.const 4096)))))
+        (local.set $known (i32.add (local.get $known) (i32.const 8)))
+        (local.set $part (i32.add (local.get $part) (i32.const 1)))
+        (br_if $each (i32.lt_u (local.get $part) (local.get $parts))))
+      (local.set $masks (i32.add (local.get $masks) (call $maskBytes (local.get $parts))))
+      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+      (br_if $block (local.get $count)))
+    (i32.const 1))
+
+  ;; Whether blocks get the digests at $digests (8 bytes each, big endian) when their parts in $masks become those that lie one behind the other at $content,
+  ;; while the others have the digests in $known. Of a block whose state is 255 it becomes 0 when so, else 1; of others only the content is passed.
+  ;; $zeroPart: the digest of a part of zeros. $temp: room for the digests of the parts of a block.
+  (func (export "change") (param $count i32) (param $parts i32) (param $masks i32) (param $content i32) (param $known i32)
+    (param $digests i32) (param $states i32) (param $zeroPart i64) (param $temp i32)
+    (local $part i32) (local $wanted i32) (local $any i32) (local $hash i64)
+    (loop $block
+      (local.set $part (i32.const 0))
+      (local.set $any (i32.const 0))
+      (local.set $wanted (i32.eq (i32.load8_u (local.get $states)) (i32.const 255)))
+      (loop $each
+        (local.set $hash (i64.load (local.get $known)))
+        (if (call $hasPart (local.get $masks) (local.get $part))
+          (then
+            (if (local.get $wanted) (then (local.set $hash (call $xxh64 (local.get $content) (i32.const 4096)))))
+            (local.set $content (i32.add (local.get $content) (i32.const 4096)))))
+        (i64.store (i32.add (local.get $temp) (i32.shl (local.get $part) (i32.const 3))) (local.get $hash))
+        (if (i64.ne (local.get $hash) (local.get $zeroPart)) (then (local.set $any (i32.const 1))))
+        (local.set $known (i32.add (local.get $known) (i32.const 8)))
+        (local.set $part (i32.add (local.get $part) (i32.const 1)))
+        (br_if $each (i32.lt_u (local.get $part) (local.get $parts))))
+      (if (local.get $wanted)
+        (then
+          (local.set $hash (call $digestOf (local.get $temp) (local.get $parts) (local.get $any)))
+          (i32.store8
+            (local.get $states)
+            (i64.ne (local.get $hash) (call $loadBigEndian (local.get $digests))))))
+      (local.set $masks (i32.add (local.get $masks) (call $maskBytes (local.get $parts))))
+      (local.set $digests (i32.add (local.get $digests) (i32.const 8)))
+      (local.set $states (i32.add (local.get $states) (i32.const 1)))
+      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+      (br_if $block (local.get $count))))
+
+  (func $hasPart (param $mask i32) (param $part i32) (result i32)
+    (i32.and
+      (i32.shr_u
+        (i32.load8_u (i32.add (local.get $mask) (i32.shr_u (local.get $part) (i32.const 3))))
+        (i32.and (local.get $part) (i32.const 7)))
+      (i32.const 1)))
+
+  (func $maskBytes (param $parts i32) (result i32)
+    (i32.shr_u (i32.add (local.get $parts) (i32.const 7)) (i32.const 3)))
+
+  ;; Of a block from the digests of its parts: 0 when none of them is other than zeros, 1 when another one gives 0.
+  (func $digestOf (param $wide i32) (param $parts i32) (param $any i32) (result i64)
+    (local $hash i64)
+    (if (i32.eqz (local.get $any)) (then (return (i64.const 0))))
+    (local.set $hash (call $xxh64 (local.get $wide) (i32.shl (local.get $parts) (i32.const 3))))
+    (select (i64.const 1) (local.get $hash) (i64.eqz (local.get $hash))))
+
+  (func $loadBigEndian (param $at i32) (result i64)
+    (local $value i64) (local $end i32)
+    (local.set $end (i32.add (local.get $at) (i32.const 8)))
+    (loop $byte
+      (local.set $value
+        (i64.or (i64.shl (local.get $value) (i64.const 8)) (i64.load8_u (local.get $at))))
+      (local.set $at (i32.add (local.get $at) (i32.const 1)))
+      (br_if $byte (i32.lt_u (local.get $at) (local.get $end))))
+    (local.get $value))
 
   ;; The engine moves shared memory word by word from JavaScript, and as fast as it can from here.
   (func (export "copy") (param $to i32) (param $from i32) (param $length i32)

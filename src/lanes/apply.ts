@@ -1,7 +1,7 @@
 /** The receiver's jobs: apply, old parts, clear, sync. */
-import { addPart, countParts, forEachRun, isFullMask } from "../base/part-mask.ts";
+import { addPart, countParts, forEachRun, forEachRunAcross, isFullMask } from "../base/part-mask.ts";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
-import { digestBytes, KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
+import { KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import { type Digester, isZero, PART_DIGEST_BYTES } from "../codec/digest.ts";
 import {
   type ApplyRequest,
@@ -15,6 +15,7 @@ import {
   type SyncRequest,
 } from "./jobs.ts";
 import { DIRECT_BYTES } from "../storage/seam.ts";
+import { KernelFrame } from "./kernel-frame.ts";
 import type { Lane } from "./lane.ts";
 import { areaA, areaB } from "./slot-layout.ts";
 
@@ -36,46 +37,86 @@ const longRunBytes = 256 * KIB;
  * whole.
  */
 export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
-  const { blockBytes, blocks, masks } = request;
   const raw = unpack(lane, request.slot, request, areaA);
-  const digester = lane.digester(request.digestKind);
-  const width = digestBytes(request.digestKind);
-  const found = new Uint8Array(width);
-  const states = request.checked ?? new Uint8Array(blocks.length).fill(applyState.unchecked);
-  const perMask = maskBytes(blockBytes);
+  const states = request.checked ?? new Uint8Array(request.blocks.length).fill(applyState.unchecked);
+  if (states.includes(applyState.unchecked)) {
+    checkWithoutOld(lane, request, raw, states);
+    checkOverOld(lane, request, raw, states);
+  }
   const writer = new RunWriter(lane, request);
+  writeFrame(writer, request, raw, states);
+  if (request.writeback !== undefined) {
+    lane.storage.startWriteback(request.fd, request.writeback.offset, request.writeback.length);
+  }
+  return { states, writtenBytes: writer.bytes, cachedBytes: writer.cachedBytes };
+}
+
+/** Blocks that come whole, and parts over zeros: nothing has to be read for them. */
+function checkWithoutOld(lane: Lane, request: ApplyRequest, raw: Uint8Array, states: Uint8Array): void {
+  const { blockBytes, blocks, masks, base, digests } = request;
+  const digester = lane.digester(request.digestKind);
+  const frame = digester.ofParts ? KernelFrame.over(lane, blocks.length, blockBytes) : undefined;
+  if (frame === undefined) return;
+  const width = digester.digestBytes;
+  const perMask = maskBytes(blockBytes);
+  const zeros = digester.zeroParts.subarray(0, partsPerBlock(blockBytes) * PART_DIGEST_BYTES);
+  frame.states.set(states);
+  for (let index = 0; index < blocks.length; index++) {
+    if (states[index] !== applyState.unchecked) continue;
+    const overZeros = isZero(base.subarray(index * width, (index + 1) * width));
+    if (overZeros || isFullMask(masks.subarray(index * perMask, (index + 1) * perMask), blockBytes)) {
+      frame.want(index, zeros);
+    }
+  }
+  frame.change(masks, raw, digests);
+  states.set(frame.states);
+}
+
+/** Those not looked at yet, each alone: parts over content, and everything where there is no kernel. */
+function checkOverOld(lane: Lane, request: ApplyRequest, raw: Uint8Array, states: Uint8Array): void {
+  const { blockBytes, blocks, masks } = request;
+  const digester = lane.digester(request.digestKind);
+  const width = digester.digestBytes;
+  const found = new Uint8Array(width);
+  const perMask = maskBytes(blockBytes);
   let rawAt = 0;
   for (const [index, block] of blocks.entries()) {
     const mask = masks.subarray(index * perMask, (index + 1) * perMask);
     const content = raw.subarray(rawAt, rawAt + countParts(mask) * PART_BYTES);
     rawAt += content.length;
-    const full = isFullMask(mask, blockBytes);
-    if (states[index] === applyState.unchecked) {
-      const digest = request.digests.subarray(index * width, (index + 1) * width);
-      const fromZero = !full && isZero(request.base.subarray(index * width, (index + 1) * width));
-      if (fromZero && digester.ofParts) {
-        const old = Uint8Array.from(digester.zeroParts.subarray(0, partsPerBlock(blockBytes) * PART_DIGEST_BYTES));
-        states[index] = checkParts(digester, old, mask, content, digest);
-      } else {
-        let whole: Uint8Array | undefined = content;
-        if (!full) {
-          whole = lane.scratch.subarray(0, blockBytes);
-          if (fromZero) lane.zero(whole);
-          else if (!readBlock(lane, request, block, whole)) whole = undefined;
-          if (whole !== undefined) overlay(lane, whole, mask, content);
-        }
-        states[index] = checkNew(digester, whole, digest, found);
-      }
+    if (states[index] !== applyState.unchecked) continue;
+    let whole: Uint8Array | undefined = content;
+    if (!isFullMask(mask, blockBytes)) {
+      whole = lane.scratch.subarray(0, blockBytes);
+      if (isZero(request.base.subarray(index * width, (index + 1) * width))) lane.zero(whole);
+      else if (!readBlock(lane, request, block, whole)) whole = undefined;
+      if (whole !== undefined) overlay(lane, whole, mask, content);
     }
-    if (states[index] !== applyState.written) continue;
-    if (full) writer.add(block * blockBytes, content);
-    else writeParts(writer, block * blockBytes, mask, content);
+    states[index] = checkNew(digester, whole, request.digests.subarray(index * width, (index + 1) * width), found);
+  }
+}
+
+/** Writes the blocks whose state is `written`. */
+function writeFrame(writer: RunWriter, request: ApplyRequest, raw: Uint8Array, states: Uint8Array): void {
+  const { blockBytes, blocks, masks } = request;
+  const perMask = maskBytes(blockBytes);
+  let rawAt = 0;
+  for (let start = 0; start < blocks.length; ) {
+    const first = blocks[start] ?? 0;
+    const state = states[start];
+    let end = start + 1;
+    while (states[end] === state && blocks[end] === first + end - start) end++;
+    const ofStretch = masks.subarray(start * perMask, end * perMask);
+    const from = rawAt;
+    rawAt += countParts(ofStretch) * PART_BYTES;
+    start = end;
+    if (state !== applyState.written) continue;
+    forEachRunAcross(ofStretch, blockBytes, (part, count, before) => {
+      const at = from + before * PART_BYTES;
+      writer.add(first * blockBytes + part * PART_BYTES, raw.subarray(at, at + count * PART_BYTES));
+    });
   }
   writer.flush();
-  if (request.writeback !== undefined) {
-    lane.storage.startWriteback(request.fd, request.writeback.offset, request.writeback.length);
-  }
-  return { states, writtenBytes: writer.bytes, cachedBytes: writer.cachedBytes };
 }
 
 /** The content of a frame: where it came, or decompressed to `place` in the slot. */
@@ -100,39 +141,11 @@ export function checkNew(
   return Buffer.compare(found, digest) === 0 ? applyState.written : applyState.mismatch;
 }
 
-/**
- * As {@link checkNew}, for a block whose parts have the digests `old` and of which those in `mask` become `content`. `old` is changed: it is then of
- * the block as it would become.
- */
-export function checkParts(
-  digester: Digester,
-  old: Uint8Array,
-  mask: Uint8Array,
-  content: Uint8Array,
-  digest: Uint8Array,
-): number {
-  const changed = new Uint8Array((content.length / PART_BYTES) * PART_DIGEST_BYTES);
-  digester.parts(content, changed, 0);
-  forEachRun(mask, (first, count, before) => {
-    const from = before * PART_DIGEST_BYTES;
-    old.set(changed.subarray(from, from + count * PART_DIGEST_BYTES), first * PART_DIGEST_BYTES);
-  });
-  const found = new Uint8Array(digest.length);
-  digester.combine(old, found, 0);
-  return Buffer.compare(found, digest) === 0 ? applyState.written : applyState.mismatch;
-}
-
 /** Puts parts that lie together over their block. */
 export function overlay(lane: Lane, block: Uint8Array, mask: Uint8Array, content: Uint8Array): void {
   forEachRun(mask, (first, count, before) => {
     const source = content.subarray(before * PART_BYTES, (before + count) * PART_BYTES);
     lane.copy(block.subarray(first * PART_BYTES, first * PART_BYTES + source.length), source);
-  });
-}
-
-function writeParts(writer: RunWriter, offset: number, mask: Uint8Array, content: Uint8Array): void {
-  forEachRun(mask, (first, count, before) => {
-    writer.add(offset + first * PART_BYTES, content.subarray(before * PART_BYTES, (before + count) * PART_BYTES));
   });
 }
 

@@ -4,7 +4,7 @@ import { BLOCK_BYTES_MAX, type DigestKind } from "../base/units.ts";
 import type { SharedMemory } from "../base/shared-memory.ts";
 import { type CodecSet, loadCodecs } from "../codec/compression.ts";
 import { createDigester, type Digester, digestRoomBytes } from "../codec/digest.ts";
-import { createDigestKernel } from "../codec/digest-kernel.ts";
+import { createDigestKernel, type DigestKernel } from "../codec/digest-kernel.ts";
 import type { LaneStorage } from "../storage/seam.ts";
 import { slotBytes } from "./slot-layout.ts";
 
@@ -12,6 +12,10 @@ export interface Lane {
   readonly storage: LaneStorage;
   readonly codecs: CodecSet;
   digester(kind: DigestKind): Digester;
+  /** Works in the memory of slots and scratches. Undefined: it is no memory of WebAssembly. */
+  readonly kernel: DigestKernel | undefined;
+  /** The digest of a part of zeros. */
+  readonly zeroPart: bigint;
   /** All of a slot. */
   slot(index: number): Uint8Array;
   /** `target.set(source)`, fast where both lie in the memory of the slots. They may overlap. */
@@ -50,6 +54,8 @@ export async function createLane(options: {
   return {
     storage,
     codecs,
+    kernel,
+    zeroPart: Buffer.from(digesters.xxh64.zeroParts).readBigInt64LE(),
     digester: (kind) => digesters[kind],
     slot(index) {
       let view = views.get(index);

@@ -1,12 +1,13 @@
 /** The receiver's jobs for old content: read it before it is overwritten, append it to an undo log. */
-import { countParts, forEachRun, isFullMask } from "../base/part-mask.ts";
+import { countParts, forEachRun, forEachRunAcross, isFullMask } from "../base/part-mask.ts";
 import { crc32 } from "node:zlib";
-import { digestBytes, maskBytes, PART_BYTES } from "../base/units.ts";
+import { digestBytes, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import { invariant } from "../base/errors.ts";
 import { type Digester, isZero, PART_DIGEST_BYTES } from "../codec/digest.ts";
-import { checkNew, checkParts, overlay, readOld, readPadded, unpack, writing } from "./apply.ts";
+import { checkNew, overlay, readOld, readPadded, unpack, writing } from "./apply.ts";
 import { applyState, type AppendRequest, type ReceivedFrame, type SaveRequest, type SaveResult } from "./jobs.ts";
 import { DIRECT_BYTES } from "../storage/seam.ts";
+import { KernelFrame } from "./kernel-frame.ts";
 import type { Lane } from "./lane.ts";
 import { areaA, areaABytes } from "./slot-layout.ts";
 
@@ -14,6 +15,70 @@ import { areaA, areaABytes } from "./slot-layout.ts";
 const longAppendBytes = 64 * 1024;
 
 export function save(lane: Lane, request: SaveRequest): SaveResult {
+  return saveKnown(lane, request) ?? saveEach(lane, request);
+}
+
+/** All blocks at once, of which only the parts to keep are read. Undefined: not all are as they are known to be; nothing is done yet. */
+function saveKnown(lane: Lane, request: SaveRequest): SaveResult | undefined {
+  const { blockBytes, blocks, masks, known, frame, codec } = request;
+  if (known === undefined || frame === undefined || codec !== "stored") return undefined;
+  const perBlock = partsPerBlock(blockBytes) * PART_DIGEST_BYTES;
+  const room = KernelFrame.over(lane, frame.blocks.length, blockBytes);
+  if (room === undefined) return undefined;
+  let taken = 0;
+  for (const [index, block] of frame.blocks.entries()) {
+    room.states[index] = applyState.unchecked;
+    if (block !== blocks[taken]) continue;
+    const ofBlock = known.subarray(taken * perBlock, (taken + 1) * perBlock);
+    if (isZero(ofBlock)) return undefined;
+    room.want(index, ofBlock);
+    taken++;
+  }
+  invariant(taken === blocks.length, "a block whose old content is kept is one of the frame");
+  // The frame may lie where the old content goes, and is looked at before.
+  room.change(frame.masks, unpack(lane, request.slot, frame, areaA + DIRECT_BYTES), frame.digests);
+  const checked = Uint8Array.from(room.states);
+  const area = lane.slot(request.slot).subarray(request.contentAt, request.contentAt + areaABytes);
+  if (!readParts(lane, request, area)) return undefined;
+  room.known.set(known);
+  if (!room.isAsKnown(masks, blocks.length, area)) return undefined;
+  const contentBytes = new Uint32Array(blocks.length);
+  const checksums = new Uint32Array(blocks.length);
+  const perMask = maskBytes(blockBytes);
+  const checksum = contentChecksum(request.seed);
+  let end = 0;
+  for (const [index, block] of blocks.entries()) {
+    const bytes = countParts(masks.subarray(index * perMask, (index + 1) * perMask)) * PART_BYTES;
+    contentBytes[index] = bytes;
+    checksums[index] = checksum(block, area.subarray(end, end + bytes));
+    end += bytes;
+  }
+  const none = new Uint8Array(blocks.length);
+  return { damaged: none, contentBytes, packed: none, checksums, checked };
+}
+
+/** Reads the parts to keep, one behind the other, padded with zeros; false when they cannot be read. */
+function readParts(lane: Lane, request: SaveRequest, target: Uint8Array): boolean {
+  const { blockBytes, blocks, masks } = request;
+  const perMask = maskBytes(blockBytes);
+  let end = 0;
+  let readable = true;
+  for (let start = 0; start < blocks.length && readable; ) {
+    const first = blocks[start] ?? 0;
+    let stop = start + 1;
+    while (blocks[stop] === first + stop - start) stop++;
+    forEachRunAcross(masks.subarray(start * perMask, stop * perMask), blockBytes, (part, count) => {
+      const piece = target.subarray(end, end + count * PART_BYTES);
+      readable &&= readPadded(lane, request, first * blockBytes + part * PART_BYTES, piece);
+      end += piece.length;
+    });
+    start = stop;
+  }
+  return readable;
+}
+
+/** Each block alone, read as a whole. */
+function saveEach(lane: Lane, request: SaveRequest): SaveResult {
   const { blockBytes, blocks, masks, base, frame } = request;
   const area = lane.slot(request.slot).subarray(request.contentAt, request.contentAt + areaABytes);
   const width = digestBytes(request.digestKind);
@@ -24,31 +89,22 @@ export function save(lane: Lane, request: SaveRequest): SaveResult {
   const checksums = new Uint32Array(blocks.length);
   const lz4 = request.codec === "lz4" ? lane.codecs.get("lz4") : undefined;
   const check = frame === undefined ? undefined : new FrameCheck(lane, request, frame);
-  const numberBytes = new Uint8Array(8);
-  const number = new DataView(numberBytes.buffer);
+  const checksum = contentChecksum(request.seed);
   let end = 0;
-  const perKnown = (blockBytes / PART_BYTES) * PART_DIGEST_BYTES;
   for (const [index, block] of blocks.entries()) {
     const mask = masks.subarray(index * perMask, (index + 1) * perMask);
     const rawBytes = countParts(mask) * PART_BYTES;
-    const target = area.subarray(end, end + rawBytes);
-    const known = request.known?.subarray(index * perKnown, (index + 1) * perKnown);
     const content = lane.scratch.subarray(0, blockBytes);
-    if (known !== undefined && !isZero(known) && readParts(lane, request, block, mask, known, content)) {
-      // The frame may lie where the old content goes, and is looked at before.
-      check?.nextOf(block, known);
-      lane.copy(target, content.subarray(0, rawBytes));
-    } else {
-      const found = readOld(lane, request, block, base.subarray(index * width, (index + 1) * width), content);
-      // What a failed read leaves is not to be taken for the old content of another block.
-      if (found === "unreadable") lane.zero(content);
-      if (found !== "good") damaged[index] = 1;
-      // A frame that was decompressed lies in area A: no part of it before its block's old content, but perhaps under it.
-      const place = check?.inAreaA === true ? lane.secondScratch.subarray(0, rawBytes) : target;
-      gather(lane, content, mask, place);
-      check?.next(block, found === "unreadable" ? undefined : content);
-      if (place !== target) lane.copy(target, place);
-    }
+    const found = readOld(lane, request, block, base.subarray(index * width, (index + 1) * width), content);
+    // What a failed read leaves is not to be taken for the old content of another block.
+    if (found === "unreadable") lane.zero(content);
+    if (found !== "good") damaged[index] = 1;
+    const target = area.subarray(end, end + rawBytes);
+    // A frame that was decompressed lies in area A: no part of it before its block's old content, but perhaps under it.
+    const place = check?.inAreaA === true ? lane.secondScratch.subarray(0, rawBytes) : target;
+    gather(lane, content, mask, place);
+    check?.next(block, found === "unreadable" ? undefined : content);
+    if (place !== target) lane.copy(target, place);
     let kept = rawBytes;
     if (lz4 !== undefined) {
       const room = lane.scratch.subarray(0, rawBytes - 1);
@@ -59,12 +115,22 @@ export function save(lane: Lane, request: SaveRequest): SaveResult {
         kept = shrunk;
       }
     }
-    number.setBigUint64(0, BigInt(block), true);
     contentBytes[index] = kept;
-    checksums[index] = crc32(target.subarray(0, kept), crc32(numberBytes, request.seed));
+    checksums[index] = checksum(block, target.subarray(0, kept));
     end += kept;
   }
   return { damaged, contentBytes, packed, checksums, checked: check?.states ?? new Uint8Array(0) };
+}
+
+/** See {@link SaveResult.checksums}. */
+function contentChecksum(seed: number): (block: number, bytes: Uint8Array) => number {
+  const number = new Uint8Array(8);
+  const view = new DataView(number.buffer);
+  return (block, bytes) => {
+    view.setUint32(0, block % 2 ** 32, true);
+    view.setUint32(4, Math.floor(block / 2 ** 32), true);
+    return crc32(bytes, crc32(number, seed));
+  };
 }
 
 /** Goes through a frame beside the blocks whose old content is read, and tells of each whether it becomes what its digest says. */
@@ -95,19 +161,6 @@ class FrameCheck {
 
   /** Blocks in the order of the frame. `old`: the block as it is, which is changed; undefined: it cannot be read. */
   next(block: number, old: Uint8Array | undefined): void {
-    this.#find(block, (mask, content, digest) => {
-      const full = isFullMask(mask, this.#blockBytes);
-      if (!full && old !== undefined) overlay(this.#lane, old, mask, content);
-      return checkNew(this.#digester, full ? content : old, digest, this.#found);
-    });
-  }
-
-  /** The same with the digests of the parts it has, which are changed. */
-  nextOf(block: number, old: Uint8Array): void {
-    this.#find(block, (mask, content, digest) => checkParts(this.#digester, old, mask, content, digest));
-  }
-
-  #find(block: number, check: (mask: Uint8Array, content: Uint8Array, digest: Uint8Array) => number): void {
     const { blocks, masks, digests } = this.#frame;
     const perMask = maskBytes(this.#blockBytes);
     for (; this.#index < blocks.length; this.#index++) {
@@ -116,44 +169,16 @@ class FrameCheck {
       const content = this.#raw.subarray(this.#rawAt, this.#rawAt + countParts(mask) * PART_BYTES);
       this.#rawAt += content.length;
       if (blocks[index] !== block) continue;
+      const full = isFullMask(mask, this.#blockBytes);
+      if (!full && old !== undefined) overlay(this.#lane, old, mask, content);
       const width = this.#found.length;
-      this.states[index] = check(mask, content, digests.subarray(index * width, (index + 1) * width));
+      const digest = digests.subarray(index * width, (index + 1) * width);
+      this.states[index] = checkNew(this.#digester, full ? content : old, digest, this.#found);
       this.#index++;
       return;
     }
     invariant(false, "a block whose old content is kept is one of the frame");
   }
-}
-
-/**
- * Reads only the parts in `mask`, one behind the other, padded with zeros; false when they cannot be read or are not what `known` says: then the block
- * is to be read as a whole.
- */
-function readParts(
-  lane: Lane,
-  request: SaveRequest,
-  block: number,
-  mask: Uint8Array,
-  known: Uint8Array,
-  target: Uint8Array,
-): boolean {
-  const wanted = new Uint8Array(countParts(mask) * PART_DIGEST_BYTES);
-  let readable = true;
-  forEachRun(mask, (first, count, before) => {
-    wanted.set(
-      known.subarray(first * PART_DIGEST_BYTES, (first + count) * PART_DIGEST_BYTES),
-      before * PART_DIGEST_BYTES,
-    );
-    const offset = block * request.blockBytes + first * PART_BYTES;
-    const piece = target.subarray(before * PART_BYTES, (before + count) * PART_BYTES);
-    readable &&= readPadded(lane, request, offset, piece);
-  });
-  if (!readable) return false;
-  const found = new Uint8Array(wanted.length);
-  lane
-    .digester(request.digestKind)
-    .parts(target.subarray(0, (wanted.length / PART_DIGEST_BYTES) * PART_BYTES), found, 0);
-  return Buffer.compare(found, wanted) === 0;
 }
 
 function gather(lane: Lane, block: Uint8Array, mask: Uint8Array, target: Uint8Array): void {

@@ -60,6 +60,74 @@ test("copies and zeros stay within their bounds, and copies may overlap", () => 
   expect(bytes.subarray(9, 61)).toEqual(Uint8Array.of(0xaa, ...new Uint8Array(50), 0xaa));
 });
 
+test("property: blocks of which parts change get the digests they say, and what is there is as it is known to be, or not", async () => {
+  const { change, verify } = kernel();
+  const digester = await createDigester("xxh64");
+  const zeroPart = Buffer.from(digester.zeroParts).readBigInt64LE();
+  const fill = fc.constantFrom(0, 0, 1, 2);
+  fc.assert(
+    fc.property(
+      fc.constantFrom(4, 16),
+      fc.array(fc.record({ skip: fc.boolean(), wrong: fc.boolean(), rotten: fc.boolean() }), {
+        minLength: 1,
+        maxLength: 3,
+      }),
+      fc.infiniteStream(fc.tuple(fill, fill, fc.boolean())),
+      (parts, blocks, dice) => {
+        const perMask = Math.ceil(parts / 8);
+        const count = blocks.length;
+        const known = Buffer.alloc(count * parts * PART_DIGEST_BYTES);
+        const masks = Buffer.alloc(count * perMask);
+        const digests = Buffer.alloc(count * 8);
+        const changed: Buffer[] = [];
+        const old: Buffer[] = [];
+        for (const [block, { wrong, rotten }] of blocks.entries()) {
+          const now: Buffer[] = [];
+          for (let part = 0; part < parts; part++) {
+            const [was, becomes, named] = dice.next().value ?? [0, 0, false];
+            const before = Buffer.alloc(PART_BYTES, was);
+            digester.parts(before, known, (block * parts + part) * PART_DIGEST_BYTES);
+            const after = named ? Buffer.alloc(PART_BYTES, becomes) : before;
+            now.push(after);
+            if (!named) continue;
+            masks[block * perMask + (part >> 3)] = (masks[block * perMask + (part >> 3)] ?? 0) | (1 << (part & 7));
+            changed.push(after);
+            old.push(rotten ? Buffer.alloc(PART_BYTES, was + 1) : before);
+          }
+          digester.digest(Buffer.concat(now), digests, block * 8);
+          if (wrong) digests[block * 8 + 7] = (digests[block * 8 + 7] ?? 0) ^ 1;
+        }
+        const states = Uint8Array.from(blocks, ({ skip }) => (skip ? 3 : 255));
+        let end = 0;
+        const place = (content: Uint8Array): number => {
+          bytes.set(content, end);
+          end += content.length;
+          return end - content.length;
+        };
+        const [knownAt, masksAt, digestsAt, statesAt] = [known, masks, digests, states].map(place) as [
+          number,
+          number,
+          number,
+          number,
+        ];
+        const temp = place(new Uint8Array(parts * PART_DIGEST_BYTES));
+        const contentAt = place(Buffer.concat(changed));
+        change(count, parts, masksAt, contentAt, knownAt, digestsAt, statesAt, zeroPart, temp);
+        const found = [...bytes.subarray(statesAt, statesAt + count)];
+        expect(found).toEqual(blocks.map(({ skip, wrong }) => (skip ? 3 : wrong ? 1 : 0)));
+        expect(Buffer.from(bytes.subarray(knownAt, knownAt + known.length)).equals(known)).toBe(true);
+        const oldAt = place(Buffer.concat(old));
+        const sound = blocks.every(
+          ({ rotten }, block) =>
+            !rotten || masks.subarray(block * perMask, (block + 1) * perMask).every((byte) => byte === 0),
+        );
+        expect(verify(count, parts, masksAt, oldAt, knownAt)).toBe(sound ? 1 : 0);
+      },
+    ),
+    { numRuns: 200 },
+  );
+});
+
 describe("a digester with a room", async () => {
   const inPlace = await createDigester("xxh64", { memory, at: roomAt });
   const copying = await createDigester("xxh64");

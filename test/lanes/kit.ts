@@ -69,6 +69,13 @@ export async function memoryLane(storage: MemoryFiles | LaneStorage, lz4?: "wasm
   return await createLane({ memory, roomAt, storage: storage as LaneStorage, lz4 });
 }
 
+/** The same over memory that WebAssembly cannot have. */
+export async function plainLane(storage: MemoryFiles): Promise<Lane> {
+  const roomAt = slotCount * slotBytes;
+  const memory = { buffer: new SharedArrayBuffer(roomAt + laneRoomBytes), wasm: undefined };
+  return await createLane({ memory, roomAt, storage: storage as LaneStorage });
+}
+
 /** Digesters for expectations, apart from the lane's. */
 export const digesters: Readonly<Record<DigestKind, Digester>> = {
   xxh64: await createDigester("xxh64"),
