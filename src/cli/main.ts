@@ -171,7 +171,10 @@ async function main(): Promise<void> {
   try {
     process.exitCode = await run(args, io);
   } catch (thrown) {
-    const error = toReplicationError(thrown);
+    const failed = toReplicationError(thrown);
+    // Who stops a run that waits for its peer is not told of the peer.
+    const stopped = stop.signal.aborted && failed.action === "reconnect";
+    const error = stopped ? toReplicationError(stop.signal.reason) : failed;
     report(error, args, io);
     const verb = await verbs.find((known) => known.name === args[0])?.load();
     process.exitCode = verb?.exitCodes?.[error.code] ?? exitCodeOf(error.code);

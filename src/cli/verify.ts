@@ -150,6 +150,8 @@ class Reading {
       const seconds = (systemClock.monotonic() - startedAt) / 1000;
       this.isGood &&= report.good;
       this.#io.out(json ? `${JSON.stringify(verifiedEvent(report, seconds))}\n` : verifiedText(report, seconds));
+    } catch (error) {
+      throw withOption(error);
     } finally {
       stop();
     }
@@ -161,6 +163,17 @@ class Reading {
     const name = point === undefined ? disk : `${disk}@${point}`;
     this.#io.out(this.#o.json ? `${JSON.stringify(event)}\n` : `${name}: DAMAGED: ${trouble}\n`);
   }
+}
+
+/** Says of a run that was stopped how to go on. */
+function withOption(error: unknown): unknown {
+  if (!(error instanceof ReplicationError) || error.code !== "aborted") return error;
+  const { offset } = error.details;
+  if (typeof offset !== "number" || offset === 0) return error;
+  return new ReplicationError("aborted", `${error.message} (--from ${offset})`, {
+    cause: error,
+    details: error.details,
+  });
 }
 
 function verifiedEvent(report: Report, seconds: number): object {

@@ -53,6 +53,17 @@ test.concurrent("SIGINT to the sender: exit code 130, and the next send goes on 
   expect(done.bytesWire).toBeLessThan(most);
 });
 
+test.concurrent("SIGINT while the receiver is down: stopped on request, and no word of the connection", async (t) => {
+  const setting = await makeSetting(t, pki, imageBytes, 6);
+  expect(await setting.receiver.stop()).toBe(0);
+  const sender = startSend(t, through(setting, "vm"));
+  await sender.waitForEvent("progress");
+  sender.signal("SIGINT");
+  const stopped = await finish(sender);
+  expect(stopped.code).toBe(130);
+  expect(stopped.error).toMatchObject({ code: "aborted", message: "stopped on request; run it again to go on" });
+});
+
 test.concurrent("SIGTERM to the receiver in the middle of a copy: a clean stop, no rebuild after it, the sender goes on", async (t) => {
   const setting = await makeSetting(t, pki, imageBytes, 5);
   const sender = await sendPart(t, setting, "vm");

@@ -232,6 +232,7 @@ test.concurrent("verify heeds its rate and SIGINT; exit code 130", async (t) => 
   expect(stopped).toMatchObject({ event: "error", code: "aborted" });
   const from = /^stopped; of vm@1 nothing damaged up to (\d+): go on from \1/.exec(String(stopped?.["message"]))?.[1];
   expect(Number(from)).toBeLessThan(8 * MIB);
+  if (from !== "0") expect(stopped?.["message"]).toContain(`(--from ${from})`);
   const store = ["verify", "--store", setting.receiver.storeDir];
   const rest = await replicate(t, [...store, "vm@1", "--from", String(from), "--json"]);
   expect(rest.code).toBe(0);
