@@ -5,8 +5,8 @@ const pageBytes = 4096;
 export class SimulatedContent {
   #sizeBytes = 0;
   readonly #pages: Map<number, Uint8Array>;
-  /** Pages that no copy has; undefined: there is no copy, all of them. */
-  #own: Set<number> | undefined;
+  /** Pages that nobody else has: no copy, and nobody whose bytes were written. */
+  #own = new Set<number>();
 
   constructor(pages = new Map<number, Uint8Array>()) {
     this.#pages = pages;
@@ -23,8 +23,7 @@ export class SimulatedContent {
   clone(): SimulatedContent {
     const copy = new SimulatedContent(new Map(this.#pages));
     copy.#sizeBytes = this.#sizeBytes;
-    copy.#own = new Set();
-    this.#own = new Set();
+    this.#own.clear();
     return copy;
   }
 
@@ -41,10 +40,15 @@ export class SimulatedContent {
     return length;
   }
 
+  /** Takes `source` over: nobody writes into it again, but others may read it. */
   write(source: Uint8Array, offset: number): void {
     for (let done = 0; done < source.length; ) {
       const { page, from, count } = piece(offset + done, source.length - done);
-      this.#toChange(page).set(source.subarray(done, done + count), from);
+      const bytes = source.subarray(done, done + count);
+      if (count === pageBytes) {
+        this.#pages.set(page, bytes);
+        this.#own.delete(page);
+      } else this.#toChange(page).set(bytes, from);
       done += count;
     }
     this.#sizeBytes = Math.max(this.#sizeBytes, offset + source.length);
@@ -72,22 +76,23 @@ export class SimulatedContent {
     }
   }
 
-  /** A page that is about to be written to, and is no copy's. */
+  /** A page that is about to be written to, and is nobody else's. */
   #toChange(page: number): Uint8Array {
     const before = this.#pages.get(page);
-    if (before !== undefined && this.#own?.has(page) !== false) return before;
+    if (before !== undefined && this.#own.has(page)) return before;
     const bytes = before === undefined ? new Uint8Array(pageBytes) : new Uint8Array(before);
     this.#pages.set(page, bytes);
-    this.#own?.add(page);
+    this.#own.add(page);
     return bytes;
   }
 
   nextData(offset: number): { readonly start: number; readonly end: number } | undefined {
-    const pages = [...this.#pages.keys()].filter((page) => (page + 1) * pageBytes > offset).sort((a, b) => a - b);
-    const [first] = pages;
-    if (first === undefined || offset >= this.#sizeBytes) return undefined;
+    if (offset >= this.#sizeBytes) return undefined;
+    let first = Number.POSITIVE_INFINITY;
+    for (const page of this.#pages.keys()) if ((page + 1) * pageBytes > offset && page < first) first = page;
+    if (first === Number.POSITIVE_INFINITY) return undefined;
     let end = first;
-    for (const page of pages) if (page === end) end++;
+    while (this.#pages.has(end)) end++;
     return { start: Math.max(offset, first * pageBytes), end: Math.min(end * pageBytes, this.#sizeBytes) };
   }
 }

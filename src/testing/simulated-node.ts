@@ -31,6 +31,8 @@ export class SimulatedFile {
   #durable = new SimulatedContent();
   #durableNanos: bigint;
   #pending: Change[] = [];
+  /** Reads may show what is neither durable nor pending. */
+  #forgot = false;
 
   constructor(inode: number, mode: number, now: bigint) {
     this.inode = inode;
@@ -66,11 +68,13 @@ export class SimulatedFile {
 
   /** What a failed sync does: the changes are not pending any more and will never be written, though reads still show them. */
   failSync(): void {
+    this.#forgot ||= this.#pending.length > 0;
     this.#pending = [];
   }
 
   /** Reads of the range show again what is durable or pending, and not what a failed sync forgot. */
   dropCache(offset: number, length: number): void {
+    if (!this.#forgot) return;
     const truth = this.#durable.clone();
     for (const change of this.#pending) make(truth, change);
     const end = Math.min(offset + length, this.#seen.sizeBytes);
@@ -95,13 +99,17 @@ export class SimulatedFile {
     }
     this.#durableNanos = this.changedNanos;
     this.#seen = this.#durable.clone();
+    this.#forgot = false;
     this.locks = [];
   }
 
   /** Changes the bytes on the medium, past everything: rot. */
   poke(bytes: Uint8Array, offset: number): void {
-    this.#durable.write(bytes, offset);
-    this.#seen.write(bytes, offset);
+    const own = new Uint8Array(bytes);
+    this.#durable.write(own, offset);
+    this.#seen.write(own, offset);
+    // What is pending there goes over it, though reads show it already.
+    this.#forgot = true;
   }
 
   #change(change: Change, now: bigint): void {
@@ -154,6 +162,7 @@ export class SimulatedDirectory {
   #seen = new Map<string, SimulatedNode>();
   #durable = new Map<string, SimulatedNode>();
   #pending: EntryChange[] = [];
+  #names: readonly string[] | undefined;
 
   constructor(inode: number) {
     this.inode = inode;
@@ -163,9 +172,15 @@ export class SimulatedDirectory {
     return this.#seen;
   }
 
+  /** Sorted. */
+  get names(): readonly string[] {
+    return (this.#names ??= [...this.#seen.keys()].sort());
+  }
+
   change(change: EntryChange): void {
     this.#pending.push(change);
     makeEntry(this.#seen, change);
+    this.#names = undefined;
   }
 
   sync(): void {
@@ -181,6 +196,7 @@ export class SimulatedDirectory {
     }
     this.#pending = [];
     this.#seen = new Map(this.#durable);
+    this.#names = undefined;
     for (const node of this.#seen.values()) {
       if (node instanceof SimulatedFile) node.losePower(survives);
       else node.losePower(survives, entries);

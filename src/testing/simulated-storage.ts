@@ -16,6 +16,7 @@ import {
   type SimulatedNode,
   type Survives,
 } from "./simulated-node.ts";
+import { type FileCalls, SimulatedOpenFile } from "./simulated-open-file.ts";
 import { namesOf } from "./simulated-paths.ts";
 
 export type { Fault, Operation, OperationKind, ProcessOptions } from "./simulated-faults.ts";
@@ -145,8 +146,13 @@ class Disk {
   }
 }
 
+/** Without a stack, as the errors of system calls are: they are many, and most only say that a file is not there. */
 function systemError(errno: string, path: string): Error {
-  return Object.assign(new Error(`${errno}: ${path}`), { code: errno });
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = 0;
+  const error = new Error(`${errno}: ${path}`);
+  Error.stackTraceLimit = stackTraceLimit;
+  return Object.assign(error, { code: errno });
 }
 
 interface Handle {
@@ -164,7 +170,7 @@ interface Late {
   due: boolean;
 }
 
-class Process implements SimulatedProcess {
+class Process implements SimulatedProcess, FileCalls {
   readonly capabilities: Storage["capabilities"];
   readonly lanes: LaneStorage;
   readonly #disk: Disk;
@@ -223,7 +229,7 @@ class Process implements SimulatedProcess {
     }
     const fd = this.#disk.nextFd();
     this.#handles.set(fd, { file: node, path, writable });
-    return { ...this.#openFile(fd, path), directFd: options.direct === true ? fd : undefined };
+    return new SimulatedOpenFile(this, path, fd, options.direct === true);
   }
 
   async rename(from: string, to: string): Promise<void> {
@@ -280,7 +286,7 @@ class Process implements SimulatedProcess {
   async list(path: string): Promise<readonly string[] | undefined> {
     this.#look(path);
     const node = this.#disk.find(path);
-    return node instanceof SimulatedDirectory ? [...node.entries.keys()].sort() : undefined;
+    return node instanceof SimulatedDirectory ? [...node.names] : undefined;
   }
 
   async syncDirectory(path: string): Promise<void> {
@@ -447,38 +453,28 @@ class Process implements SimulatedProcess {
     };
   }
 
-  #openFile(fd: number, path: string): StorageFile {
-    return {
-      path,
-      fd,
-      read: async (target, offset) => this.#read(fd, target, offset),
-      write: async (source, offset) => {
-        this.#write(fd, source, offset);
-      },
-      truncate: async (sizeBytes) => {
-        const { file } = this.#handle(fd, true);
-        this.#do({ kind: "truncate", path, sizeBytes }, () => {
-          if (sizeBytes > (this.#disk.options.fileBytesMax ?? Number.POSITIVE_INFINITY))
-            throw systemError("EFBIG", path);
-          file.truncate(sizeBytes, this.#disk.tick());
-        });
-      },
-      nextData: (offset) => {
-        this.#look(path);
-        return this.#handle(fd, false).file.content.nextData(offset);
-      },
-      datasync: async () => {
-        this.#sync(fd);
-      },
-      stat: async () => {
-        this.#look(path);
-        const { file } = this.#handle(fd, false);
-        return statOf(file, this.#disk.linksOf(file));
-      },
-      close: async () => {
-        this.#handles.delete(fd);
-      },
-    };
+  nextData(fd: number, offset: number): ReturnType<StorageFile["nextData"]> {
+    const { file, path } = this.#handle(fd, false);
+    this.#look(path);
+    return file.content.nextData(offset);
+  }
+
+  statFile(fd: number): FileStat {
+    const { file, path } = this.#handle(fd, false);
+    this.#look(path);
+    return statOf(file, this.#disk.linksOf(file));
+  }
+
+  truncate(fd: number, sizeBytes: number): void {
+    const { file, path } = this.#handle(fd, true);
+    this.#do({ kind: "truncate", path, sizeBytes }, () => {
+      if (sizeBytes > (this.#disk.options.fileBytesMax ?? Number.POSITIVE_INFINITY)) throw systemError("EFBIG", path);
+      file.truncate(sizeBytes, this.#disk.tick());
+    });
+  }
+
+  closeFile(fd: number): void {
+    this.#handles.delete(fd);
   }
 }
 

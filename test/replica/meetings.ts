@@ -128,6 +128,12 @@ export const meetings: Readonly<Record<string, Meeting>> = {
   },
   "points are removed while a delta is committed": { first: prune, second: delta("c4") },
   "a delta is committed while points are removed": { first: delta("c4"), second: prune },
+  // A list of several logs, so that names alone do not tell what is needed.
+  "a delta is committed while more points are removed": {
+    first: delta("c4"),
+    second: prune,
+    prepare: prune,
+  },
   "logs are joined while another comes to their list": { first: compact, second: prune, prepare: pruneAndCommit },
   "logs are joined while the disk is opened": { first: compact, second: openDisk, prepare: prune },
   "a delta is committed while another begins": { first: delta("c4"), second: delta("c55") },
@@ -196,14 +202,14 @@ function stepped(process: SimulatedProcess, step: () => Promise<void>): Simulate
       await step();
       return call(...args);
     };
-  const file = (opened: StorageFile): StorageFile => ({
-    ...opened,
-    read: before(opened.read),
-    write: before(opened.write),
-    truncate: before(opened.truncate),
-    datasync: before(opened.datasync),
-    stat: before(opened.stat),
-  });
+  const file = (opened: StorageFile): StorageFile =>
+    overriding(opened, {
+      read: before((...args: Parameters<StorageFile["read"]>) => opened.read(...args)),
+      write: before((...args: Parameters<StorageFile["write"]>) => opened.write(...args)),
+      truncate: before((sizeBytes: number) => opened.truncate(sizeBytes)),
+      datasync: before(() => opened.datasync()),
+      stat: before(() => opened.stat()),
+    });
   return overriding(process, {
     open: before(async (...args: Parameters<Storage["open"]>) => file(await process.open(...args))),
     rename: before((...args: Parameters<Storage["rename"]>) => process.rename(...args)),

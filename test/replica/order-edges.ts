@@ -463,8 +463,7 @@ function doubtingNothing(process: SimulatedProcess): SimulatedProcess {
   return overriding(process, {
     async open(...args) {
       const file = await process.open(...args);
-      return {
-        ...file,
+      return overriding(file, {
         write(source, offset) {
           const step = {
             index: 0,
@@ -480,7 +479,7 @@ function doubtingNothing(process: SimulatedProcess): SimulatedProcess {
           const durable = Number(head.readBigUInt64LE(24));
           return file.write(encodeCheckpoint(head.subarray(8, 16), offset, durable, offset), offset);
         },
-      };
+      });
     },
   });
 }
@@ -562,7 +561,7 @@ function tryingAgain(process: SimulatedProcess): SimulatedProcess {
   return overriding(process, {
     async open(...args) {
       const file = await process.open(...args);
-      return { ...file, datasync: () => file.datasync().catch(() => file.datasync()) };
+      return overriding(file, { datasync: () => file.datasync().catch(() => file.datasync()) });
     },
   });
 }

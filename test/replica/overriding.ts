@@ -1,8 +1,6 @@
-/** A process some of whose methods are others. */
-import type { SimulatedProcess } from "../../src/testing/simulated-storage.ts";
-
-export function overriding(process: SimulatedProcess, methods: Partial<SimulatedProcess>): SimulatedProcess {
-  return new Proxy(process, {
+/** A process or a file some of whose methods are others. */
+export function overriding<T extends object>(object: T, methods: Partial<T>): T {
+  return new Proxy(object, {
     get(target, key) {
       const other: unknown = Reflect.get(methods, key);
       if (other !== undefined) return other;

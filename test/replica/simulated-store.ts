@@ -218,8 +218,11 @@ function* dataBlocks(writer: DiskWriter): Generator<number> {
   }
 }
 
+/** A block of the replica, until the next one is read. */
+const replicaBlock = Buffer.alloc(blockBytes);
+
 function digestReplica(writer: DiskWriter, lanes: LaneStorage, block: number): Buffer {
-  const content = Buffer.alloc(blockLength(writer.table.geometry, block));
+  const content = replicaBlock.subarray(0, blockLength(writer.table.geometry, block));
   if (lanes.read(writer.replicaFd, content, block * blockBytes) !== content.length) {
     throw new Error(`the replica ends before the end of block ${block}`);
   }

@@ -33,7 +33,7 @@ export function createTableFiles(geometry: Geometry, options: { readonly punch?:
     },
     write(fd, source, offset) {
       counts.writes++;
-      file(fd).write(source, offset);
+      file(fd).write(new Uint8Array(source), offset);
     },
     punch(fd, offset, length) {
       counts.punches++;
