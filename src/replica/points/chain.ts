@@ -55,13 +55,15 @@ export interface ListedPoints extends LoadedPoints {
 /**
  * The points ascending. A record that vanishes while they are read means looking again: the logs of a removed point are in the list of the
  * one before it, which may have been read too early. A log whose point's record somebody took away counts as an unreadable record.
+ * `from`: points before it are left out, and their records are not read.
  */
-export async function readPoints(storage: Storage, paths: DiskPaths): Promise<ListedPoints> {
+export async function readPoints(storage: Storage, paths: DiskPaths, from = 0): Promise<ListedPoints> {
   for (let looks = 1; ; looks++) {
     const files = await listPoints(storage, paths);
-    const { points, unreadable } = await loadPoints(storage, paths, files);
+    const records = files.records.filter((sequence) => sequence >= from);
+    const { points, unreadable } = await loadPoints(storage, paths, { records });
     const orphan = orphanLog(files);
-    const whole = points.length + unreadable.length === files.records.length;
+    const whole = points.length + unreadable.length === records.length;
     if (whole && orphan === undefined) return { files, points, unreadable };
     if (looks < looksMax) continue;
     if (!whole || orphan === undefined) throw changesForEver(paths);
@@ -85,8 +87,13 @@ export async function openChain(
 ): Promise<PointChain> {
   let missing = "";
   for (let looks = 0; looks < looksMax; looks++) {
-    const listed = await readPoints(parts.storage, parts.paths);
-    const { point, logs } = chainLogs(parts, listed, sequence);
+    // The chain of a point is of its own record and the newer ones: a lock keeps the point from being removed, and with it where it begins.
+    const listed = await readPoints(parts.storage, parts.paths, sequence);
+    const found = chainLogs(parts, listed, sequence);
+    if (found === undefined) {
+      throw pointNotFound(parts.name, sequence, (await readPoints(parts.storage, parts.paths)).points);
+    }
+    const { point, logs } = found;
     const opened = await openLogs(parts, logs, held);
     if (!("missing" in opened)) {
       return new PointChain(parts, { point, newest: listed.files.newest, ...opened });
@@ -96,22 +103,22 @@ export async function openChain(
   throw damaged(join(parts.paths.points, missing), `it is missing, and point ${sequence} cannot be read without it`);
 }
 
+/** `listed`: from the point on. Undefined: it is not there. */
 function chainLogs(
   { name, paths }: ChainParts,
   { files, points, unreadable }: ListedPoints,
   sequence: number,
-): { readonly point: Point; readonly logs: readonly ChainLog[] } {
-  const [own] = unreadable.filter((record) => record.point >= sequence);
+): { readonly point: Point; readonly logs: readonly ChainLog[] } | undefined {
+  const [own] = unreadable;
   if (own !== undefined) {
     const older = own.point === sequence ? "" : `disk ${name}: point ${sequence} cannot be reached: `;
     throw new ReplicationError("store-damaged", `${older}${own.message}`, { details: { point: own.point } });
   }
-  const index = points.findIndex((point) => point.point === sequence);
-  const point = points[index];
-  if (point === undefined) throw pointNotFound(name, sequence, points);
-  const chain = chainOf(points, index, files.openLog);
+  const [point] = points;
+  if (point?.point !== sequence) return undefined;
+  const chain = chainOf(points, 0, files.openLog);
   if (chain === undefined) {
-    const broken = points[index + ownLogs(points).slice(index).indexOf(undefined)]?.point ?? sequence;
+    const broken = points[ownLogs(points).indexOf(undefined)]?.point ?? sequence;
     throw damaged(
       paths.undo(broken),
       `no record says how it was closed, and point ${sequence} cannot be read without it`,

@@ -229,7 +229,11 @@ export interface LoadedPoints {
 }
 
 /** Records that vanish meanwhile are left out. */
-export async function loadPoints(storage: Storage, paths: DiskPaths, files: PointFiles): Promise<LoadedPoints> {
+export async function loadPoints(
+  storage: Storage,
+  paths: DiskPaths,
+  files: Pick<PointFiles, "records">,
+): Promise<LoadedPoints> {
   const points: Point[] = [];
   const unreadable: { point: number; message: string }[] = [];
   for (const sequence of files.records) {

@@ -10,6 +10,7 @@ import {
   blockCount,
   blocksPerPage,
   digestBytes,
+  type DigestKind,
   EXTENT_BYTES_MAX,
   type Geometry,
   pageBlocks,
@@ -87,7 +88,7 @@ export async function openPoint(store: StoreParts, name: string, sequence: numbe
   const closers: (() => Promise<void>)[] = [() => lock.release()];
   try {
     const { blockBytes, digestKind } = disk;
-    const digester = await createDigester(digestKind);
+    const digester = await digesterOf(digestKind);
     const lz4 = (await loadCodecs()).get("lz4");
     const decompressLz4 = (packed: Uint8Array, raw: Uint8Array): void => {
       lz4.decompress(packed, raw);
@@ -103,6 +104,15 @@ export async function openPoint(store: StoreParts, name: string, sequence: numbe
     for (const close of closers.reverse()) await close();
     throw error;
   }
+}
+
+/** One for all readers of the thread: nothing it does is left half done for another to see. */
+const digesters = new Map<DigestKind, Promise<Digester>>();
+
+function digesterOf(kind: DigestKind): Promise<Digester> {
+  let digester = digesters.get(kind);
+  if (digester === undefined) digesters.set(kind, (digester = createDigester(kind)));
+  return digester;
 }
 
 /** A newest point that is removed before it is locked is not the newest any more. */
@@ -284,28 +294,24 @@ class OpenPoint implements PointReader {
     for (let at = offset; at < end; ) {
       const first = Math.floor(at / blockBytes);
       const page = Math.floor(first / this.#perPage);
-      const stop = Math.min(Math.ceil(end / blockBytes), first + blocksMax, (page + 1) * this.#perPage);
       const start = first * blockBytes;
-      const upTo = Math.min(end, stop * blockBytes);
+      // Whole blocks are put together where they are wanted.
+      const stop = Math.min(Math.floor(end / blockBytes), first + blocksMax, (page + 1) * this.#perPage);
+      const whole = at === start && stop > first;
+      const upTo = Math.min(end, whole ? stop * blockBytes : start + blockBytes);
       const piece = target.subarray(at - offset, upTo - offset);
-      if (at === start && upTo === stop * blockBytes) {
-        await this.#fill(page, { first, end: stop }, piece);
-      } else {
-        const bytes = await this.#inPieces(page, { first, end: stop });
-        piece.set(bytes.subarray(at - start, upTo - start));
-      }
+      if (whole) await this.#fill(page, { first, end: stop }, piece);
+      else piece.set((await this.#inPieces(page, first)).subarray(at - start, upTo - start));
       at = upTo;
     }
   }
 
-  /** Whole blocks for who wants parts of them. */
-  async #inPieces(page: number, range: BlockRange): Promise<Uint8Array> {
-    const { first, end } = range;
-    if (this.#kept?.block === first && end === first + 1) return this.#kept.bytes;
-    const { blockBytes } = this.#geometry;
-    const bytes = new Uint8Array((end - first) * blockBytes);
-    await this.#fill(page, range, bytes);
-    this.#kept = { block: end - 1, bytes: bytes.slice(bytes.length - blockBytes) };
+  /** A whole block for who wants part of it. */
+  async #inPieces(page: number, block: number): Promise<Uint8Array> {
+    if (this.#kept?.block === block) return this.#kept.bytes;
+    const bytes = new Uint8Array(this.#geometry.blockBytes);
+    await this.#fill(page, { first: block, end: block + 1 }, bytes);
+    this.#kept = { block, bytes };
     return bytes;
   }
 

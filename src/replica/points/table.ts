@@ -28,6 +28,9 @@ export interface NamedDigest {
 const windowPages = 16;
 const cacheBytes = 4 * 1024 * 1024;
 const zeroChecksum = Buffer.alloc(PAGE_DIGEST_BYTES);
+/** What is read at once, until the next read: a look at a page is one synchronous step. */
+const windowBytes = Buffer.alloc(windowPages * TABLE_PAGE_BYTES);
+const windowChecksums = Buffer.alloc(windowPages * PAGE_DIGEST_BYTES);
 
 export class TablePages {
   readonly #lanes: LaneStorage;
@@ -63,10 +66,9 @@ export class TablePages {
   page(page: number): TablePage {
     const kept = this.#cache.get(page);
     if (kept !== undefined) return kept;
-    const bytes = Buffer.alloc(windowPages * TABLE_PAGE_BYTES);
+    const [bytes, checksums] = [windowBytes, windowChecksums];
     // Entries first: `pages` loses its length before they are emptied, so emptied ones are never believed.
-    this.#read(this.#digests, bytes, page * TABLE_PAGE_BYTES);
-    const checksums = Buffer.alloc(windowPages * PAGE_DIGEST_BYTES);
+    bytes.fill(0, this.#read(this.#digests, bytes, page * TABLE_PAGE_BYTES));
     const count = this.#read(this.#pages, checksums, page * PAGE_DIGEST_BYTES);
     const found: TablePage[] = [];
     for (let index = 0; index < windowPages; index++) {
