@@ -456,9 +456,11 @@ export class OpenDisk implements DiskWriter {
     try {
       const retention = await store.retention();
       await locks.withChainLock(paths.chainLock, async () => {
-        const verdicts = await prunePoints(store, paths, retention);
-        this.#commitsToTidy = Math.floor(verdicts.filter(({ keep }) => keep).length / 50);
-        await removeRubbish(storage, paths, await listPoints(storage, paths));
+        // Where all of them stay there is nothing to learn from their records.
+        if (retention.policy.kind !== "all") await prunePoints(store, paths, retention);
+        const files = await listPoints(storage, paths);
+        this.#commitsToTidy = Math.floor(files.records.length / 50);
+        await removeRubbish(storage, paths, files);
       });
     } catch (error) {
       this.#logLater(error, "removing what the commit made superfluous failed");

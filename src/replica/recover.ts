@@ -42,6 +42,7 @@ export async function recoverPoints(storage: Storage, paths: DiskPaths, locks: D
  * synced. While a record cannot be read nothing is removed: it may name them.
  */
 export async function removeRubbish(storage: Storage, paths: DiskPaths, files: PointFiles): Promise<void> {
+  if (isTidy(files)) return;
   const { points, unreadable } = await loadPoints(storage, paths, files);
   if (unreadable.length > 0) return;
   const needed = neededLogs(points);
@@ -57,6 +58,16 @@ export async function removeRubbish(storage: Storage, paths: DiskPaths, files: P
     }
     for (const sequence of files.locks) if (!alive.has(sequence)) await storage.unlink(paths.pointLock(sequence));
   });
+}
+
+/**
+ * Whether names alone tell that there is nothing to remove, so that no record has to be read: each log is that of a point that is there, which needs it
+ * unless a compaction made another one for it.
+ */
+function isTidy({ records, undoLogs, compacted, locks, newest }: PointFiles): boolean {
+  const alive = new Set(records);
+  const isOfPoint = (sequence: number): boolean => sequence === newest || alive.has(sequence);
+  return compacted.length === 0 && undoLogs.every(isOfPoint) && locks.every((sequence) => alive.has(sequence));
 }
 
 /** A log that a compaction is writing right now is locked by it. */

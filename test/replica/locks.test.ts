@@ -32,7 +32,12 @@ const edges: readonly (readonly [what: string, options: MeetingOptions, meeting:
     "a point is held while others are removed",
     5,
   ],
-  ["chain.lock, around a removal", { without: /chain\.lock$/ }, "a delta is committed while points are removed", 19],
+  [
+    "chain.lock, around a removal",
+    { without: /chain\.lock$/ },
+    "a delta is committed while more points are removed",
+    71,
+  ],
   [
     "chain.lock, around the naming of a joined log",
     { without: /chain\.lock$/ },
@@ -41,14 +46,14 @@ const edges: readonly (readonly [what: string, options: MeetingOptions, meeting:
   ],
   ["apply.lock", { without: /apply\.lock$/ }, "a delta is committed while another begins", 27],
   ["apply.lock, until a clean stop", { without: /apply\.lock$/ }, "a delta begins while one is laid aside", 27],
-  ["the lock of a point that is read", { without: /\d{10}\.lock$/ }, "a point is read while it is removed", 5],
+  ["the lock of a point that is read", { without: /\d{10}\.lock$/ }, "a point is read while it is removed", 12],
   [
     "the lock of a log that is being joined",
     { without: /\.\d+\.undo$/ },
     "logs are joined while the disk is opened",
     16,
   ],
-  ["the lock of a file that is being restored", { without: /\.part$/ }, "a point is restored while it is restored", 33],
+  ["the lock of a file that is being restored", { without: /\.part$/ }, "a point is restored while it is restored", 34],
   ["the second look of who reads", { looksOnce: true }, "a point is read while a delta is committed", 20],
 ];
 
