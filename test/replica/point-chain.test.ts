@@ -68,6 +68,14 @@ test("a point removed while the records are read: its logs are not lost", async 
   expect(unreadable).toEqual([]);
 });
 
+test("points from one on: the records before it are not read", async () => {
+  const storage = await start(4);
+  const reading = beforeOpen(storage, paths.point(2), () => Promise.reject(new Error("an older record was read")));
+  const { points, files } = await readPoints(reading, paths, 3);
+  expect(points.map(({ point }) => point)).toEqual([3, 4]);
+  expect(files.records).toEqual([1, 2, 3, 4]);
+});
+
 test("a log whose point has no record counts as one that cannot be read", async () => {
   const storage = await start(2);
   const file = await storage.open(paths.undo(3), { write: true, create: true });
