@@ -229,6 +229,32 @@ describe("apply", () => {
     );
   });
 
+  test("parts lie in the page cache, long runs do not; what lay there is written when that is asked", () => {
+    const hints: (readonly [number, number, number])[] = [];
+    files.startWriteback = (...hint) => void hints.push(hint);
+    const before = Buffer.alloc(512 * KIB);
+    const after = randomBytes(512 * KIB);
+    after.fill(0, 448 * KIB);
+    const parts = [0, 1, 2, 3, 4, 5].map(() => everyPart(64 * KIB));
+    const long = apply({ blocks: [0, 1, 2, 3, 4, 5], parts, before, after });
+    expect([long.writtenBytes, long.cachedBytes]).toEqual([384 * KIB, 0]);
+    expect(hints).toEqual([[fd, 0, 384 * KIB]]);
+    hints.length = 0;
+    const few = apply({
+      blocks: [0],
+      parts: [[3]],
+      before: after,
+      after: Buffer.from(after).fill(7, 12 * KIB, 16 * KIB),
+    });
+    expect([few.writtenBytes, few.cachedBytes, hints]).toEqual([4 * KIB, 4 * KIB, []]);
+    apply(
+      { blocks: [0], parts: [[3]], before: after, after: Buffer.from(after).fill(7, 12 * KIB, 16 * KIB) },
+      { writeback: { offset: 64 * KIB, length: 5 * KIB } },
+    );
+    expect(hints).toEqual([[fd, 64 * KIB, 5 * KIB]]);
+    files.startWriteback = () => {};
+  });
+
   test("a payload that does not decompress: codec-damaged, nothing is written", () => {
     const before = Buffer.alloc(64 * KIB);
     expect(() =>
