@@ -39,17 +39,21 @@ export interface Shipment {
   readonly payloadBytes: number;
 }
 
-/** Sender: reads consecutive blocks, digests them, ships those that are new over zero. Also rebuilds tables (base `unknown`). */
+/** Blocks that follow one another; the last block of the disk is shorter. */
+export interface ScanPiece {
+  /** Where their bytes lie; undefined: they lie at their place in area A of the slot already. */
+  readonly runs: readonly FileRun[] | undefined;
+  /** Bytes of the disk. */
+  readonly length: number;
+}
+
+/** Sender: reads blocks, digests them, ships those that are new over zero. Also rebuilds tables (base `unknown`). */
 export interface ScanRequest extends BlockShape {
   readonly slot: number;
   /** Name of the image, for messages. */
   readonly file: string;
-  /** Offset on the disk of the first block, for messages. */
-  readonly diskOffset: number;
-  /** Where the bytes lie; undefined: area A of the slot holds them already. */
-  readonly runs: readonly FileRun[] | undefined;
-  /** Bytes: whole blocks, the last block of the disk shorter. At most 1 MiB. */
-  readonly length: number;
+  /** In ascending order; one behind the other in area A, each from a whole block on. Together at most 1 MiB of blocks. */
+  readonly pieces: readonly ScanPiece[];
   /** Digests of these blocks at the receiver. */
   readonly base: Uint8Array | "zero" | "unknown";
   readonly codec: CodecName;

@@ -19,23 +19,29 @@ import { areaA } from "./slot-layout.ts";
 const stepBytes = 256 * KIB;
 
 export function scan(lane: Lane, request: ScanRequest): ScanResult {
-  const { blockBytes, length } = request;
+  const { blockBytes, pieces } = request;
   const slot = lane.slot(request.slot);
-  const count = Math.ceil(length / blockBytes);
   const shipper = new Shipper(lane, slot, blockBytes);
-  const judge = new BlockJudge(lane, request, count, shipper);
-  const reader = request.runs === undefined ? undefined : new RunReader(lane, request.runs, request);
-  forEachStep(length, blockBytes, (at, bytes, padded) => {
-    reader?.fill(slot.subarray(areaA + at, areaA + at + bytes));
-    judge.add(padEnd(lane, slot.subarray(areaA + at, areaA + at + padded), bytes));
-  });
+  const judge = new BlockJudge(lane, request, countBlocks(pieces, blockBytes), shipper);
+  let start = areaA;
+  for (const { runs, length } of pieces) {
+    const reader = runs === undefined ? undefined : new RunReader(lane, runs, request);
+    forEachStep(length, blockBytes, (at, bytes, padded) => {
+      reader?.fill(slot.subarray(start + at, start + at + bytes));
+      judge.add(padEnd(lane, slot.subarray(start + at, start + at + padded), bytes));
+    });
+    start += Math.ceil(length / blockBytes) * blockBytes;
+  }
   return { ...judge.result(), shipment: shipper.finish(request.codec) };
+}
+
+function countBlocks(pieces: readonly { readonly length: number }[], blockBytes: number): number {
+  return pieces.reduce((sum, { length }) => sum + Math.ceil(length / blockBytes), 0);
 }
 
 export function compare(lane: Lane, request: CompareRequest): CompareResult {
   const { blockBytes, pieces } = request;
-  const count = pieces.reduce((sum, { length }) => sum + Math.ceil(length / blockBytes), 0);
-  const judge = new BlockJudge(lane, request, count, undefined);
+  const judge = new BlockJudge(lane, request, countBlocks(pieces, blockBytes), undefined);
   for (const { runs, length } of pieces) {
     const reader = new RunReader(lane, runs, request);
     forEachStep(length, blockBytes, (_at, bytes, padded) => {

@@ -140,9 +140,7 @@ export async function digestPiece(
   const result = await lanes.run("scan", {
     slot: slot.index,
     file: options.file ?? `replica of ${options.disk}`,
-    diskOffset: offset,
-    runs: [{ kind: "file", fd: options.replicaFd, offset, length }],
-    length,
+    pieces: [{ runs: [{ kind: "file", fd: options.replicaFd, offset, length }], length }],
     base: "unknown",
     codec: "stored",
     blockBytes: geometry.blockBytes,

@@ -81,9 +81,7 @@ async function digestOf(options: Parameters<typeof checkResemblance>[0], block: 
     const result = await lanes.run("scan", {
       slot: slot.index,
       file: options.name,
-      diskOffset: offset,
-      runs,
-      length,
+      pieces: [{ runs, length }],
       base: "unknown",
       codec: "stored",
       blockBytes: geometry.blockBytes,

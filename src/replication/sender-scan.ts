@@ -23,7 +23,7 @@ import {
 import { isZero } from "../codec/digest.ts";
 import type { CodecName } from "../codec/compression.ts";
 import type { BlockReader, FileRun } from "../image/block-device.ts";
-import { blockState, type CompareResult, type ScanRequest, type ScanResult } from "../lanes/jobs.ts";
+import { blockState, type CompareResult, type ScanPiece, type ScanRequest, type ScanResult } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import { areaA } from "../lanes/slot-layout.ts";
 import { pageDigest } from "../table/digest-table.ts";
@@ -237,19 +237,37 @@ export class Scan {
     work.cold = cold.flatMap((index) => runs[index] ?? []);
   }
 
-  /** Reads ranges of a page: pieces of which something may be shipped at once each in a slot of its own, the others together. */
+  /**
+   * Reads ranges of a page: pieces of which something may be shipped at once in slots, as many in one as there is room for (a sparse image has its content
+   * in many small ranges), the others 8 MiB together.
+   */
   async #read(work: PageWork, ranges: readonly BlockRange[], base: Uint8Array | "zero" | "unknown"): Promise<void> {
     const tasks: Promise<void>[] = [];
+    const blocksMax = EXTENT_BYTES_MAX / this.#geometry.blockBytes;
     let together: PlacedPiece[] = [];
     const compare = (): void => {
       if (together.length > 0 && base !== "zero") tasks.push(this.#compareAll(work, together, base));
       together = [];
     };
-    for (const { first, end } of cutRanges(ranges, EXTENT_BYTES_MAX / this.#geometry.blockBytes)) {
+    let group: BlockRange[] = [];
+    let grouped = 0;
+    const scan = (): void => {
+      if (group.length > 0) tasks.push(this.#scanAll(work, group, base));
+      group = [];
+      grouped = 0;
+    };
+    for (const range of cutRanges(ranges, blocksMax)) {
+      const { first, end } = range;
       const placed = base !== "zero" && !this.#hasZero(work, first, end, base) ? this.#placed(first, end) : undefined;
-      if (placed === undefined) tasks.push(this.#piece(work, first, end - first, base));
-      else if (together.push(placed) === piecesTogether) compare();
+      if (placed !== undefined) {
+        if (together.push(placed) === piecesTogether) compare();
+        continue;
+      }
+      if (grouped + end - first > blocksMax) scan();
+      group.push(range);
+      grouped += end - first;
     }
+    scan();
     compare();
     await settleAll(tasks);
   }
@@ -313,8 +331,12 @@ export class Scan {
     await this.#shipper.shipZeros(zeros, false);
   }
 
-  async #piece(work: PageWork, first: number, count: number, base: Uint8Array | "zero" | "unknown"): Promise<void> {
-    const from = (first - work.first) * this.#width;
+  /** Digests ranges of a page that fit a slot together, and ships what is new over zero. */
+  async #scanAll(work: PageWork, ranges: readonly BlockRange[], base: Uint8Array | "zero" | "unknown"): Promise<void> {
+    const blocks = ranges.flatMap(({ first, end }) =>
+      Array.from({ length: end - first }, (_unused, nth) => first + nth),
+    );
+    const placeOf = (block: number): number => (block - work.first) * this.#width;
     await this.#readGate.enter();
     let inGate = true;
     const leave = (): void => {
@@ -327,23 +349,32 @@ export class Scan {
       this.#check();
       // As late as can be: a page has 32 MiB of pieces, which would all still get the codec of a trial that is over.
       const pick = base === "unknown" ? undefined : this.#o.codec.next();
-      const mine = typeof base === "string" ? base : base.slice(from, from + count * this.#width);
-      const result = await this.#scanBlocks(slot, first, count, mine, pick?.codec ?? "stored");
+      const mine =
+        typeof base === "string"
+          ? base
+          : Buffer.concat(ranges.map(({ first, end }) => base.subarray(placeOf(first), placeOf(end))));
+      const result = await this.#scanBlocks(slot, ranges, mine, pick?.codec ?? "stored");
       leave();
-      work.digests.set(result.digests, from);
+      let index = 0;
+      for (const { first, end } of ranges) {
+        const digests = result.digests.subarray(index * this.#width, (index + end - first) * this.#width);
+        work.digests.set(digests, placeOf(first));
+        index += end - first;
+      }
       const zeros: number[] = [];
       let parts = 0;
-      for (const [index, state] of result.states.entries()) {
-        if (state === blockState.zero) zeros.push(first + index);
+      for (const [nth, state] of result.states.entries()) {
+        const block = blocks[nth] ?? 0;
+        if (state === blockState.zero) zeros.push(block);
         else if (state === blockState.differs) {
-          this.#patches.add(work, first + index, result.parts.subarray(parts, parts + this.#partBytes));
+          this.#patches.add(work, block, result.parts.subarray(parts, parts + this.#partBytes));
           parts += this.#partBytes;
         }
       }
       if (result.shipment !== undefined && pick !== undefined) {
         const { shipment } = result;
-        const blocks = shipment.picked.map((index) => first + index);
-        await this.#shipper.ship(slot, { ...shipment, blocks }, { repeat: false, pick });
+        const shipped = shipment.picked.map((nth) => blocks[nth] ?? 0);
+        await this.#shipper.ship(slot, { ...shipment, blocks: shipped }, { repeat: false, pick });
       }
       await this.#shipper.shipZeros(zeros, false);
     } finally {
@@ -360,24 +391,27 @@ export class Scan {
   /** One scan job. */
   async #scanBlocks(
     slot: Slot,
-    first: number,
-    count: number,
+    ranges: readonly BlockRange[],
     base: ScanRequest["base"],
     codec: CodecName,
   ): Promise<ScanResult> {
     const { lanes, reader, funnel } = this.#o;
     const { blockBytes, digestKind, sizeBytes } = this.#geometry;
-    const offset = first * blockBytes;
-    const length = Math.min(count * blockBytes, sizeBytes - offset);
-    const runs = reader.runs?.(offset, length);
-    if (runs === undefined) await reader.read(slot.bytes.subarray(areaA, areaA + length), offset);
-    funnel.readBytes += length;
+    const pieces: ScanPiece[] = [];
+    let at = areaA;
+    for (const { first, end } of ranges) {
+      const offset = first * blockBytes;
+      const length = Math.min(end * blockBytes, sizeBytes) - offset;
+      const runs = reader.runs?.(offset, length);
+      if (runs === undefined) await reader.read(slot.bytes.subarray(at, at + length), offset);
+      funnel.readBytes += length;
+      pieces.push({ runs, length });
+      at += (end - first) * blockBytes;
+    }
     return await lanes.run("scan", {
       slot: slot.index,
       file: this.#o.name,
-      diskOffset: offset,
-      runs,
-      length,
+      pieces,
       base,
       codec,
       blockBytes,
@@ -431,7 +465,7 @@ export class Scan {
       }
       const slot = await this.#o.pool.acquire(this.#o.signal);
       try {
-        const { digests } = await this.#scanBlocks(slot, block, 1, "unknown", "stored");
+        const { digests } = await this.#scanBlocks(slot, [{ first: block, end: block + 1 }], "unknown", "stored");
         if (isZero(digests)) await this.#shipper.shipZeros([block], true);
         else await this.#shipper.packAndShip(slot, [block], whole, digests, { read: false, repeat: true });
         await this.#replaceDigest(block, digests);

@@ -141,9 +141,7 @@ describe.skipIf(!built)(`worker lanes${built ? "" : " (skipped: dist is not buil
     return {
       slot,
       file: "image",
-      diskOffset: 0,
-      runs: [{ kind: "file", fd, offset: 0, length }],
-      length,
+      pieces: [{ runs: [{ kind: "file", fd, offset: 0, length }], length }],
       base: "zero",
       codec: "lz4",
       blockBytes: 64 * KIB,
@@ -205,7 +203,7 @@ describe.skipIf(!built)(`worker lanes${built ? "" : " (skipped: dist is not buil
     const jobs = Array.from({ length: 40 }, async (_unused, index) => {
       const offset = (index % 4) * 64 * KIB;
       const request = scanRequest(fd, index % 4, 64 * KIB, {
-        runs: [{ kind: "file", fd, offset, length: 64 * KIB }],
+        pieces: [{ runs: [{ kind: "file", fd, offset, length: 64 * KIB }], length: 64 * KIB }],
         base: "unknown",
       });
       return Buffer.from((await workers.run("scan", request)).digests).toString("hex");

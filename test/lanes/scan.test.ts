@@ -32,9 +32,7 @@ function request(disk: Buffer, more: Partial<ScanRequest>): ScanRequest {
   return {
     slot: 1,
     file: "image",
-    diskOffset: 0,
-    runs: [{ kind: "file", fd: 3, offset: 0, length: disk.length }],
-    length: disk.length,
+    pieces: [{ runs: [{ kind: "file", fd: 3, offset: 0, length: disk.length }], length: disk.length }],
     base: "unknown",
     codec: "stored",
     blockBytes: 64 * KIB,
@@ -161,10 +159,18 @@ describe("scan", () => {
           const one = doJob(lane, "scan", request(disk, { base: "zero", blockBytes }));
           const raw = hashOf(rawOf(lane, 1, one));
           lane.slot(0).fill(0x77);
-          const many = doJob(lane, "scan", request(disk, { base: "zero", blockBytes, runs, slot: 0 }));
+          const many = doJob(
+            lane,
+            "scan",
+            request(disk, { base: "zero", blockBytes, pieces: [{ runs, length }], slot: 0 }),
+          );
           lane.slot(1).fill(0x77);
           lane.slot(1).set(disk, areaA);
-          const inPlace = doJob(lane, "scan", request(disk, { base: "zero", blockBytes, runs: undefined }));
+          const inPlace = doJob(
+            lane,
+            "scan",
+            request(disk, { base: "zero", blockBytes, pieces: [{ runs: undefined, length }] }),
+          );
           for (const other of [many, inPlace]) {
             expect(hashOf(other.digests)).toBe(hashOf(one.digests));
             expect(hashOf(other.states)).toBe(hashOf(one.states));
@@ -177,6 +183,60 @@ describe("scan", () => {
     );
   });
 
+  test("ranges that lie apart are scanned as if they were one behind the other", () => {
+    fc.assert(
+      fc.property(
+        fc.record({ blockBytes: fc.constantFrom(16 * KIB, 64 * KIB), digestKind: anyDigest, codec: anyCodec }),
+        fc.record({ length: anyLength, before: anyPatches, change: anyPatches }),
+        fc.record({ base: fc.constantFrom("zero", "unknown", "table"), cut: fc.integer({ min: 1, max: 5 }) }),
+        fc.infiniteStream(fc.boolean()),
+        ({ blockBytes, digestKind, codec }, { length, before, change }, { base, cut }, dice) => {
+          const old = patched(Buffer.alloc(length), base === "zero" ? [] : before);
+          const disk = patched(old, change);
+          files.files.set(3, disk);
+          const step = cut * blockBytes;
+          const ranges = Array.from({ length: Math.ceil(length / step) }, (_unused, index) => index * step)
+            .map((offset) => ({ offset, length: Math.min(step, length - offset) }))
+            .filter(() => dice.next().value === true);
+          if (ranges.length === 0) return;
+          const joined = Buffer.concat(ranges.map((range) => disk.subarray(range.offset, range.offset + range.length)));
+          const blocks = ranges.flatMap((range) =>
+            blocksOf(old.subarray(range.offset, range.offset + range.length), blockBytes),
+          );
+          const table = Buffer.concat(blocks.map((block) => digestOf(digestKind, block)));
+          const given = base === "table" ? table : base === "zero" ? ("zero" as const) : ("unknown" as const);
+          const how = { base: given, codec, blockBytes, digestKind };
+          const pieces = ranges.map((range) => ({
+            runs: [{ kind: "file", fd: 3, offset: range.offset, length: range.length } as const],
+            length: range.length,
+          }));
+          lane.slot(0).fill(0x66);
+          const apart = doJob(lane, "scan", request(disk, { ...how, pieces, slot: 0 }));
+          files.files.set(3, joined);
+          const together = doJob(lane, "scan", request(joined, how));
+          expect(apart.shipment?.picked ?? []).toEqual(together.shipment?.picked ?? []);
+          for (const key of ["digests", "states", "parts"] as const)
+            expect(hashOf(apart[key])).toBe(hashOf(together[key]));
+          const masks = [apart, together].map(({ shipment }) => hashOf(shipment?.masks ?? Buffer.alloc(0)));
+          expect(masks[0]).toBe(masks[1]);
+          expect(hashOf(rawOf(lane, 0, apart))).toBe(hashOf(rawOf(lane, 1, together)));
+          // Read by somebody else, each range lies at its place already.
+          lane.slot(0).fill(0x66);
+          let at = areaA;
+          for (const range of ranges) {
+            lane.slot(0).set(disk.subarray(range.offset, range.offset + range.length), at);
+            at += Math.ceil(range.length / blockBytes) * blockBytes;
+          }
+          const places = ranges.map((range) => ({ runs: undefined, length: range.length }));
+          const inPlace = doJob(lane, "scan", request(disk, { ...how, pieces: places, slot: 0 }));
+          expect(hashOf(inPlace.digests)).toBe(hashOf(apart.digests));
+          expect(hashOf(rawOf(lane, 0, inPlace))).toBe(hashOf(rawOf(lane, 1, together)));
+        },
+      ),
+      { numRuns: 80 },
+    );
+  });
+
   test("a file that ends early, or runs that do: image-truncated, with the offset where it ends", () => {
     const disk = Buffer.alloc(128 * KIB, 1);
     files.files.set(3, disk.subarray(0, 100_000));
@@ -184,7 +244,7 @@ describe("scan", () => {
       expect.objectContaining({ code: "image-truncated", details: { offset: 100_000 } }),
     );
     const runs = [{ kind: "file", fd: 3, offset: 0, length: 5_000 }] as const;
-    expect(() => doJob(lane, "scan", request(disk, { runs }))).toThrow(
+    expect(() => doJob(lane, "scan", request(disk, { pieces: [{ runs, length: disk.length }] }))).toThrow(
       expect.objectContaining({ code: "image-truncated" }),
     );
   });
@@ -193,7 +253,7 @@ describe("scan", () => {
     files.failing = { read: "EIO" };
     const runs = [{ kind: "file", fd: 3, offset: 4_096, length: 4_096 }] as const;
     try {
-      expect(() => doJob(lane, "scan", request(Buffer.alloc(4_096), { runs }))).toThrow(
+      expect(() => doJob(lane, "scan", request(Buffer.alloc(4_096), { pieces: [{ runs, length: 4_096 }] }))).toThrow(
         expect.objectContaining({
           code: "image-unreadable",
           message: expect.stringContaining("image") as string,

@@ -30,7 +30,8 @@ describe("rebuild", () => {
     const held: { request: ScanRequest; settle: (error?: Error) => void }[] = [];
     const run = (_name: string, request: unknown): Promise<JobTypes["scan"]["result"]> =>
       new Promise((resolve, reject) => {
-        const { length, blockBytes } = request as ScanRequest;
+        const { pieces, blockBytes } = request as ScanRequest;
+        const length = pieces[0]?.length ?? 0;
         const count = Math.ceil(length / blockBytes);
         const result = { digests: new Uint8Array(count * 8).fill(7), states: new Uint8Array(count) };
         held.push({
@@ -79,8 +80,11 @@ describe("rebuild", () => {
       expect(held.length).toBeLessThanOrEqual(2);
       const { request, settle } = held.shift() ?? { request: undefined, settle: () => {} };
       if (request === undefined) continue;
-      seen.push(request.diskOffset);
-      expect(request.length).toBe(request.diskOffset === 8 * MIB ? 5_000 : MIB);
+      const [piece] = request.pieces;
+      const [run] = piece?.runs ?? [];
+      const offset = run?.kind === "file" ? run.offset : -1;
+      seen.push(offset);
+      expect(piece?.length).toBe(offset === 8 * MIB ? 5_000 : MIB);
       settle();
     }
     expect(await done).toBe("done");
