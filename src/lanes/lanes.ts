@@ -14,8 +14,6 @@ import { compare, scan } from "./scan.ts";
 export interface Lanes {
   /** Lanes that work side by side. */
   readonly count: number;
-  /** How lz4 is done in these lanes. */
-  readonly lz4: "native" | "wasm";
   /**
    * Runs a job on the next free lane. Slots named by the request are the lane's until the promise settles. Rejects with the
    * job's error, or `lane-crashed` for this and every later job when a worker died.
@@ -42,7 +40,6 @@ export function doJob<Name extends JobName>(
 export function createInlineLanes(lane: Lane): Lanes {
   return {
     count: 1,
-    lz4: lane.codecs.lz4,
     async run(name, request) {
       await Promise.resolve();
       return doJob(lane, name, request);

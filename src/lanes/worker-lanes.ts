@@ -10,7 +10,8 @@ import { type CarriedError, type Lanes, uncarryError } from "./lanes.ts";
 export interface LaneSetup {
   readonly memory: SharedMemory;
   readonly roomAt: number;
-  readonly lz4: "native" | "wasm";
+  /** Undefined: native where it was built. */
+  readonly lz4: "native" | "wasm" | undefined;
 }
 
 export interface LaneCall {
@@ -48,8 +49,8 @@ export function createWorkerLanes(options: {
   readonly memory: SharedMemory;
   /** Where in `memory` `count` times {@link laneRoomBytes} lie that nobody else uses. */
   readonly roomAt: number;
-  /** The lz4 all lanes use. */
-  readonly lz4: "native" | "wasm";
+  /** Default: native where it was built, which all lanes of a machine find alike. */
+  readonly lz4?: "native" | "wasm" | undefined;
   /** The compiled worker-main; default: beside this file. */
   readonly entry?: URL;
 }): Lanes {
@@ -67,11 +68,9 @@ class WorkerLanes implements Lanes {
   #closing = false;
   #idle: (() => void) | undefined;
   #closed: Promise<void> | undefined;
-  readonly lz4: "native" | "wasm";
   readonly count: number;
 
   constructor(entry: URL, setup: LaneSetup, count: number) {
-    this.lz4 = setup.lz4;
     this.count = count;
     for (let index = 0; index < count; index++) {
       this.#start(entry, { ...setup, roomAt: setup.roomAt + index * laneRoomBytes });

@@ -49,12 +49,15 @@ export async function createEngine(options: EngineOptions = {}): Promise<Engine>
     extraBytes: (count + 1) * laneRoomBytes,
   });
   const { memory, extraAt: roomAt } = pool;
-  const inline = await createLane({ memory, roomAt, storage: storage.lanes, lz4: options.lz4 });
-  const lanes =
-    count === 0
-      ? createInlineLanes(inline)
-      : createWorkerLanes({ count, memory, roomAt: roomAt + laneRoomBytes, lz4: inline.codecs.lz4 });
-  if (lanes.lz4 === "wasm" && options.lz4 !== "wasm") {
+  const { lz4 } = options;
+  // First of all: threads take longest to start, and go on doing so beside everything else.
+  const workers = count === 0 ? undefined : createWorkerLanes({ count, memory, roomAt: roomAt + laneRoomBytes, lz4 });
+  const inline = await createLane({ memory, roomAt, storage: storage.lanes, lz4 }).catch(async (error: unknown) => {
+    await workers?.close();
+    throw error;
+  });
+  const lanes = workers ?? createInlineLanes(inline);
+  if (inline.codecs.lz4 === "wasm" && lz4 !== "wasm") {
     log.warn({}, "the native lz4 module was not built; using the slower WebAssembly one");
   }
   if (storage.capabilities.missing !== undefined) log.warn({}, storage.capabilities.missing);

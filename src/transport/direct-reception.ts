@@ -24,12 +24,12 @@ interface Handle {
 
 /**
  * `received(count)` is called for each piece put into the array `next` returned last, or `first`; then `next` is asked for the
- * following one. Neither may throw. Bytes the socket has buffered are to be read before. Undefined: not possible here, nothing was changed.
+ * following one. Neither may throw, and `received` returns true: to go on. Bytes the socket has buffered are to be read before. Undefined: not possible here, nothing was changed.
  */
 export function receiveDirectly(
   socket: TLSSocket,
   first: Uint8Array,
-  received: (count: number) => void,
+  received: (count: number) => true,
   next: () => Uint8Array,
 ): DirectReception | undefined {
   const insides = findInsides(socket);
@@ -45,10 +45,7 @@ export function receiveDirectly(
     set(insides.buffer, target);
     current.useUserBuffer(target);
   };
-  set(insides.callback, (count: number) => {
-    received(count);
-    return true;
-  });
+  set(insides.callback, received);
   set(insides.generate, next);
   redirect(first);
   return { redirect };

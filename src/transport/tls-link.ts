@@ -180,19 +180,21 @@ export class TlsLink implements Link {
     }
   }
 
-  #received(count: number): void {
+  /** Always true. */
+  #received(count: number): true {
     const target = this.#target;
     if (!this.#intoRoom) {
       if (target !== undefined) this.#receive(target.subarray(0, count));
-      return;
+      return true;
     }
     this.#lastReceived = this.#clock.monotonic();
-    if (this.#isOver) return;
+    if (this.#isOver) return true;
     try {
       this.#decoder?.filled(count);
     } catch (thrown) {
       if (!this.#isOver) this.#end(this.#handlerError(thrown));
     }
+    return true;
   }
 
   /** Where the next bytes go: straight to their place where the frame under way has room for a record, else to the landing. */

@@ -125,6 +125,12 @@ class IncrementalDecoder implements FrameDecoder {
   }
 
   filled(count: number): void {
+    const filled = this.#payloadFilled + count;
+    // Called for each record: most only fill up.
+    if (this.#message !== undefined && this.#death === undefined && !this.#busy && filled < this.#payload.length) {
+      this.#payloadFilled = filled;
+      return;
+    }
     this.#take(() => {
       const message = this.#message;
       const { length } = this.#payload;

@@ -175,7 +175,6 @@ async function attempt(reader: PointReader, target: Buffer, offset: number): Pro
 export function hookedLanes(hook: (job: string, when: "before" | "after") => Promise<void>): (lanes: Lanes) => Lanes {
   return (lanes) => ({
     count: lanes.count,
-    lz4: lanes.lz4,
     async run(name, request) {
       await hook(name, "before");
       const result = await lanes.run(name, request);

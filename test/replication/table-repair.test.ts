@@ -42,7 +42,7 @@ describe("rebuild", () => {
           },
         });
       });
-    return { lanes: { count: 1, lz4: "native", run: run as Lanes["run"], close: () => Promise.resolve() }, held };
+    return { lanes: { count: 1, run: run as Lanes["run"], close: () => Promise.resolve() }, held };
   }
 
   function start(signal: AbortSignal): {
