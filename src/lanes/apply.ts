@@ -1,6 +1,7 @@
 /** The receiver's jobs: apply, old parts, clear, sync. */
 import { addPart, countParts, forEachRun, forEachRunAcross, isFullMask } from "../base/part-mask.ts";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
+import { neighboursEnd } from "../base/neighbours.ts";
 import { KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import { type Digester, isZero, PART_DIGEST_BYTES } from "../codec/digest.ts";
 import {
@@ -281,7 +282,7 @@ export function oldParts(lane: Lane, request: OldPartsRequest): OldPartsResult {
     }
   };
   for (let first = 0; first < blocks.length; ) {
-    const end = neighboursEnd(blocks, first, blockBytes);
+    const end = neighboursEnd(blocks, first, Math.max(1, readBytes / blockBytes));
     const content = lane.scratch.subarray(0, (end - first) * blockBytes);
     if (readPadded(lane, request, (blocks[first] ?? 0) * blockBytes, content)) digest(first, content);
     else {
@@ -294,14 +295,6 @@ export function oldParts(lane: Lane, request: OldPartsRequest): OldPartsResult {
     first = end;
   }
   return { known, parts: low.slice(0, lowEnd), wide };
-}
-
-/** End of the blocks from `first` on that lie behind one another, and are read at once. */
-function neighboursEnd(blocks: readonly number[], first: number, blockBytes: number): number {
-  const most = Math.max(1, readBytes / blockBytes);
-  let end = first + 1;
-  while (end < blocks.length && end - first < most && blocks[end] === (blocks[end - 1] ?? 0) + 1) end++;
-  return end;
 }
 
 export function clear(lane: Lane, request: ClearRequest): null {

@@ -3,6 +3,7 @@ import { countParts, forEachRun, forEachRunAcross, isFullMask } from "../base/pa
 import { crc32 } from "node:zlib";
 import { digestBytes, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import { invariant } from "../base/errors.ts";
+import { neighboursEnd } from "../base/neighbours.ts";
 import { type Digester, isZero, PART_DIGEST_BYTES } from "../codec/digest.ts";
 import { checkNew, overlay, readOld, readPadded, unpack, writing } from "./apply.ts";
 import { applyState, type AppendRequest, type ReceivedFrame, type SaveRequest, type SaveResult } from "./jobs.ts";
@@ -18,7 +19,7 @@ export function save(lane: Lane, request: SaveRequest): SaveResult {
   return saveKnown(lane, request) ?? saveEach(lane, request);
 }
 
-/** All blocks at once, of which only the parts to keep are read. Undefined: not all are as they are known to be; nothing is done yet. */
+/** All blocks at once, of which only the parts to keep are read. Undefined: not all are as they are known to be; area A may have been used. */
 function saveKnown(lane: Lane, request: SaveRequest): SaveResult | undefined {
   const { blockBytes, blocks, masks, known, frame, codec } = request;
   if (known === undefined || frame === undefined || codec !== "stored") return undefined;
@@ -65,8 +66,7 @@ function readParts(lane: Lane, request: SaveRequest, target: Uint8Array): boolea
   let readable = true;
   for (let start = 0; start < blocks.length && readable; ) {
     const first = blocks[start] ?? 0;
-    let stop = start + 1;
-    while (blocks[stop] === first + stop - start) stop++;
+    const stop = neighboursEnd(blocks, start);
     forEachRunAcross(masks.subarray(start * perMask, stop * perMask), blockBytes, (part, count) => {
       const piece = target.subarray(end, end + count * PART_BYTES);
       readable &&= readPadded(lane, request, first * blockBytes + part * PART_BYTES, piece);

@@ -10,8 +10,7 @@ import { type CarriedError, type Lanes, uncarryError } from "./lanes.ts";
 export interface LaneSetup {
   readonly memory: SharedMemory;
   readonly roomAt: number;
-  /** Undefined: native where it was built. */
-  readonly lz4: "native" | "wasm" | undefined;
+  readonly lz4: "native" | "wasm";
 }
 
 export interface LaneCall {
@@ -49,8 +48,8 @@ export function createWorkerLanes(options: {
   readonly memory: SharedMemory;
   /** Where in `memory` `count` times {@link laneRoomBytes} lie that nobody else uses. */
   readonly roomAt: number;
-  /** Default: native where it was built, which all lanes of a machine find alike. */
-  readonly lz4?: "native" | "wasm" | undefined;
+  /** The lz4 all lanes use. */
+  readonly lz4: "native" | "wasm";
   /** The compiled worker-main; default: beside this file. */
   readonly entry?: URL;
 }): Lanes {

@@ -50,13 +50,11 @@ export async function createEngine(options: EngineOptions = {}): Promise<Engine>
   });
   const { memory, extraAt: roomAt } = pool;
   const { lz4 } = options;
-  // First of all: threads take longest to start, and go on doing so beside everything else.
-  const workers = count === 0 ? undefined : createWorkerLanes({ count, memory, roomAt: roomAt + laneRoomBytes, lz4 });
-  const inline = await createLane({ memory, roomAt, storage: storage.lanes, lz4 }).catch(async (error: unknown) => {
-    await workers?.close();
-    throw error;
-  });
-  const lanes = workers ?? createInlineLanes(inline);
+  const inline = await createLane({ memory, roomAt, storage: storage.lanes, lz4 });
+  const lanes =
+    count === 0
+      ? createInlineLanes(inline)
+      : createWorkerLanes({ count, memory, roomAt: roomAt + laneRoomBytes, lz4: inline.codecs.lz4 });
   if (inline.codecs.lz4 === "wasm" && lz4 !== "wasm") {
     log.warn({}, "the native lz4 module was not built; using the slower WebAssembly one");
   }

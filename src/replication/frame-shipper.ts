@@ -1,4 +1,5 @@
 /** Ships what a scan found: takes credit and rate, writes the frame's head before its payload, and counts. */
+import { neighboursEnd } from "../base/neighbours.ts";
 import { countParts } from "../base/part-mask.ts";
 import type { Slot } from "../base/buffer-pool.ts";
 import type { Clock } from "../base/clock.ts";
@@ -95,8 +96,7 @@ export class FrameShipper {
     const { session, rate, signal } = this.#o;
     for (let index = 0; index < blocks.length; ) {
       const first = blocks[index] ?? 0;
-      let count = 1;
-      while (count < blocksPerZero && blocks[index + count] === first + count) count++;
+      const count = neighboursEnd(blocks, index, blocksPerZero) - index;
       index += count;
       await session.takeCredit();
       await rate.take(64, signal);

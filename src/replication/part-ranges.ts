@@ -1,6 +1,7 @@
 /** Which parts of blocks differ, and where in the image they lie. */
 import { countParts, forEachRun, fullMask, hasPart } from "../base/part-mask.ts";
 import { ReplicationError } from "../base/errors.ts";
+import { neighboursEnd } from "../base/neighbours.ts";
 import { EXTENT_BYTES_MAX, type Geometry, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import type { BlockReader, FileRun } from "../image/block-device.ts";
 import type { BlockStretch } from "../lanes/jobs.ts";
@@ -76,8 +77,7 @@ export function stretchesOf(
   const stretches: BlockStretch[] = [];
   for (let start = 0; start < blocks.length; ) {
     const first = blocks[start] ?? 0;
-    let count = 1;
-    while (blocks[start + count] === first + count) count++;
+    const count = neighboursEnd(blocks, start) - start;
     const offset = first * blockBytes;
     const length = Math.min(count * blockBytes, sizeBytes - offset);
     const runs = reader.runs?.(offset, length);

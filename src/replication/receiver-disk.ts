@@ -1,6 +1,7 @@
 /** The disk a session works on: its table read with care, its replica changed through lanes. */
 import type { BufferPool, Slot } from "../base/buffer-pool.ts";
 import { ReplicationError } from "../base/errors.ts";
+import { neighboursEnd } from "../base/neighbours.ts";
 import type { Logger } from "../base/logger.ts";
 import { blockCount, blockLength, blocksPerPage, digestBytes, type Geometry, pageCount } from "../base/units.ts";
 import { isZero } from "../codec/digest.ts";
@@ -249,8 +250,7 @@ export class SessionDisk {
     for (let index = 0; index < blocks.length; ) {
       const first = blocks[index] ?? 0;
       const number = Math.floor(first / per);
-      let count = 1;
-      while (blocks[index + count] === first + count && first + count < (number + 1) * per) count++;
+      const count = neighboursEnd(blocks, index, (number + 1) * per - first) - index;
       this.#checkBlock(first + count - 1);
       const at = (first - number * per) * width;
       digests.set((await this.page(number)).subarray(at, at + count * width), index * width);
