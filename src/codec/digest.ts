@@ -26,7 +26,7 @@ export interface BlockDigests {
 export interface Digester {
   readonly kind: DigestKind;
   readonly digestBytes: 8 | 16;
-  /** The digest of a block is one of the digests of its parts: {@link combine} gives it. */
+  /** The digest of a block is one of the digests of its parts. */
   readonly ofParts: boolean;
   /**
    * Writes the digest of `block` (a whole block: the caller pads the last, shorter one with zeros) to `target` at
@@ -39,8 +39,6 @@ export interface Digester {
   parts(content: Uint8Array, target: Uint8Array, offset: number): void;
   /** Digests of the parts of the largest block of zeros. */
   readonly zeroParts: Uint8Array;
-  /** Writes the digest of a block whose parts have these digests; only where {@link ofParts}. */
-  combine(parts: Uint8Array, target: Uint8Array, offset: number): void;
 }
 
 /**
@@ -76,8 +74,8 @@ class BlockDigester implements Digester {
     }
     if (this.ofParts) {
       const count = this.#hasher.parts(block);
-      this.#write(this.#hasher.xxh64(this.#hasher.wide.subarray(0, count * PART_DIGEST_BYTES)), target, offset);
-    } else this.#write(sha256(block), target, offset);
+      writeDigest(this.#hasher.xxh64(this.#hasher.wide.subarray(0, count * PART_DIGEST_BYTES)), target, offset);
+    } else writeDigest(sha256(block), target, offset);
     return false;
   }
 
@@ -112,18 +110,6 @@ class BlockDigester implements Digester {
     }
   }
 
-  combine(parts: Uint8Array, target: Uint8Array, offset: number): void {
-    invariant(this.ofParts, "the digest is one of parts");
-    this.#checkTarget(target, offset);
-    if (Buffer.compare(parts, this.zeroParts.subarray(0, parts.length)) === 0) {
-      target.fill(0, offset, offset + this.digestBytes);
-      return;
-    }
-    const { wide } = this.#hasher;
-    wide.set(parts);
-    this.#write(this.#hasher.xxh64(wide.subarray(0, parts.length)), target, offset);
-  }
-
   /** Where masks and parts are in `found` already. */
   #digestEach(content: Uint8Array, blockBytes: number, { digests, masks, wide }: BlockDigests): void {
     const width = this.digestBytes;
@@ -134,23 +120,23 @@ class BlockDigester implements Digester {
         digests.fill(0, block * width, (block + 1) * width);
       } else if (this.ofParts) {
         const digest = this.#hasher.xxh64(wide.subarray(block * perBlock, (block + 1) * perBlock));
-        this.#write(digest, digests, block * width);
+        writeDigest(digest, digests, block * width);
       } else {
-        this.#write(sha256(content.subarray(block * blockBytes, (block + 1) * blockBytes)), digests, block * width);
+        writeDigest(sha256(content.subarray(block * blockBytes, (block + 1) * blockBytes)), digests, block * width);
       }
     }
-  }
-
-  /** Of what is not a zero block. */
-  #write(digest: Uint8Array, target: Uint8Array, offset: number): void {
-    target.set(digest, offset);
-    // Zero means zero block; content must never look like one.
-    if (isZero(digest)) target[offset + this.digestBytes - 1] = 1;
   }
 
   #checkTarget(target: Uint8Array, offset: number): void {
     invariant(offset >= 0 && offset + this.digestBytes <= target.length, "a digest fits its target");
   }
+}
+
+/** Of what is not a zero block. */
+export function writeDigest(digest: Uint8Array, target: Uint8Array, offset: number): void {
+  target.set(digest, offset);
+  // Zero means zero block; content must never look like one.
+  if (isZero(digest)) target[offset + digest.length - 1] = 1;
 }
 
 function sha256(bytes: Uint8Array): Uint8Array {
