@@ -1,7 +1,8 @@
 /** Digests, the zero test and compression. */
 import { KIB, MIB, PART_BYTES } from "../src/base/units.ts";
 import { type Codec, loadCodecs } from "../src/codec/compression.ts";
-import { createDigester, isZero } from "../src/codec/digest.ts";
+import { isZero } from "../src/base/zero.ts";
+import { createDigester } from "../src/codec/digest.ts";
 import { noise, ring, textLike, zeros } from "./contents.ts";
 import type { Case, Stage } from "./measuring.ts";
 

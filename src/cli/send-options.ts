@@ -4,7 +4,6 @@ import { systemClock } from "../base/clock.ts";
 import { checkDiskName } from "../base/disk-name.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { isBlockSize } from "../base/units.ts";
-import { loadCredentials } from "../transport/credentials.ts";
 import { needed, type ParsedArguments } from "./arguments.ts";
 import type { createLog } from "./log.ts";
 import { parseAddress, parseCount, parseRate, parseSize, parseWord } from "./values.ts";
@@ -43,6 +42,7 @@ export async function networkReceiver(
   { host, port, tls, fingerprint }: Pick<Network, "host" | "port" | "tls" | "fingerprint">,
   log: ReturnType<typeof createLog>,
 ) {
+  const { loadCredentials } = await import("../transport/credentials.ts");
   const credentials = await loadCredentials(tls, {});
   const days = Math.floor((credentials.expiresAt - systemClock.now()) / 86_400_000);
   if (days < 30) log.warn({ days }, `the certificate in ${tls} expires in ${days} days: replicate pki issue --renew`);

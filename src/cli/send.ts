@@ -1,4 +1,4 @@
-import { createMachineSender, createSender, openSource } from "../library/sending.ts";
+import type { SendSource } from "../replication/sender.ts";
 import { createEngine, type Engine } from "../replication/engine.ts";
 import type { MachineReport } from "../replication/machine.ts";
 import type { SendReport } from "../replication/report.ts";
@@ -91,7 +91,10 @@ interface Surroundings {
   readonly json: boolean;
 }
 
-/** What is wrong with the words is said before anything is started. */
+/**
+ * What is wrong with the words is said before anything is started. Lanes take longer to start than all the rest: they do so while what
+ * a sender consists of is loaded.
+ */
 async function prepare(given: ParsedArguments, io: CliIo): Promise<Omit<Surroundings, "io">> {
   const [, place = ""] = given.positionals;
   if (given.texts("disk").length > 0) parseMachine(given);
@@ -119,6 +122,7 @@ function imageOptions(given: ParsedArguments) {
 async function sendDisk(given: ParsedArguments, { io, engine, log, json }: Surroundings): Promise<number> {
   const [image = "", place = ""] = given.positionals;
   const destination = parseDestination(given, place, io.cwd);
+  const { createSender, openSource } = await import("../library/sending.ts");
   const receiver = "tls" in destination ? await networkReceiver(destination, log) : destination;
   const how = imageOptions(given);
   await using source = disposable(await openSource(image, { engine, ...how, target: destination.target }));
@@ -144,9 +148,10 @@ async function sendDisk(given: ParsedArguments, { io, engine, log, json }: Surro
 
 async function sendMachine(given: ParsedArguments, { io, engine, log, json }: Surroundings): Promise<number> {
   const { machine, images, ...network } = parseMachine(given);
+  const { createMachineSender, openSource } = await import("../library/sending.ts");
   const receiver = await networkReceiver(network, log);
   const how = imageOptions(given);
-  const disks: { name: string; source: Awaited<ReturnType<typeof openSource>> }[] = [];
+  const disks: { name: string; source: SendSource & { close(): Promise<void> } }[] = [];
   let stop = (): void => {};
   try {
     for (const { name, image } of images) {

@@ -1,5 +1,6 @@
 /** Compression of one unit (at most 1 MiB) with exact lengths. */
 import { ReplicationError } from "../base/errors.ts";
+import { availableCodecs } from "./available-codecs.ts";
 import { codecDamaged } from "./damage.ts";
 import { loadLz4 } from "./lz4.ts";
 import { createDeflate, createZstd } from "./zlib-codecs.ts";
@@ -45,7 +46,7 @@ export async function loadCodecs(options: CodecOptions = {}): Promise<CodecSet> 
     codecs.set(codec.name, codec);
   }
   return {
-    names: [...codecs.keys()],
+    names: availableCodecs(),
     lz4: lz4.implementation,
     get(name) {
       const codec = codecs.get(name);

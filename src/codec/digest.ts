@@ -3,9 +3,9 @@ import { hash } from "node:crypto";
 import { invariant } from "../base/errors.ts";
 import { type DigestKind, digestBytes, maskBytes, PART_BYTES } from "../base/units.ts";
 import { addPart } from "../base/part-mask.ts";
-import { createPartHasher, type DigestRoom, PART_DIGEST_BYTES, type PartHasher, partsMax } from "./part-hasher.ts";
-
-export { digestRoomBytes, PART_DIGEST_BYTES } from "./part-hasher.ts";
+import { isZero } from "../base/zero.ts";
+import { PART_DIGEST_BYTES, partsMax } from "./digest-sizes.ts";
+import { createPartHasher, type DigestRoom, type PartHasher } from "./part-hasher.ts";
 
 /** What there is to know of some blocks one behind the other. Views: they hold until the digester is used again. */
 export interface BlockDigests {
@@ -152,14 +152,4 @@ function maskParts(content: Uint8Array, blockBytes: number, masks: Uint8Array): 
     const block = Math.floor(at / blockBytes);
     addPart(masks.subarray(block * perMask), (at - block * blockBytes) / PART_BYTES);
   }
-}
-
-/** True when every byte is zero. Stops at the first byte that is not. */
-export function isZero(bytes: Uint8Array): boolean {
-  const { length } = bytes;
-  if (length === 0) return true;
-  if (bytes[0] !== 0 || bytes[length - 1] !== 0) return false;
-  // The first byte is zero and each byte equals the one before it: one native compare of the array with itself, one
-  // place further. Needs no array of zeros, reads the memory once, and ends where the bytes first differ.
-  return Buffer.prototype.compare.call(bytes as Buffer, bytes, 1, length, 0, length - 1) === 0;
 }

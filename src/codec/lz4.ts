@@ -4,13 +4,16 @@ import type { Codec } from "./compression.ts";
 import { codecDamaged } from "./damage.ts";
 import { loadWasmLz4 } from "./lz4-wasm.ts";
 
-/** What we use of the `lz4` package, which has no types. It checks neither indexes nor lengths. */
+/** What we use of the module of the `lz4` package, which has no types. It checks neither indexes nor lengths. */
 interface NativeLz4 {
   /** Writes to `target[start, end)`; 0: does not fit. */
-  encodeBlock(source: Uint8Array, target: Uint8Array, start: number, end: number): number;
+  compress(source: Uint8Array, target: Uint8Array, start: number, end: number): number;
   /** Bytes written to `target`, all of `source` used; negative: damaged, or the target is too short. */
-  decodeBlock(source: Uint8Array, target: Uint8Array): number;
+  uncompress(source: Uint8Array, target: Uint8Array): number;
 }
+
+/** The module itself: the package's own entry loads streams and a polyfill besides, which each thread would do again. */
+const nativeModule = "lz4/build/Release/lz4.node";
 
 export interface LoadedLz4 {
   readonly codec: Codec;
@@ -25,7 +28,7 @@ export async function loadLz4(choice: "auto" | "wasm"): Promise<LoadedLz4> {
 
 function requireNative(): NativeLz4 | undefined {
   try {
-    const loaded: unknown = createRequire(import.meta.url)("lz4");
+    const loaded: unknown = createRequire(import.meta.url)(nativeModule);
     return isNativeLz4(loaded) ? loaded : undefined;
   } catch {
     // Not built, or built for another Node: the fallback does the same, and the caller reports which one is in use.
@@ -37,10 +40,10 @@ function isNativeLz4(loaded: unknown): loaded is NativeLz4 {
   return (
     typeof loaded === "object" &&
     loaded !== null &&
-    "encodeBlock" in loaded &&
-    typeof loaded.encodeBlock === "function" &&
-    "decodeBlock" in loaded &&
-    typeof loaded.decodeBlock === "function"
+    "compress" in loaded &&
+    typeof loaded.compress === "function" &&
+    "uncompress" in loaded &&
+    typeof loaded.uncompress === "function"
   );
 }
 
@@ -49,11 +52,11 @@ function nativeCodec(native: NativeLz4): Codec {
     name: "lz4",
     compress(source, target) {
       const room = Math.min(target.length, source.length - 1);
-      return room <= 0 ? 0 : native.encodeBlock(source, target, 0, room);
+      return room <= 0 ? 0 : native.compress(source, target, 0, room);
     },
     decompress(source, target) {
       // A negative or zero length must not reach LZ4 1.9.2; array lengths are never negative.
-      const written = source.length === 0 || target.length === 0 ? -1 : native.decodeBlock(source, target);
+      const written = source.length === 0 || target.length === 0 ? -1 : native.uncompress(source, target);
       if (written !== target.length) throw codecDamaged("lz4", source, target);
     },
   };

@@ -2,20 +2,9 @@
 import xxhash from "xxhash-wasm";
 import { invariant } from "../base/errors.ts";
 import type { SharedMemory } from "../base/shared-memory.ts";
-import { BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, PART_BYTES } from "../base/units.ts";
+import { PART_BYTES } from "../base/units.ts";
+import { blocksMax, digestRoomBytes, PART_DIGEST_BYTES, partsMax } from "./digest-sizes.ts";
 import { createDigestKernel, type DigestKernel } from "./digest-kernel.ts";
-
-/** Bytes of the digest of one part: its xxh64, little endian. */
-export const PART_DIGEST_BYTES = 8;
-
-/** Parts of the largest block. */
-export const partsMax: number = BLOCK_BYTES_MAX / PART_BYTES;
-
-const blocksMax = BLOCK_BYTES_MAX / BLOCK_BYTES_MIN;
-const digestBytesMax = 16;
-
-/** Bytes a digester needs in the memory whose blocks it digests in place. A mask has at least a byte. */
-export const digestRoomBytes: number = partsMax * (PART_DIGEST_BYTES + 4) + blocksMax * (digestBytesMax + 1);
 
 /** Memory whose blocks are digested in place, and where in it {@link digestRoomBytes} lie that nobody else uses. */
 export interface DigestRoom {

@@ -58,7 +58,7 @@ export function createZstd(): Codec | undefined {
   });
 }
 
-function hasZstd(module: object): module is Zstd {
+export function hasZstd(module: object): module is Zstd {
   return "zstdCompressSync" in module && "zstdDecompressSync" in module;
 }
 

@@ -3,7 +3,9 @@ import { addPart, countParts, forEachRun, forEachRunAcross, isFullMask } from ".
 import { errnoOf, ReplicationError } from "../base/errors.ts";
 import { neighboursEnd } from "../base/neighbours.ts";
 import { KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
-import { type Digester, isZero, PART_DIGEST_BYTES } from "../codec/digest.ts";
+import { isZero } from "../base/zero.ts";
+import { PART_DIGEST_BYTES } from "../codec/digest-sizes.ts";
+import { type Digester } from "../codec/digest.ts";
 import {
   type ApplyRequest,
   type ApplyResult,

@@ -1,7 +1,7 @@
 /** The blocks of a data frame beside digests of parts they have, looked at in one call of the kernel: for each block alone JavaScript costs more than digesting. */
 import { invariant } from "../base/errors.ts";
 import { maskBytes, partsPerBlock } from "../base/units.ts";
-import { PART_DIGEST_BYTES } from "../codec/digest.ts";
+import { PART_DIGEST_BYTES } from "../codec/digest-sizes.ts";
 import type { DigestKernel } from "../codec/digest-kernel.ts";
 import type { Lane } from "./lane.ts";
 

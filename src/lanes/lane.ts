@@ -3,10 +3,11 @@ import { invariant } from "../base/errors.ts";
 import { BLOCK_BYTES_MAX, type DigestKind } from "../base/units.ts";
 import type { SharedMemory } from "../base/shared-memory.ts";
 import { type CodecSet, loadCodecs } from "../codec/compression.ts";
-import { createDigester, type Digester, digestRoomBytes } from "../codec/digest.ts";
+import { digestRoomBytes } from "../codec/digest-sizes.ts";
+import { createDigester, type Digester } from "../codec/digest.ts";
 import { createDigestKernel, type DigestKernel } from "../codec/digest-kernel.ts";
 import type { LaneStorage } from "../storage/seam.ts";
-import { slotBytes } from "./slot-layout.ts";
+import { laneRoomBytes, slotBytes } from "./slot-layout.ts";
 
 export interface Lane {
   readonly storage: LaneStorage;
@@ -27,9 +28,6 @@ export interface Lane {
   /** Another one. */
   readonly secondScratch: Uint8Array;
 }
-
-/** Bytes of the memory behind the slots that a lane has for itself: two blocks, and what its digesters need. */
-export const laneRoomBytes: number = 2 * BLOCK_BYTES_MAX + 2 * digestRoomBytes;
 
 export async function createLane(options: {
   /** Slot i lies at `i * slotBytes`. */

@@ -1,7 +1,8 @@
 /** The scan jobs: read, digest, compare; and compress what is new. */
 import { digestBytes, KIB, maskBytes, partsPerBlock } from "../base/units.ts";
 import { invariant } from "../base/errors.ts";
-import { type BlockDigests, type Digester, isZero } from "../codec/digest.ts";
+import { isZero } from "../base/zero.ts";
+import { type BlockDigests, type Digester } from "../codec/digest.ts";
 import {
   type BlockShape,
   blockState,

@@ -7,7 +7,8 @@
  */
 import { limits } from "../base/limits.ts";
 import { DIRECT_BYTES } from "../storage/seam.ts";
-import { EXTENT_BYTES_MAX, KIB } from "../base/units.ts";
+import { BLOCK_BYTES_MAX, EXTENT_BYTES_MAX, KIB } from "../base/units.ts";
+import { digestRoomBytes } from "../codec/digest-sizes.ts";
 
 /** Room for prelude and header of a data frame: blocks, masks and digests of 256 blocks fit. */
 const headRoom = 16 * KIB;
@@ -18,6 +19,9 @@ export const areaB: number = areaA + areaABytes + headRoom;
 export const areaBBytes: number = limits.framePayloadBytesMax;
 /** Bytes of one slot of the pool. */
 export const slotBytes: number = areaB + areaBBytes;
+
+/** Bytes of the memory behind the slots that a lane has for itself: two blocks, and what its digesters need. */
+export const laneRoomBytes: number = 2 * BLOCK_BYTES_MAX + 2 * digestRoomBytes;
 
 /**
  * Where old content goes, a receiver's, so that a head of `headBytes` right before it begins on a page: both can then be written past the page

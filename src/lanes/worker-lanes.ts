@@ -3,14 +3,18 @@ import { Worker } from "node:worker_threads";
 import { InvariantError, invariant, ReplicationError } from "../base/errors.ts";
 import type { SharedMemory } from "../base/shared-memory.ts";
 import type { JobName } from "./jobs.ts";
-import { laneRoomBytes } from "./lane.ts";
-import { type CarriedError, type Lanes, uncarryError } from "./lanes.ts";
+import type { CodecSet } from "../codec/compression.ts";
+import { type CarriedError, uncarryError } from "./carried-error.ts";
+import type { Lanes } from "./lanes.ts";
+import { laneRoomBytes } from "./slot-layout.ts";
+
+type Lz4 = CodecSet["lz4"];
 
 /** What a worker is started with. */
 export interface LaneSetup {
   readonly memory: SharedMemory;
   readonly roomAt: number;
-  readonly lz4: "native" | "wasm";
+  readonly lz4: Lz4 | undefined;
 }
 
 export interface LaneCall {
@@ -20,7 +24,7 @@ export interface LaneCall {
 }
 
 export type LaneAnswer =
-  | { readonly ready: true }
+  | { readonly ready: true; readonly lz4: Lz4 }
   | { readonly id: number; readonly result: unknown }
   | { readonly id: number; readonly error: CarriedError };
 
@@ -48,15 +52,17 @@ export function createWorkerLanes(options: {
   readonly memory: SharedMemory;
   /** Where in `memory` `count` times {@link laneRoomBytes} lie that nobody else uses. */
   readonly roomAt: number;
-  /** The lz4 all lanes use. */
-  readonly lz4: "native" | "wasm";
+  /** `wasm`: that one, whatever else is there. */
+  readonly lz4?: Lz4 | undefined;
+  /** Called when the first lane has its codecs: which lz4 it uses. Must not throw. */
+  readonly onReady?: ((lz4: Lz4) => void) | undefined;
   /** The compiled worker-main; default: beside this file. */
   readonly entry?: URL;
 }): Lanes {
   invariant(options.count >= 1, "there is at least one lane");
   const { memory, roomAt, lz4 } = options;
   const entry = options.entry ?? new URL("./worker-main.js", import.meta.url);
-  return new WorkerLanes(entry, { memory, roomAt, lz4 }, options.count);
+  return new WorkerLanes(entry, { memory, roomAt, lz4 }, options.count, options.onReady);
 }
 
 class WorkerLanes implements Lanes {
@@ -67,10 +73,12 @@ class WorkerLanes implements Lanes {
   #closing = false;
   #idle: (() => void) | undefined;
   #closed: Promise<void> | undefined;
+  #onReady: ((lz4: Lz4) => void) | undefined;
   readonly count: number;
 
-  constructor(entry: URL, setup: LaneSetup, count: number) {
+  constructor(entry: URL, setup: LaneSetup, count: number, onReady?: (lz4: Lz4) => void) {
     this.count = count;
+    this.#onReady = onReady;
     for (let index = 0; index < count; index++) {
       this.#start(entry, { ...setup, roomAt: setup.roomAt + index * laneRoomBytes });
     }
@@ -83,6 +91,8 @@ class WorkerLanes implements Lanes {
     worker.on("message", (answer: LaneAnswer) => {
       if ("ready" in answer) {
         thread.ready = true;
+        this.#onReady?.(answer.lz4);
+        this.#onReady = undefined;
         // A program that is done need not close its lanes to end: what is under way keeps it alive by its sockets and files. A lane that
         // becomes ready while it is being ended stays referenced: see `#end`.
         if (!this.#closing) worker.unref();

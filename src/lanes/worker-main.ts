@@ -2,8 +2,9 @@
 import { parentPort, workerData } from "node:worker_threads";
 import { invariant } from "../base/errors.ts";
 import { nodeLaneStorage } from "../storage/node-lanes.ts";
+import { carryError } from "./carried-error.ts";
+import { doJob } from "./do-job.ts";
 import { createLane } from "./lane.ts";
-import { carryError, doJob } from "./lanes.ts";
 import type { LaneAnswer, LaneCall, LaneSetup } from "./worker-lanes.ts";
 
 const port = parentPort;
@@ -20,4 +21,4 @@ port.on("message", (call: LaneCall) => {
   }
   port.postMessage(answer);
 });
-port.postMessage({ ready: true } satisfies LaneAnswer);
+port.postMessage({ ready: true, lz4: lane.codecs.lz4 } satisfies LaneAnswer);

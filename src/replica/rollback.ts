@@ -5,7 +5,7 @@
 import type { Clock } from "../base/clock.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { blockLength, digestBytes, pageBlocks, pageCount } from "../base/units.ts";
-import { isZero } from "../codec/digest.ts";
+import { isZero } from "../base/zero.ts";
 import type { DiskRecord } from "./disk-record.ts";
 import { fileError } from "./file-error.ts";
 import type { PointReader } from "./points/reader.ts";

@@ -5,10 +5,10 @@ import { type Clock, systemClock } from "../base/clock.ts";
 import { limits } from "../base/limits.ts";
 import { type Logger, silentLogger } from "../base/logger.ts";
 import { type Random, systemRandom } from "../base/random.ts";
+import { availableCodecs } from "../codec/available-codecs.ts";
 import type { CodecName } from "../codec/compression.ts";
-import { createLane, laneRoomBytes } from "../lanes/lane.ts";
-import { createInlineLanes, type Lanes } from "../lanes/lanes.ts";
-import { slotBytes, slotsFor } from "../lanes/slot-layout.ts";
+import type { Lanes } from "../lanes/lanes.ts";
+import { laneRoomBytes, slotBytes, slotsFor } from "../lanes/slot-layout.ts";
 import { createWorkerLanes } from "../lanes/worker-lanes.ts";
 import { createNodeStorage } from "../storage/node-storage.ts";
 import type { Storage } from "../storage/seam.ts";
@@ -46,23 +46,14 @@ export async function createEngine(options: EngineOptions = {}): Promise<Engine>
   const pool = createBufferPool({
     slotBytes,
     slotCount: slotsFor(options.poolBytes ?? limits.poolBytesDefault),
-    extraBytes: (count + 1) * laneRoomBytes,
+    extraBytes: Math.max(count, 1) * laneRoomBytes,
   });
-  const { memory, extraAt: roomAt } = pool;
-  const { lz4 } = options;
-  const inline = await createLane({ memory, roomAt, storage: storage.lanes, lz4 });
-  const lanes =
-    count === 0
-      ? createInlineLanes(inline)
-      : createWorkerLanes({ count, memory, roomAt: roomAt + laneRoomBytes, lz4: inline.codecs.lz4 });
-  if (inline.codecs.lz4 === "wasm" && lz4 !== "wasm") {
-    log.warn({}, "the native lz4 module was not built; using the slower WebAssembly one");
-  }
+  const lanes = await createLanes({ count, pool, storage, lz4: options.lz4, log });
   if (storage.capabilities.missing !== undefined) log.warn({}, storage.capabilities.missing);
   return {
     pool,
     lanes,
-    codecs: inline.codecs.names,
+    codecs: availableCodecs(),
     storage,
     clock: options.clock ?? systemClock,
     random: options.random ?? systemRandom,
@@ -70,4 +61,29 @@ export async function createEngine(options: EngineOptions = {}): Promise<Engine>
     host: hostname(),
     close: () => lanes.close(),
   };
+}
+
+async function createLanes(options: {
+  readonly count: number;
+  readonly pool: BufferPool;
+  readonly storage: Storage;
+  readonly lz4: EngineOptions["lz4"];
+  readonly log: Logger;
+}): Promise<Lanes> {
+  const { count, storage, lz4, log } = options;
+  const { memory, extraAt: roomAt } = options.pool;
+  const onReady = (used: "native" | "wasm"): void => {
+    if (used === "wasm" && lz4 !== "wasm") {
+      log.warn({}, "the native lz4 module was not built; using the slower WebAssembly one");
+    }
+  };
+  if (count > 0) return createWorkerLanes({ count, memory, roomAt, lz4, onReady });
+  // Only here: a program whose lanes are threads need not wait until codecs and digests are loaded in its own.
+  const [{ createLane }, { createInlineLanes }] = await Promise.all([
+    import("../lanes/lane.ts"),
+    import("../lanes/inline-lanes.ts"),
+  ]);
+  const lane = await createLane({ memory, roomAt, storage: storage.lanes, lz4 });
+  onReady(lane.codecs.lz4);
+  return createInlineLanes(lane);
 }

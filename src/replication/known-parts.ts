@@ -1,6 +1,6 @@
 /** Part digests of blocks the sender has asked about: what it sends of them comes soon, and they need not be read as a whole again. */
 import { partsPerBlock } from "../base/units.ts";
-import { PART_DIGEST_BYTES } from "../codec/digest.ts";
+import { PART_DIGEST_BYTES } from "../codec/digest-sizes.ts";
 
 /** Bytes of digests kept: several times what a sender has open. What is dropped is read again. */
 const bytesMax = 4 * 1024 * 1024;

@@ -7,7 +7,7 @@ import type { BufferPool, Slot } from "../base/buffer-pool.ts";
 import { ReplicationError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import { blocksPerPage, digestBytes, EXTENT_BYTES_MAX, maskBytes, pageBlocks, pageCount } from "../base/units.ts";
-import { isZero } from "../codec/digest.ts";
+import { isZero } from "../base/zero.ts";
 import type { ReceivedFrame, SaveRequest, SaveResult } from "../lanes/jobs.ts";
 import { oldContentAt } from "../lanes/slot-layout.ts";
 import type { Lanes } from "../lanes/lanes.ts";

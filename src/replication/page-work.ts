@@ -1,4 +1,4 @@
-import { isZero } from "../codec/digest.ts";
+import { isZero } from "../base/zero.ts";
 import type { FileRun } from "../image/block-device.ts";
 import type { BlockRange } from "./data-cursor.ts";
 

@@ -4,7 +4,7 @@ import { ReplicationError } from "../base/errors.ts";
 import { neighboursEnd } from "../base/neighbours.ts";
 import type { Logger } from "../base/logger.ts";
 import { blockCount, blockLength, blocksPerPage, digestBytes, type Geometry, pageCount } from "../base/units.ts";
-import { isZero } from "../codec/digest.ts";
+import { isZero } from "../base/zero.ts";
 import type { OldPartsResult } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import type { DiskWriter } from "../replica/store.ts";

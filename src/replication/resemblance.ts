@@ -5,7 +5,7 @@
 import type { BufferPool } from "../base/buffer-pool.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { blockLength, digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
-import { isZero } from "../codec/digest.ts";
+import { isZero } from "../base/zero.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import { areaA } from "../lanes/slot-layout.ts";

@@ -20,7 +20,7 @@ import {
   pageCount,
   partsPerBlock,
 } from "../base/units.ts";
-import { isZero } from "../codec/digest.ts";
+import { isZero } from "../base/zero.ts";
 import type { CodecName } from "../codec/compression.ts";
 import type { BlockReader, FileRun } from "../image/block-device.ts";
 import { blockState, type CompareResult, type ScanPiece, type ScanRequest, type ScanResult } from "../lanes/jobs.ts";

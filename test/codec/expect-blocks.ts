@@ -1,7 +1,8 @@
 /** What `Digester.blocks` says of some blocks, beside what the digester and we say of each alone. */
 import { expect } from "vitest";
 import { maskBytes, PART_BYTES } from "../../src/base/units.ts";
-import { type Digester, PART_DIGEST_BYTES } from "../../src/codec/digest.ts";
+import { PART_DIGEST_BYTES } from "../../src/codec/digest-sizes.ts";
+import { type Digester } from "../../src/codec/digest.ts";
 import { referenceXxh64 } from "./xxh64-reference.ts";
 
 export function expectBlocks(digester: Digester, content: Uint8Array, blockBytes: number): void {

@@ -2,7 +2,8 @@
 import fc from "fast-check";
 import { beforeEach, describe, expect, test } from "vitest";
 import { digestBytes, type DigestKind, KIB, MIB, PART_BYTES, partsPerBlock } from "../../src/base/units.ts";
-import { isZero, PART_DIGEST_BYTES } from "../../src/codec/digest.ts";
+import { isZero } from "../../src/base/zero.ts";
+import { PART_DIGEST_BYTES } from "../../src/codec/digest-sizes.ts";
 import {
   type ApplyRequest,
   type ApplyResult,
@@ -11,7 +12,7 @@ import {
   type SaveResult,
 } from "../../src/lanes/jobs.ts";
 import { DIRECT_BYTES } from "../../src/storage/seam.ts";
-import { doJob } from "../../src/lanes/lanes.ts";
+import { doJob } from "../../src/lanes/do-job.ts";
 import { areaA, areaB, oldContentAt } from "../../src/lanes/slot-layout.ts";
 import {
   anyBlockBytes,

@@ -11,7 +11,7 @@ const built = existsSync(join(dist, "worker-lanes.js"));
 const slowToEnd = `
   import { parentPort } from "node:worker_threads";
   import { pbkdf2Sync } from "node:crypto";
-  parentPort.postMessage({ ready: true });
+  parentPort.postMessage({ ready: true, lz4: "wasm" });
   pbkdf2Sync("a", "b", 1_000_000, 64, "sha512");
 `;
 

@@ -3,9 +3,10 @@ import { createHash } from "node:crypto";
 import fc from "fast-check";
 import { digestBytes, type DigestKind, KIB, maskBytes, MIB, PART_BYTES } from "../../src/base/units.ts";
 import { createBufferPool } from "../../src/base/buffer-pool.ts";
-import { createDigester, type Digester, PART_DIGEST_BYTES } from "../../src/codec/digest.ts";
-import { createLane, type Lane, laneRoomBytes } from "../../src/lanes/lane.ts";
-import { slotBytes } from "../../src/lanes/slot-layout.ts";
+import { PART_DIGEST_BYTES } from "../../src/codec/digest-sizes.ts";
+import { createDigester, type Digester } from "../../src/codec/digest.ts";
+import { createLane, type Lane } from "../../src/lanes/lane.ts";
+import { laneRoomBytes, slotBytes } from "../../src/lanes/slot-layout.ts";
 import type { LaneStorage } from "../../src/storage/seam.ts";
 
 export interface MemoryFiles extends Omit<LaneStorage, "writeDirect"> {

@@ -17,9 +17,19 @@ import {
   PART_BYTES,
 } from "../../src/base/units.ts";
 import type { JobName, JobTypes, ScanRequest } from "../../src/lanes/jobs.ts";
-import { carryError, createInlineLanes, type Lanes, uncarryError } from "../../src/lanes/lanes.ts";
-import { createLane, laneRoomBytes } from "../../src/lanes/lane.ts";
-import { areaA, areaABytes, areaB, areaBBytes, slotBytes, slotsFor } from "../../src/lanes/slot-layout.ts";
+import { carryError, uncarryError } from "../../src/lanes/carried-error.ts";
+import { createInlineLanes } from "../../src/lanes/inline-lanes.ts";
+import type { Lanes } from "../../src/lanes/lanes.ts";
+import { createLane } from "../../src/lanes/lane.ts";
+import {
+  areaA,
+  areaABytes,
+  areaB,
+  areaBBytes,
+  laneRoomBytes,
+  slotBytes,
+  slotsFor,
+} from "../../src/lanes/slot-layout.ts";
 import { createWorkerLanes } from "../../src/lanes/worker-lanes.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import { encodeHeadBefore } from "../../src/wire/frame.ts";
@@ -240,7 +250,7 @@ describe("a thread that ends", () => {
       }
       parentPort.postMessage({ id, result: threadId });
     });
-    parentPort.postMessage({ ready: true });
+    parentPort.postMessage({ ready: true, lz4: workerData.lz4 });
   `;
   const entry = new URL(`data:text/javascript,${encodeURIComponent(program)}`);
 
@@ -260,8 +270,12 @@ describe("a thread that ends", () => {
   test("its jobs and all later ones reject; a job of another thread is waited for", async () => {
     const memory = allocateShared(8);
     const flags = new Int32Array(memory.buffer);
-    const lanes = createWorkerLanes({ count: 2, memory, roomAt: 0, lz4: "native", entry });
+    const used: string[] = [];
+    const onReady = (lz4: string): void => void used.push(lz4);
+    const lanes = createWorkerLanes({ count: 2, memory, roomAt: 0, lz4: "wasm", onReady, entry });
     await bothReady(lanes);
+    // Told once, not by each thread.
+    expect(used).toEqual(["wasm"]);
     let settled = false;
     const held = run(lanes, "clear").finally(() => {
       settled = true;

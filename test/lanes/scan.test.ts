@@ -5,7 +5,7 @@ import { digestBytes, KIB, MIB, PART_BYTES, partsPerBlock } from "../../src/base
 import type { FileRun } from "../../src/image/block-device.ts";
 import { blockState, type ScanRequest, type ScanResult } from "../../src/lanes/jobs.ts";
 import type { Lane } from "../../src/lanes/lane.ts";
-import { doJob } from "../../src/lanes/lanes.ts";
+import { doJob } from "../../src/lanes/do-job.ts";
 import { areaA } from "../../src/lanes/slot-layout.ts";
 import {
   anyBlockBytes,

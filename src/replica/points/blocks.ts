@@ -2,7 +2,8 @@
 import { countParts } from "../../base/part-mask.ts";
 import { ReplicationError } from "../../base/errors.ts";
 import { blocksPerPage, digestBytes, type Geometry, PART_BYTES } from "../../base/units.ts";
-import { type Digester, isZero } from "../../codec/digest.ts";
+import { isZero } from "../../base/zero.ts";
+import { type Digester } from "../../codec/digest.ts";
 import type { PageView } from "./chain.ts";
 import { type BlockSources, clearParts, placeParts } from "./sources.ts";
 import { saysZero, type TablePage } from "./table.ts";

@@ -17,7 +17,8 @@ import {
   pageCount,
 } from "../../base/units.ts";
 import { loadCodecs } from "../../codec/compression.ts";
-import { createDigester, type Digester, isZero } from "../../codec/digest.ts";
+import { isZero } from "../../base/zero.ts";
+import { createDigester, type Digester } from "../../codec/digest.ts";
 import type { BlockReader, Extent } from "../../image/block-device.ts";
 import { checkRange } from "../../image/range.ts";
 import type { FileLock, StorageFile } from "../../storage/seam.ts";

@@ -15,7 +15,7 @@ import {
   pageCount,
 } from "../../base/units.ts";
 import type { CodecSet } from "../../codec/compression.ts";
-import { isZero } from "../../codec/digest.ts";
+import { isZero } from "../../base/zero.ts";
 import { encodeFrame } from "../../wire/frame.ts";
 import type { Data } from "../../wire/messages.ts";
 import type { BaseTable } from "../base-table.ts";
