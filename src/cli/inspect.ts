@@ -3,6 +3,7 @@ import { ReplicationError, toReplicationError } from "../base/errors.ts";
 import { MIB } from "../base/units.ts";
 import { detectFormat, detectHeadBytes, detectTailBytes, formatTitle, promisedFormat } from "../image/detect.ts";
 import { openImage } from "../image/open-image.ts";
+import { inspectVhdx } from "../image/vhdx/inspect.ts";
 import { inspectStoreFile } from "../replica/store.ts";
 import { inspectSeedFile } from "../replication/seed/inspect.ts";
 import { createNodeStorage } from "../storage/node-storage.ts";
@@ -84,6 +85,10 @@ async function imageOf(storage: Storage, path: string): Promise<Found> {
     await reader.read(tail, sizeBytes - tail.length);
     const format = detectFormat({ head, tail });
     const allocatedBytes = (await storage.stat(path))?.allocatedBytes;
+    if (format === "vhdx") {
+      const { facts, trouble } = await inspectVhdx(storage, path);
+      return { kind: "image", facts: { ...facts, allocatedBytes }, trouble };
+    }
     // The size of another format's disk is not the size of its file.
     if (format !== "raw")
       return { kind: "image", facts: { format, fileBytes: sizeBytes, allocatedBytes }, trouble: undefined };
@@ -161,14 +166,20 @@ function show(found: Found, io: CliIo, json: boolean): void {
     return;
   }
   io.out(`${found.kind}\n`);
-  for (const [key, value] of facts) io.out(`  ${key.padEnd(18)}${valueText(key, value)}\n`);
-  if (found.trouble !== undefined) io.out(`  ${"trouble".padEnd(18)}${found.trouble}\n`);
+  const width = Math.max(18, ...facts.map(([key]) => key.length + 2));
+  for (const [key, value] of facts) io.out(`  ${key.padEnd(width)}${printable(valueText(key, value))}\n`);
+  if (found.trouble !== undefined) io.out(`  ${"trouble".padEnd(width)}${printable(found.trouble)}\n`);
 }
 
 function valueText(key: string, value: unknown): string {
   if (typeof value === "number" && key.endsWith("Bytes")) return `${value} (${formatSize(value)})`;
   if (typeof value === "number" && (key === "time" || key === "since")) return formatTime(value);
   return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+/** What an image says of itself may hold what a terminal would take for a command. */
+function printable(text: string): string {
+  return text.replace(/\p{Cc}/gu, "?");
 }
 
 function shorten(text: string): string {

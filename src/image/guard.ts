@@ -78,6 +78,21 @@ export function createImageGuard(
   };
 }
 
+/** Of an image that lies in several files. `guards` may still grow until `begin`. */
+export function joinGuards(guards: readonly ImageGuard[]): ImageGuard {
+  return {
+    get blindness() {
+      return guards.find((guard) => guard.blindness !== undefined)?.blindness;
+    },
+    async begin() {
+      for (const guard of guards) await guard.begin();
+    },
+    async check() {
+      for (const guard of guards) await guard.check();
+    },
+  };
+}
+
 function whatMoved(before: Watch, after: Watch): string | undefined {
   if (before.stat.sizeBytes !== after.stat.sizeBytes) {
     return `size from ${before.stat.sizeBytes} to ${after.stat.sizeBytes} bytes`;

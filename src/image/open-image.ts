@@ -5,9 +5,18 @@ import { errnoOf, ReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
 import type { FileStat, Storage, StorageFile } from "../storage/seam.ts";
 import type { BlockReader } from "./block-device.ts";
-import { detectFormat, detectHeadBytes, detectTailBytes, formatAdvice, formatTitle, promisedFormat } from "./detect.ts";
-import { createImageGuard, type ImageGuard } from "./guard.ts";
+import {
+  detectFormat,
+  detectHeadBytes,
+  detectTailBytes,
+  formatAdvice,
+  formatTitle,
+  type ImageFormat,
+  promisedFormat,
+} from "./detect.ts";
+import { createImageGuard, type ImageGuard, joinGuards } from "./guard.ts";
 import { createRawReader, rawSectorBytes } from "./raw.ts";
+import { openVhdx } from "./vhdx/open.ts";
 
 export interface OpenImageOptions {
   readonly storage: Storage;
@@ -21,18 +30,20 @@ export interface OpenImageOptions {
 
 export interface OpenImage {
   readonly reader: BlockReader;
-  readonly format: "raw";
+  readonly format: "raw" | "vhdx";
   /** Absolute. */
   readonly path: string;
   /** The same for every name of the file or device: `file:DEVICE:INODE` or `device:MAJOR:MINOR`. */
   readonly identity: string;
   readonly guard: ImageGuard;
+  /** What is wrong with the image and does no harm, in words. */
+  readonly remarks: readonly string[];
 }
 
 /**
- * Opens an image for reading; `reader.close` closes it.
+ * Opens an image for reading, and the images it builds upon; `reader.close` closes it.
  * Errors: `image-not-found`, `image-unreadable` (a directory, no permission, ...), `image-in-use` (a device that is mounted
- * or held), `image-format-unsupported`, `image-format-mismatch`, `limit-exceeded`.
+ * or held), `image-format-unsupported`, `image-format-mismatch`, `image-damaged`, `limit-exceeded`.
  */
 export async function openImage(path: string, options: OpenImageOptions): Promise<OpenImage> {
   const { storage } = options;
@@ -40,24 +51,48 @@ export async function openImage(path: string, options: OpenImageOptions): Promis
   const file = await openFile(absolute, options);
   try {
     const stat = await file.stat();
+    const format = options.format === "raw" ? "raw" : await formatOf(file, stat);
+    const facts = {
+      path: absolute,
+      identity: stat.kind === "device" ? `device:${stat.device}` : `file:${stat.device}:${stat.inode}`,
+    };
+    if (format === "vhdx") return { ...facts, ...(await openVhdxImage(file, options)) };
     if (stat.sizeBytes > limits.diskBytesMax) {
       throw new ReplicationError(
         "limit-exceeded",
         `${absolute} has ${stat.sizeBytes} bytes; disks have at most ${limits.diskBytesMax} (64 TiB)`,
       );
     }
-    if (options.format !== "raw") await checkFormat(file, stat);
     return {
+      ...facts,
       reader: createRawReader(file, { sizeBytes: stat.sizeBytes, sectorBytes: rawSectorBytes(stat) }),
-      format: "raw",
-      path: absolute,
-      identity: stat.kind === "device" ? `device:${stat.device}` : `file:${stat.device}:${stat.inode}`,
+      format,
       guard: createImageGuard(file, { storage, clock: options.clock ?? systemClock }),
+      remarks: [],
     };
   } catch (error) {
     await file.close();
     throw error;
   }
+}
+
+/**
+ * Its tables are read now: it is watched from before, or what was read of them could be older than what is read of the disk. One that may
+ * change is the user's word.
+ */
+async function openVhdxImage(
+  file: StorageFile,
+  options: OpenImageOptions,
+): Promise<Pick<OpenImage, "reader" | "format" | "guard" | "remarks">> {
+  const { storage, clock = systemClock } = options;
+  const guards: ImageGuard[] = [];
+  const { reader, files } = await openVhdx(file, storage, async (each) => {
+    const guard = createImageGuard(each, { storage, clock });
+    guards.push(guard);
+    if (options.allowLive !== true) await guard.begin();
+  });
+  const remarks = files.flatMap(({ file: { path }, facts }) => facts.remarks.map((remark) => `${path}: ${remark}`));
+  return { reader, format: "vhdx", guard: joinGuards(guards), remarks };
 }
 
 async function openFile(path: string, options: OpenImageOptions): Promise<StorageFile> {
@@ -99,11 +134,13 @@ function openError(path: string, error: unknown): unknown {
   });
 }
 
-async function checkFormat(file: StorageFile, stat: FileStat): Promise<void> {
+/** What can be read here; anything else is refused. */
+async function formatOf(file: StorageFile, stat: FileStat): Promise<OpenImage["format"]> {
   const head = await readPiece(file, 0, Math.min(detectHeadBytes, stat.sizeBytes));
   const tailBytes = Math.min(detectTailBytes, stat.sizeBytes);
   const tail = await readPiece(file, stat.sizeBytes - tailBytes, tailBytes);
-  const format = detectFormat({ head, tail });
+  const format: ImageFormat = detectFormat({ head, tail });
+  if (format === "vhdx") return format;
   const insist = "If it is a raw disk all the same, pass --format raw";
   if (format !== "raw") {
     throw new ReplicationError(
@@ -121,6 +158,7 @@ async function checkFormat(file: StorageFile, stat: FileStat): Promise<void> {
       { details: { file: file.path, promised } },
     );
   }
+  return format;
 }
 
 async function readPiece(file: StorageFile, offset: number, length: number): Promise<Uint8Array> {

@@ -14,8 +14,8 @@ import { type CredentialSource, connectTls } from "../transport/tls.ts";
 import { version } from "../version.ts";
 
 /**
- * Opens what `location` names: a raw image file or a block device. What it is, is decided by content.
- * Errors: `image-not-found`, `image-format-unsupported`, `image-format-mismatch`, `image-in-use`, `image-unreadable`, `image-busy`
+ * Opens what `location` names: a raw image, a VHDX image with those it builds upon, or a block device. What it is, is decided by content.
+ * Errors: `image-not-found`, `image-format-unsupported`, `image-format-mismatch`, `image-damaged`, `image-in-use`, `image-unreadable`, `image-busy`
  * when a process of this user sends it to the same `target` already, and `locks-unsupported` when that cannot be told.
  */
 export async function openSource(
@@ -44,6 +44,7 @@ export async function openSource(
     format: options.format,
     allowLive: options.allowLive ?? false,
   });
+  for (const remark of image.remarks) engine.log.warn({ file: image.path }, remark);
   const lock = await lockSource(location, options.target, engine).catch(async (error: unknown) => {
     await image.reader.close();
     throw error;

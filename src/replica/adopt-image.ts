@@ -4,6 +4,7 @@ import { basename, dirname, join } from "node:path";
 import { isDiskName } from "../base/disk-name.ts";
 import { ReplicationError } from "../base/errors.ts";
 import type { DigestKind } from "../base/units.ts";
+import { formatAdvice, formatTitle } from "../image/detect.ts";
 import { openImage } from "../image/open-image.ts";
 import type { FileLock, FileStat, Storage } from "../storage/seam.ts";
 import { pathsOf, readRecord } from "./disk-record.ts";
@@ -50,6 +51,13 @@ export async function findImage({ storage, clock }: StoreParts, { image, format 
   // What it is and whether it can be read.
   const opened = await openImage(image, { storage, clock, format });
   await opened.reader.close();
+  if (opened.format !== "raw") {
+    throw new ReplicationError(
+      "image-format-unsupported",
+      `${opened.path} is ${formatTitle(opened.format)}, and replicas are raw images. ${formatAdvice(opened.format, opened.path)}, and adopt that`,
+      { details: { file: opened.path, format: opened.format } },
+    );
+  }
   const real = await inFile("image-unreadable", `looking for ${image}`, async () => storage.realPath?.(opened.path));
   const path = real ?? opened.path;
   const stat = await inFile("image-unreadable", `looking for ${path}`, () => storage.stat(path));

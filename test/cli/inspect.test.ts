@@ -4,6 +4,7 @@ import { basename, join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { inspectVerb } from "../../src/cli/inspect.ts";
 import type { CliIo } from "../../src/cli/verb.ts";
+import { guids, writeVhdx } from "../image/vhdx/kit.ts";
 
 const fixtures = join(import.meta.dirname, "../../fixtures");
 const folder = mkdtempSync(join(tmpdir(), "replicate-inspect-"));
@@ -109,6 +110,35 @@ describe("other files", () => {
     const misnamed = await inspect("disk.vhdx");
     expect(misnamed.code).toBe(1);
     expect(misnamed.lines[0]?.["trouble"]).toContain("VHDX");
+  });
+
+  test("a VHDX image: whole, with one damaged header, and cut", async () => {
+    const path = join(folder, "disk.vhdx");
+    const parent = { parent_linkage: `{${guids.log}}`, relative_path: ".\\gone\u001b[31m.vhdx" };
+    const pieces = [{ offset: 0, bytes: Buffer.alloc(512, 1) }];
+    await writeVhdx(path, { sizeBytes: 4 * 2 ** 20, parent, pieces });
+    const whole = await inspect("disk.vhdx");
+    expect(whole.code).toBe(0);
+    expect(whole.lines).toMatchObject([
+      {
+        ...{ kind: "image", format: "vhdx", type: "differencing", sizeBytes: 4 * 2 ** 20, payloadBlockBytes: 2 ** 20 },
+        ...{ payloadBlocks: 4, partlyPresent: 1, ofParent: 3, trouble: null, creator: "a test" },
+      },
+    ]);
+    // For people, without what a terminal would take for a command.
+    expect((await run(["disk.vhdx"])).text).toContain("gone?[31m.vhdx");
+    const bytes = readFileSync(path);
+    bytes.fill(0, 64 * 1024, 68 * 1024);
+    writeFileSync(path, bytes);
+    expect(await inspect("disk.vhdx")).toMatchObject({
+      code: 1,
+      lines: [{ sizeBytes: 4 * 2 ** 20, trouble: "header 1: signature missing, header 2 used" }],
+    });
+    writeFileSync(path, bytes.subarray(0, 2 ** 20));
+    const cut = await inspect("disk.vhdx");
+    expect(cut.code).toBe(1);
+    expect(cut.lines[0]).toMatchObject({ format: "vhdx", fileBytes: 2 ** 20 });
+    expect(cut.lines[0]?.["trouble"]).toContain("cut short");
   });
 
   test("an empty one, and text that is not hexadecimal", async () => {

@@ -1,0 +1,200 @@
+/** The block allocation table of a VHDX file, read page by page. [MS-VHDX] 2.5 */
+import { MIB } from "../../base/units.ts";
+import type { VhdxDisk } from "./metadata.ts";
+import type { LoggedFile } from "./logged-file.ts";
+import { PageCache, TABLE_PAGE_BYTES } from "./page-cache.ts";
+import { headerSectionBytes, type Region } from "./region-table.ts";
+
+/** States of payload blocks. */
+export const payloadState = {
+  notPresent: 0,
+  undefined: 1,
+  zero: 2,
+  unmapped: 3,
+  present: 6,
+  partlyPresent: 7,
+} as const;
+
+const bitmapPresent = 6;
+const entryBytes = 8;
+/** Sectors whose bits one bitmap block has. */
+const sectorsPerBitmap = 2 ** 23;
+export const bitmapBlockBytes: number = MIB;
+
+/** Blocks from `first` to `end` (exclusive) of which the same is true: not in this file, zeros, or at a place in it. */
+export type BlockStretch =
+  | { readonly kind: "elsewhere" | "zero"; readonly first: number; readonly end: number }
+  /** One block. */
+  | { readonly kind: "present" | "partly"; readonly first: number; readonly end: number; readonly at: number };
+
+/** Payload blocks between two entries of sector bitmaps. A power of two. */
+export function chunkRatio({ sectorBytes, payloadBlockBytes }: VhdxDisk): number {
+  return (sectorsPerBitmap * sectorBytes) / payloadBlockBytes;
+}
+
+/** Entries that a disk needs. */
+export function batEntries(disk: VhdxDisk): number {
+  const blocks = Math.ceil(disk.sizeBytes / disk.payloadBlockBytes);
+  const ratio = chunkRatio(disk);
+  if (blocks === 0) return 0;
+  return disk.hasParent ? Math.ceil(blocks / ratio) * (ratio + 1) : blocks + Math.floor((blocks - 1) / ratio);
+}
+
+export class Bat {
+  readonly #file: LoggedFile;
+  readonly #disk: VhdxDisk;
+  readonly #region: Region;
+  readonly #ratio: number;
+  /** Where nothing of a disk's content can lie. */
+  readonly #taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[];
+  readonly #cache: PageCache;
+
+  constructor(options: {
+    readonly file: LoggedFile;
+    readonly disk: VhdxDisk;
+    readonly region: Region;
+    readonly taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[];
+  }) {
+    this.#file = options.file;
+    this.#disk = options.disk;
+    this.#region = options.region;
+    this.#taken = options.taken;
+    this.#ratio = chunkRatio(options.disk);
+    this.#cache = new PageCache(options.file);
+  }
+
+  /** Has the entry of a block in memory, and those around it. */
+  async fetch(block: number): Promise<void> {
+    const index = this.#indexOf(block);
+    if (this.#unwrittenFrom(index) === index) await this.#cache.fetch(this.#place(index).page);
+  }
+
+  /**
+   * What is true of `first` and of as many blocks behind it as are known to be alike without reading another page; at most up to `end`.
+   * Errors: `image-damaged` with block and offset.
+   */
+  stretch(first: number, end: number): BlockStretch {
+    const index = this.#indexOf(first);
+    const unwritten = this.#unwrittenFrom(index);
+    if (unwritten > index) {
+      const stop = Math.min(end, Math.max(first + 1, this.#blockAt(unwritten)));
+      return { kind: "elsewhere", first, end: stop };
+    }
+    const { page, within } = this.#place(index);
+    const bytes = this.#cache.page(page);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    const kind = this.#kindOf(view, within, first);
+    if (kind === "present" || kind === "partly") {
+      return { kind, first, end: first + 1, at: this.#placeOf(view, within, first) };
+    }
+    // Entries of bitmaps lie between those of blocks and say nothing of any.
+    let block = first + 1;
+    let at = within + entryBytes;
+    for (; block < end; block++, at += entryBytes) {
+      if (block % this.#ratio === 0) at += entryBytes;
+      if (at + entryBytes > view.byteLength) break;
+      if (this.#kindOf(view, at, block) !== kind) break;
+    }
+    return { kind, first, end: block };
+  }
+
+  /**
+   * Whether the sectors from `sector` on are in this file, and for how many, at most `count`, that is so; all within the payload block
+   * `block`, which is partly present.
+   */
+  sectors(block: number, sector: number, count: number): { readonly here: boolean; readonly count: number } {
+    const chunk = Math.floor(block / this.#ratio);
+    const bitmapAt = this.#bitmapPlace(chunk, block);
+    const inChunk = sector - chunk * sectorsPerBitmap;
+    const bitAt = (index: number): number => {
+      const at = bitmapAt + Math.floor(index / 8);
+      const page = Math.floor(at / TABLE_PAGE_BYTES) * TABLE_PAGE_BYTES;
+      return this.#cache.page(page)[at - page] as number;
+    };
+    const here = ((bitAt(inChunk) >> (inChunk % 8)) & 1) === 1;
+    const all = here ? 0xff : 0;
+    let length = 1;
+    while (length < count) {
+      const index = inChunk + length;
+      const byte = bitAt(index);
+      if (index % 8 === 0 && byte === all && length + 8 <= count) length += 8;
+      else if (((byte >> (index % 8)) & 1) === (here ? 1 : 0)) length++;
+      else break;
+    }
+    return { here, count: length };
+  }
+
+  #indexOf(block: number): number {
+    return block + Math.floor(block / this.#ratio);
+  }
+
+  /** The first block whose entry is at `index` or behind it. */
+  #blockAt(index: number): number {
+    const chunk = Math.floor(index / (this.#ratio + 1));
+    return chunk * this.#ratio + Math.min(this.#ratio, index - chunk * (this.#ratio + 1));
+  }
+
+  #place(index: number): { readonly page: number; readonly within: number } {
+    const at = this.#region.offset + index * entryBytes;
+    const page = Math.floor(at / TABLE_PAGE_BYTES) * TABLE_PAGE_BYTES;
+    return { page, within: at - page };
+  }
+
+  /** The first entry at or behind `index` that may be other than zero, where whole pages of the table were never written. */
+  #unwrittenFrom(index: number): number {
+    const { page, within } = this.#place(index);
+    if (this.#cache.has(page) || !this.#file.isPlain(page, TABLE_PAGE_BYTES)) return index;
+    const next = this.#file.file.nextData(page + within);
+    const end = this.#region.offset + this.#region.length;
+    const dataAt = Math.min(next?.start ?? end, end);
+    if (dataAt < page + TABLE_PAGE_BYTES) return index;
+    // A log that was not written out may change pages behind this one.
+    if (!this.#file.isPlain(page, Math.floor(dataAt / TABLE_PAGE_BYTES) * TABLE_PAGE_BYTES - page)) return index;
+    return Math.floor((Math.floor(dataAt / TABLE_PAGE_BYTES) * TABLE_PAGE_BYTES - this.#region.offset) / entryBytes);
+  }
+
+  #kindOf(view: DataView, at: number, block: number): BlockStretch["kind"] {
+    const state = (view.getUint8(at) & 7) as number;
+    if (state === payloadState.notPresent) return "elsewhere";
+    if (state <= payloadState.unmapped) return "zero";
+    if (state === payloadState.present) return "present";
+    if (state === payloadState.partlyPresent && this.#disk.hasParent) return "partly";
+    const what =
+      state === payloadState.partlyPresent
+        ? "partly present, but the file has no parent"
+        : `in the unknown state ${state}`;
+    throw this.#file.damaged(`payload block ${block} is ${what}`);
+  }
+
+  #placeOf(view: DataView, at: number, block: number): number {
+    const place = offsetOf(view, at);
+    this.#checkPlace(place, this.#disk.payloadBlockBytes, `payload block ${block}`);
+    return place;
+  }
+
+  #bitmapPlace(chunk: number, block: number): number {
+    const { page, within } = this.#place(chunk * (this.#ratio + 1) + this.#ratio);
+    const bytes = this.#cache.page(page);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    if ((view.getUint8(within) & 7) !== bitmapPresent) {
+      throw this.#file.damaged(`payload block ${block} is partly present, but its sector bitmap ${chunk} is not there`);
+    }
+    const place = offsetOf(view, within);
+    this.#checkPlace(place, bitmapBlockBytes, `sector bitmap ${chunk}`);
+    return place;
+  }
+
+  #checkPlace(place: number, length: number, name: string): void {
+    if (place < headerSectionBytes || !Number.isSafeInteger(place + length)) {
+      throw this.#file.damaged(`${name} lies at ${place}, where there is no room for it`, place);
+    }
+    const over = this.#taken.find((taken) => place < taken.offset + taken.length && place + length > taken.offset);
+    if (over !== undefined) throw this.#file.damaged(`${name} at ${place} lies over ${over.name}`, place);
+  }
+}
+
+/** Bits 20 to 63 of an entry are the place in MiB, so that those below, which are state and reserved, leave it in bytes. */
+function offsetOf(view: DataView, at: number): number {
+  const low = view.getUint32(at, true);
+  return low - (low % MIB) + view.getUint32(at + 4, true) * 2 ** 32;
+}
