@@ -4,10 +4,12 @@ import { GIB, KIB, MIB, TIB } from "./units.ts";
 export const limits = {
   /** Largest disk: 64 TiB, the largest VHDX. */
   diskBytesMax: 64 * TIB,
-  /** Of a VHDX image: its log, files of a chain of differencing images, and table pages kept in memory for one file, in bytes. */
+  /** Of the log of a VHDX image. */
   vhdxLogBytesMax: 256 * MIB,
+  /** Files of a chain of differencing images. */
   chainFilesMax: 64,
-  vhdxCacheBytes: 4 * MIB,
+  /** Pages of the tables of one image file kept in memory, in bytes. */
+  imageTableCacheBytes: 4 * MIB,
   /** Bytes of a frame's header (msgpack). */
   frameHeaderBytesMax: 64 * KIB,
   /** Bytes of a frame's payload: one extent, or its stored form with a codec's worst growth. */

@@ -3,6 +3,7 @@ import { ReplicationError, toReplicationError } from "../base/errors.ts";
 import { MIB } from "../base/units.ts";
 import { detectFormat, detectHeadBytes, detectTailBytes, formatTitle, promisedFormat } from "../image/detect.ts";
 import { openImage } from "../image/open-image.ts";
+import { inspectVhd } from "../image/vhd/inspect.ts";
 import { inspectVhdx } from "../image/vhdx/inspect.ts";
 import { inspectStoreFile } from "../replica/store.ts";
 import { inspectSeedFile } from "../replication/seed/inspect.ts";
@@ -85,8 +86,8 @@ async function imageOf(storage: Storage, path: string): Promise<Found> {
     await reader.read(tail, sizeBytes - tail.length);
     const format = detectFormat({ head, tail });
     const allocatedBytes = (await storage.stat(path))?.allocatedBytes;
-    if (format === "vhdx") {
-      const { facts, trouble } = await inspectVhdx(storage, path);
+    if (format === "vhdx" || format === "vhd") {
+      const { facts, trouble } = await (format === "vhdx" ? inspectVhdx : inspectVhd)(storage, path);
       return { kind: "image", facts: { ...facts, allocatedBytes }, trouble };
     }
     // The size of another format's disk is not the size of its file.

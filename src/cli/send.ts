@@ -17,7 +17,7 @@ const help = `usage: replicate send IMAGE HOST:PORT/DISK --tls DIR/NAME [options
 Sends the state of an image: only what differs from what the receiver holds. Ends when that state is a durable recovery point there.
 A lost connection is made again and the copy goes on; a send that was stopped goes on where it was when it is run again.
 
-  IMAGE                  a raw image, a VHDX image (.vhdx, .avhdx; its parents are found), or a block device
+  IMAGE                  a raw image, a VHDX or VHD image (parents of differencing ones are found), or a block device
   HOST:PORT/DISK         the receiver, and the name of the disk there (1 to 63 of a-z 0-9 . _ -)
   MACHINE                with --disk: its disks are sent as they are at one moment, as MACHINE.NAME each. A point is made of all or of none of
                          them, unless the sender dies in between: then the cut is incomplete, which replicate points tells

@@ -16,6 +16,7 @@ import {
 } from "./detect.ts";
 import { createImageGuard, type ImageGuard, joinGuards } from "./guard.ts";
 import { createRawReader, rawSectorBytes } from "./raw.ts";
+import { openVhd } from "./vhd/open.ts";
 import { openVhdx } from "./vhdx/open.ts";
 
 export interface OpenImageOptions {
@@ -30,7 +31,7 @@ export interface OpenImageOptions {
 
 export interface OpenImage {
   readonly reader: BlockReader;
-  readonly format: "raw" | "vhdx";
+  readonly format: "raw" | "vhdx" | "vhd";
   /** Absolute. */
   readonly path: string;
   /** The same for every name of the file or device: `file:DEVICE:INODE` or `device:MAJOR:MINOR`. */
@@ -56,7 +57,7 @@ export async function openImage(path: string, options: OpenImageOptions): Promis
       path: absolute,
       identity: stat.kind === "device" ? `device:${stat.device}` : `file:${stat.device}:${stat.inode}`,
     };
-    if (format === "vhdx") return { ...facts, ...(await openVhdxImage(file, options)) };
+    if (format !== "raw") return { ...facts, format, ...(await openChain(file, format, options)) };
     if (stat.sizeBytes > limits.diskBytesMax) {
       throw new ReplicationError(
         "limit-exceeded",
@@ -80,19 +81,21 @@ export async function openImage(path: string, options: OpenImageOptions): Promis
  * Its tables are read now: it is watched from before, or what was read of them could be older than what is read of the disk. One that may
  * change is the user's word.
  */
-async function openVhdxImage(
+async function openChain(
   file: StorageFile,
+  format: "vhdx" | "vhd",
   options: OpenImageOptions,
-): Promise<Pick<OpenImage, "reader" | "format" | "guard" | "remarks">> {
+): Promise<Pick<OpenImage, "reader" | "guard" | "remarks">> {
   const { storage, clock = systemClock } = options;
   const guards: ImageGuard[] = [];
-  const { reader, files } = await openVhdx(file, storage, async (each) => {
+  const watch = async (each: StorageFile): Promise<void> => {
     const guard = createImageGuard(each, { storage, clock });
     guards.push(guard);
     if (options.allowLive !== true) await guard.begin();
-  });
+  };
+  const { reader, files } = await (format === "vhdx" ? openVhdx : openVhd)(file, storage, watch);
   const remarks = files.flatMap(({ file: { path }, facts }) => facts.remarks.map((remark) => `${path}: ${remark}`));
-  return { reader, format: "vhdx", guard: joinGuards(guards), remarks };
+  return { reader, guard: joinGuards(guards), remarks };
 }
 
 async function openFile(path: string, options: OpenImageOptions): Promise<StorageFile> {
@@ -140,7 +143,7 @@ async function formatOf(file: StorageFile, stat: FileStat): Promise<OpenImage["f
   const tailBytes = Math.min(detectTailBytes, stat.sizeBytes);
   const tail = await readPiece(file, stat.sizeBytes - tailBytes, tailBytes);
   const format: ImageFormat = detectFormat({ head, tail });
-  if (format === "vhdx") return format;
+  if (format === "vhdx" || format === "vhd") return format;
   const insist = "If it is a raw disk all the same, pass --format raw";
   if (format !== "raw") {
     throw new ReplicationError(

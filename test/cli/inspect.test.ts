@@ -4,6 +4,7 @@ import { basename, join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { inspectVerb } from "../../src/cli/inspect.ts";
 import type { CliIo } from "../../src/cli/verb.ts";
+import { tableAt, writeVhd } from "../image/vhd-kit.ts";
 import { guids, writeVhdx } from "../image/vhdx/kit.ts";
 
 const fixtures = join(import.meta.dirname, "../../fixtures");
@@ -139,6 +140,28 @@ describe("other files", () => {
     expect(cut.code).toBe(1);
     expect(cut.lines[0]).toMatchObject({ format: "vhdx", fileBytes: 2 ** 20 });
     expect(cut.lines[0]?.["trouble"]).toContain("cut short");
+  });
+
+  test("a VHD image: whole, with a block over its table, and without its footer", async () => {
+    const path = join(folder, "disk.vhd");
+    const pieces = [{ offset: 0, bytes: Buffer.alloc(512, 1) }];
+    const { sizeBytes } = await writeVhd(path, { sizeBytes: 5 * 2 ** 20, type: "dynamic", pieces });
+    expect(await inspect("disk.vhd")).toMatchObject({
+      code: 0,
+      lines: [{ format: "vhd", type: "dynamic", sizeBytes: 5 * 2 ** 20, present: 1, absent: 2, trouble: null }],
+    });
+    const bytes = readFileSync(path);
+    bytes.writeUInt32BE(3, tableAt + 4);
+    writeFileSync(path, bytes);
+    const over = await inspect("disk.vhd");
+    expect(over).toMatchObject({ code: 1, lines: [{ sizeBytes: 5 * 2 ** 20 }] });
+    expect(over.lines[0]?.["trouble"]).toContain("payload block 1 at 1536 lies over the table");
+    bytes.writeUInt32BE(0xffff_ffff, tableAt + 4);
+    writeFileSync(path, bytes.subarray(0, sizeBytes - 512));
+    expect(await inspect("disk.vhd")).toMatchObject({
+      code: 1,
+      lines: [{ present: 1, trouble: expect.stringContaining("footer at the end is damaged or missing") }],
+    });
   });
 
   test("an empty one, and text that is not hexadecimal", async () => {

@@ -1,4 +1,4 @@
-/** VHDX images as sources: what QEMU writes into them arrives, with their chains, and they stay as they are. */
+/** VHDX and VHD images as sources: what QEMU writes into them arrives, with their chains, and they stay as they are. */
 import { createHash } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -49,6 +49,24 @@ test("C-08 C-11 C-22 a VHDX that QEMU writes: initial copy and deltas are equal,
   // Over old content, in a new payload block, and zeros.
   write("write -P 0xb1 4k 4k", "write -P 0xb2 200M 8k", "write -z 100M 64k");
   expect(await transfer()).toMatchObject({ bytesShipped: 12 * KIB, blocksZero: 1 });
+});
+
+test("C-22 a VHD that QEMU writes: copied and changed", async (t) => {
+  needTools(t, "qemu-img", "qemu-io");
+  const dir = tempDir(t);
+  const image = join(dir, "disk.vhd");
+  must("qemu-img", "create", "-q", "-f", "vpc", "-o", "force_size=on", image, "64M");
+  must("qemu-io", "-f", "vpc", "-c", "write -P 0xa1 0 64k", "-c", "write -P 0xa2 40M 1M", image);
+  const receiver = await startReceiver(t, { storeDir: join(dir, "store"), tls: pki.recv });
+  const replica = replicaPath(receiver.storeDir, "vm");
+  for (const reason of ["initial", "scan"]) {
+    const result = await send(t, { image, port: receiver.port, disk: "vm", tls: pki.send });
+    expect(result.code, result.stderr).toBe(0);
+    expect(result.done).toMatchObject({ reason });
+    expect(statSync(replica).size).toBe(64 * MIB);
+    must("qemu-img", "compare", "-f", "vpc", "-F", "raw", image, replica);
+    must("qemu-io", "-f", "vpc", "-c", "write -P 0xb1 20M 8k", image);
+  }
 });
 
 test("a chain of three files is one disk", async (t) => {

@@ -1,8 +1,6 @@
 import { execFileSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { mkdir, symlink, truncate, writeFile } from "node:fs/promises";
-import { join, relative } from "node:path";
-import { gunzipSync } from "node:zlib";
+import { relative } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { GIB, TIB } from "../../src/base/units.ts";
 import { openImage } from "../../src/image/open-image.ts";
@@ -11,9 +9,6 @@ import { createScratch, hasCommand, type Scratch } from "../storage/scratch.ts";
 import { readRange } from "./conformance.ts";
 
 const storage = createNodeStorage();
-/** Images made by real tools, kept beside the repository. */
-const samples = join(import.meta.dirname, "../../../shared/vhdx");
-const noSamples = existsSync(samples) ? undefined : "the sample images are not beside this repository";
 const noQemu = hasCommand("qemu-img", "--version") ? undefined : "no qemu-img";
 const why = (reason: string | undefined): string => (reason === undefined ? "" : ` (skipped: ${reason})`);
 
@@ -22,11 +17,6 @@ beforeEach(async () => {
   scratch = await createScratch();
 });
 afterEach(() => scratch.remove());
-
-async function unpack(sample: string, name: string): Promise<string> {
-  await writeFile(scratch.file(name), gunzipSync(readFileSync(join(samples, sample))));
-  return scratch.file(name);
-}
 
 async function failure(path: string): Promise<{ readonly code: string; readonly message: string }> {
   return openImage(path, { storage }).then(
@@ -112,19 +102,6 @@ describe("raw images", () => {
   });
 });
 
-describe.skipIf(noSamples !== undefined)(`images of real tools${why(noSamples)}`, () => {
-  const vhds =
-    noSamples === undefined ? readdirSync(join(samples, "dfvfs")).filter((name) => name.endsWith(".vhd.gz")) : [];
-  test.each(vhds)("C-23 %s is a VHD, by name and under a wrong name", async (sample) => {
-    for (const name of ["disk.vhd", "disk.raw"]) {
-      expect(await failure(await unpack(`dfvfs/${sample}`, name))).toMatchObject({
-        code: "image-format-unsupported",
-        message: expect.stringContaining("a VHD image"),
-      });
-    }
-  });
-});
-
 describe.skipIf(noQemu !== undefined)(`images of qemu-img${why(noQemu)}`, () => {
   test.each([
     ["qcow2", "a QCOW2 image", []],
@@ -133,8 +110,6 @@ describe.skipIf(noQemu !== undefined)(`images of qemu-img${why(noQemu)}`, () => 
     ["vdi", "a VDI image", []],
     ["qed", "a QED image", []],
     ["parallels", "a Parallels image", []],
-    ["vpc", "a VHD image", []],
-    ["vpc", "a VHD image", ["-o", "subformat=fixed"]],
   ] as const)(
     "C-23 %s is refused as %s %j, and the command in the message makes it readable",
     async (format, title, options) => {

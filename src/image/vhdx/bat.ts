@@ -2,7 +2,9 @@
 import { MIB } from "../../base/units.ts";
 import type { VhdxDisk } from "./metadata.ts";
 import type { LoggedFile } from "./logged-file.ts";
-import { PageCache, TABLE_PAGE_BYTES } from "./page-cache.ts";
+import type { BlockMap, BlockStretch } from "../mapped-reader.ts";
+import { sectorRun } from "../sector-bits.ts";
+import { TABLE_PAGE_BYTES, TablePages } from "../table-pages.ts";
 import { headerSectionBytes, type Region } from "./region-table.ts";
 
 /** States of payload blocks. */
@@ -21,12 +23,6 @@ const entryBytes = 8;
 const sectorsPerBitmap = 2 ** 23;
 export const bitmapBlockBytes: number = MIB;
 
-/** Blocks from `first` to `end` (exclusive) of which the same is true: not in this file, zeros, or at a place in it. */
-export type BlockStretch =
-  | { readonly kind: "elsewhere" | "zero"; readonly first: number; readonly end: number }
-  /** One block. */
-  | { readonly kind: "present" | "partly"; readonly first: number; readonly end: number; readonly at: number };
-
 /** Payload blocks between two entries of sector bitmaps. A power of two. */
 export function chunkRatio({ sectorBytes, payloadBlockBytes }: VhdxDisk): number {
   return (sectorsPerBitmap * sectorBytes) / payloadBlockBytes;
@@ -40,14 +36,16 @@ export function batEntries(disk: VhdxDisk): number {
   return disk.hasParent ? Math.ceil(blocks / ratio) * (ratio + 1) : blocks + Math.floor((blocks - 1) / ratio);
 }
 
-export class Bat {
+export class Bat implements BlockMap {
   readonly #file: LoggedFile;
   readonly #disk: VhdxDisk;
   readonly #region: Region;
   readonly #ratio: number;
   /** Where nothing of a disk's content can lie. */
   readonly #taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[];
-  readonly #cache: PageCache;
+  readonly #pages: TablePages;
+
+  readonly payloadBlockBytes: number;
 
   constructor(options: {
     readonly file: LoggedFile;
@@ -57,16 +55,17 @@ export class Bat {
   }) {
     this.#file = options.file;
     this.#disk = options.disk;
+    this.payloadBlockBytes = options.disk.payloadBlockBytes;
     this.#region = options.region;
     this.#taken = options.taken;
     this.#ratio = chunkRatio(options.disk);
-    this.#cache = new PageCache(options.file);
+    this.#pages = new TablePages(options.file);
   }
 
   /** Has the entry of a block in memory, and those around it. */
   async fetch(block: number): Promise<void> {
     const index = this.#indexOf(block);
-    if (this.#unwrittenFrom(index) === index) await this.#cache.fetch(this.#place(index).page);
+    if (this.#unwrittenFrom(index) === index) await this.#pages.fetch(this.#place(index).page);
   }
 
   /**
@@ -81,8 +80,10 @@ export class Bat {
       return { kind: "elsewhere", first, end: stop };
     }
     const { page, within } = this.#place(index);
-    const bytes = this.#cache.page(page);
+    const bytes = this.#pages.page(page);
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    // The file may end in the middle of the table.
+    if (within + entryBytes > bytes.length) this.#pages.view(page + within, entryBytes);
     const kind = this.#kindOf(view, within, first);
     if (kind === "present" || kind === "partly") {
       return { kind, first, end: first + 1, at: this.#placeOf(view, within, first) };
@@ -106,22 +107,7 @@ export class Bat {
     const chunk = Math.floor(block / this.#ratio);
     const bitmapAt = this.#bitmapPlace(chunk, block);
     const inChunk = sector - chunk * sectorsPerBitmap;
-    const bitAt = (index: number): number => {
-      const at = bitmapAt + Math.floor(index / 8);
-      const page = Math.floor(at / TABLE_PAGE_BYTES) * TABLE_PAGE_BYTES;
-      return this.#cache.page(page)[at - page] as number;
-    };
-    const here = ((bitAt(inChunk) >> (inChunk % 8)) & 1) === 1;
-    const all = here ? 0xff : 0;
-    let length = 1;
-    while (length < count) {
-      const index = inChunk + length;
-      const byte = bitAt(index);
-      if (index % 8 === 0 && byte === all && length + 8 <= count) length += 8;
-      else if (((byte >> (index % 8)) & 1) === (here ? 1 : 0)) length++;
-      else break;
-    }
-    return { here, count: length };
+    return sectorRun(this.#pages, { at: bitmapAt, first: "lowest" }, { index: inChunk, count });
   }
 
   #indexOf(block: number): number {
@@ -143,7 +129,7 @@ export class Bat {
   /** The first entry at or behind `index` that may be other than zero, where whole pages of the table were never written. */
   #unwrittenFrom(index: number): number {
     const { page, within } = this.#place(index);
-    if (this.#cache.has(page) || !this.#file.isPlain(page, TABLE_PAGE_BYTES)) return index;
+    if (this.#pages.has(page) || !this.#file.isPlain(page, TABLE_PAGE_BYTES)) return index;
     const next = this.#file.file.nextData(page + within);
     const end = this.#region.offset + this.#region.length;
     const dataAt = Math.min(next?.start ?? end, end);
@@ -174,12 +160,11 @@ export class Bat {
 
   #bitmapPlace(chunk: number, block: number): number {
     const { page, within } = this.#place(chunk * (this.#ratio + 1) + this.#ratio);
-    const bytes = this.#cache.page(page);
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-    if ((view.getUint8(within) & 7) !== bitmapPresent) {
+    const view = this.#pages.view(page + within, entryBytes);
+    if ((view.getUint8(0) & 7) !== bitmapPresent) {
       throw this.#file.damaged(`payload block ${block} is partly present, but its sector bitmap ${chunk} is not there`);
     }
-    const place = offsetOf(view, within);
+    const place = offsetOf(view, 0);
     this.#checkPlace(place, bitmapBlockBytes, `sector bitmap ${chunk}`);
     return place;
   }

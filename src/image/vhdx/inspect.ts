@@ -1,7 +1,7 @@
 /** A VHDX file in words. */
 import { ReplicationError } from "../../base/errors.ts";
 import type { Storage } from "../../storage/seam.ts";
-import type { BlockStretch } from "./bat.ts";
+import type { BlockStretch } from "../mapped-reader.ts";
 import { noGuid } from "./guid.ts";
 import { metadataItems } from "./metadata.ts";
 import { batOf, readVhdxFacts, type VhdxFacts } from "./open.ts";

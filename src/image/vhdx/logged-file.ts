@@ -1,13 +1,15 @@
 /** A VHDX file as it is after its log was replayed. */
-import { errnoOf, ReplicationError } from "../../base/errors.ts";
+import type { ReplicationError } from "../../base/errors.ts";
 import type { LaneStorage, StorageFile } from "../../storage/seam.ts";
+import { PlainFile } from "../plain-file.ts";
+import type { TableFile } from "../table-pages.ts";
 import { vhdxDamaged } from "./damage.ts";
 import { completeSector, LOG_SECTOR_BYTES } from "./log-entries.ts";
 import type { LogOverlay } from "./replay.ts";
 
-export class LoggedFile {
+export class LoggedFile implements TableFile {
   readonly file: StorageFile;
-  readonly #lanes: LaneStorage;
+  readonly #plain: PlainFile;
   readonly #overlay: LogOverlay | undefined;
   readonly #fileBytes: number;
   /** With what the log adds at the end, which reads as zeros. */
@@ -21,7 +23,7 @@ export class LoggedFile {
     readonly overlay: LogOverlay | undefined;
   }) {
     this.file = options.file;
-    this.#lanes = options.lanes;
+    this.#plain = new PlainFile(options.file, options.lanes, options.fileBytes);
     this.#fileBytes = options.fileBytes;
     this.#overlay = options.overlay;
     this.sizeBytes = Math.max(options.fileBytes, options.overlay?.lastFileBytes ?? 0);
@@ -31,19 +33,17 @@ export class LoggedFile {
     return this.file.path;
   }
 
-  /** Whether the range is in the file as it is: what reads the file itself reads the same. */
   isPlain(offset: number, length: number): boolean {
     return offset + length <= this.#fileBytes && this.#overlay?.touches(offset, length) !== true;
   }
 
-  /** Fills all of `target`, or throws `image-truncated` or `image-unreadable`. */
   async read(target: Uint8Array, offset: number): Promise<void> {
     if (this.isPlain(offset, target.length)) {
-      await this.#readPlain(target, offset);
+      await this.#plain.read(target, offset);
       return;
     }
     for (const { bytes, at, place } of this.#sectors(target, offset)) {
-      if (place !== undefined) await this.#readPlain(bytes, place);
+      if (place !== undefined) await this.#plain.read(bytes, place);
       this.#complete(bytes, at);
     }
   }
@@ -51,11 +51,11 @@ export class LoggedFile {
   /** The same, at once: a few pages of a table. */
   readNow(target: Uint8Array, offset: number): void {
     if (this.isPlain(offset, target.length)) {
-      this.#readPlainNow(target, offset);
+      this.#plain.readNow(target, offset);
       return;
     }
     for (const { bytes, at, place } of this.#sectors(target, offset)) {
-      if (place !== undefined) this.#readPlainNow(bytes, place);
+      if (place !== undefined) this.#plain.readNow(bytes, place);
       this.#complete(bytes, at);
     }
   }
@@ -68,7 +68,7 @@ export class LoggedFile {
     offset: number,
   ): Generator<{ readonly bytes: Uint8Array; readonly at: number; readonly place: number | undefined }> {
     const end = offset + target.length;
-    if (end > this.sizeBytes) throw this.truncated(this.sizeBytes);
+    if (end > this.sizeBytes) throw this.truncated(this.sizeBytes, `it is read up to ${end}`);
     for (let at = offset; at < end; ) {
       const sectorAt = Math.floor(at / LOG_SECTOR_BYTES) * LOG_SECTOR_BYTES;
       const stop = Math.min(end, sectorAt + LOG_SECTOR_BYTES);
@@ -94,43 +94,8 @@ export class LoggedFile {
     completeSector(bytes, at - sectorAt, change);
   }
 
-  async #readPlain(target: Uint8Array, offset: number): Promise<void> {
-    let count: number;
-    try {
-      count = await this.file.read(target, offset);
-    } catch (error) {
-      throw this.#unreadable(error, target.length, offset);
-    }
-    if (count < target.length) throw this.truncated(offset + count);
-  }
-
-  #readPlainNow(target: Uint8Array, offset: number): void {
-    let count: number;
-    try {
-      count = this.#lanes.read(this.file.fd, target, offset);
-    } catch (error) {
-      throw this.#unreadable(error, target.length, offset);
-    }
-    if (count < target.length) throw this.truncated(offset + count);
-  }
-
-  /** `what`: what is missing of it. */
-  truncated(endsAt: number, what = "more belongs to it"): ReplicationError {
-    return new ReplicationError(
-      "image-truncated",
-      `${this.path} ends at offset ${endsAt}, but ${what}: it was cut short, or its copy is incomplete`,
-      { details: { file: this.path, offset: endsAt } },
-    );
-  }
-
-  #unreadable(error: unknown, length: number, offset: number): unknown {
-    const code = errnoOf(error);
-    if (code === undefined) return error;
-    return new ReplicationError(
-      "image-unreadable",
-      `${this.path} cannot be read at offset ${offset}, length ${length}: ${code}. Check the medium and the system's log`,
-      { cause: error, details: { file: this.path, offset, length, errno: code } },
-    );
+  truncated(endsAt: number, what: string): ReplicationError {
+    return this.#plain.truncated(endsAt, what);
   }
 
   damaged(what: string, offset?: number): ReplicationError {

@@ -1,9 +1,10 @@
 /** Opens a VHDX file, and the files it builds upon. */
-import { basename, dirname, resolve } from "node:path";
 import { invariant, ReplicationError } from "../../base/errors.ts";
 import { limits } from "../../base/limits.ts";
 import type { Storage, StorageFile } from "../../storage/seam.ts";
 import type { BlockReader } from "../block-device.ts";
+import { MappedReader } from "../mapped-reader.ts";
+import { openParent, type WantedParent } from "../parents.ts";
 import { Bat, batEntries } from "./bat.ts";
 import { vhdxDamaged, vhdxUnsupported } from "./damage.ts";
 import { noGuid } from "./guid.ts";
@@ -28,7 +29,6 @@ import {
   type VhdxDisk,
 } from "./metadata.ts";
 import { type ParentLocator, parseParentLocator } from "./parent-locator.ts";
-import { VhdxReader } from "./reader.ts";
 import {
   batRegion,
   metadataRegion,
@@ -149,7 +149,7 @@ export async function openVhdx(
         files.push({ file: next, facts });
         unread = undefined;
         checkChild(files);
-        next = facts.disk.hasParent ? await openParent(files, storage) : undefined;
+        next = facts.parent === undefined ? undefined : await openParent(files, wantedParent(facts.parent), storage);
         unread = next;
       }
     } finally {
@@ -157,7 +157,8 @@ export async function openVhdx(
     }
     let reader: BlockReader | undefined;
     for (const { facts } of [...files].reverse()) {
-      reader = new VhdxReader({ file: facts.file, disk: facts.disk, bat: batOf(facts) }, reader);
+      const { sizeBytes, sectorBytes } = facts.disk;
+      reader = new MappedReader({ sizeBytes, sectorBytes, file: facts.file, map: batOf(facts), parent: reader });
     }
     invariant(reader !== undefined, "a chain has a file");
     return { reader, files };
@@ -165,6 +166,10 @@ export async function openVhdx(
     for (const each of files) await each.file.close();
     throw error;
   }
+}
+
+function wantedParent({ paths, linkages }: ParentLocator): WantedParent {
+  return { paths, words: `the data ${linkages.join(" or ")}` };
 }
 
 /** The newest file of `files` is the right parent of the one before it. */
@@ -190,59 +195,6 @@ function checkChild(files: readonly ChainFile[]): void {
       { details: { file: child.file.path, parent: parent.file.path } },
     );
   }
-}
-
-async function openParent(files: readonly ChainFile[], storage: Storage): Promise<StorageFile> {
-  const child = files.at(-1);
-  const locator = child?.facts.parent;
-  invariant(child !== undefined && locator !== undefined, "a child says who its parent is");
-  const { path } = child.file;
-  if (files.length >= limits.chainFilesMax) {
-    throw new ReplicationError(
-      "limit-exceeded",
-      `${files[0]?.file.path ?? path}: its chain of parents has more than ${limits.chainFilesMax} files: merge some of them`,
-    );
-  }
-  const tried: string[] = [];
-  for (const candidate of parentPaths(locator, dirname(path))) {
-    tried.push(candidate);
-    const stat = await storage.stat(candidate);
-    if (stat === undefined) continue;
-    if (stat.kind !== "file" && stat.kind !== "device") continue;
-    for (const each of files) {
-      const known = await each.file.stat();
-      if (known.device === stat.device && known.inode === stat.inode) {
-        throw vhdxDamaged(path, `its parent is ${candidate}, which builds upon it in turn`);
-      }
-    }
-    return await storage.open(candidate);
-  }
-  const written = locator.paths.map((each) => each.path).join(", ");
-  throw new ReplicationError(
-    "image-not-found",
-    `${path} is a differencing image, and its parent was not found. It names ${written}; looked for ${tried.join(", ")}; wanted is the data ` +
-      `${locator.linkages.join(" or ")}. Put the parent into the same folder`,
-    { details: { file: path } },
-  );
-}
-
-/**
- * Where a parent may be, most likely first: by its relative path; where that does not lead to it, beside its child, since paths of Windows name no place here.
- * The right one is told by its data.
- */
-export function parentPaths(locator: ParentLocator, folder: string): string[] {
-  const paths: string[] = [];
-  for (const { kind, path } of locator.paths) {
-    const turned = path.replaceAll("\\", "/");
-    if (turned.includes("\0")) continue;
-    if (kind === "relative") paths.push(resolve(folder, turned));
-    else if (path.startsWith("/")) paths.push(resolve(path));
-  }
-  for (const { path } of locator.paths) {
-    const name = basename(path.replaceAll("\\", "/"));
-    if (name !== "" && name !== "." && name !== ".." && !name.includes("\0")) paths.push(resolve(folder, name));
-  }
-  return [...new Set(paths)];
 }
 
 async function openLog(file: StorageFile, header: VhdxHeader, fileBytes: number): Promise<LogOverlay | undefined> {

@@ -1,4 +1,5 @@
 /** What a differencing VHDX says of its parent. Pure. [MS-VHDX] 2.6.2.6 */
+import type { NamedPath } from "../parents.ts";
 import { parseGuid, readGuid } from "./guid.ts";
 import type { Parsed } from "./headers.ts";
 
@@ -11,7 +12,7 @@ export interface ParentLocator {
   /** GUIDs of which the parent's data has one. */
   readonly linkages: readonly string[];
   /** As they are written, in the order in which they are to be tried. */
-  readonly paths: readonly { readonly kind: "relative" | "volume" | "absolute"; readonly path: string }[];
+  readonly paths: readonly NamedPath[];
   readonly pairs: Readonly<Record<string, string>>;
 }
 

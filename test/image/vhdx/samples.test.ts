@@ -5,8 +5,8 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { openImage } from "../../../src/image/open-image.ts";
 import { createNodeStorage } from "../../../src/storage/node-storage.ts";
 import { createScratch, type Scratch } from "../../storage/scratch.ts";
-import { readRange } from "../conformance.ts";
-import { contentDigest, noSamples, samples, unpackSample } from "./samples.ts";
+import { extentsOf, readRange } from "../conformance.ts";
+import { contentDigest, noSamples, samples, unpackSample, vhdSamples } from "./samples.ts";
 
 const storage = createNodeStorage();
 let scratch: Scratch;
@@ -16,19 +16,40 @@ beforeEach(async () => {
 afterEach(() => scratch.remove());
 
 describe.skipIf(noSamples !== undefined)(`images of real tools (${noSamples ?? "beside this repository"})`, () => {
-  test.each(samples.filter(({ large }) => large !== true))(
-    "C-08 $file: right, and the file stays as it is",
+  test.each([...samples.filter(({ large }) => large !== true), ...vhdSamples])(
+    "C-08 C-22 C-23 $file: right, and the file stays as it is",
     async ({ file, parent, digest }) => {
       if (parent !== undefined) unpackSample(parent, scratch.path);
       const path = unpackSample(file, scratch.path);
       const before = createHash("sha256").update(readFileSync(path)).digest("hex");
       const image = await openImage(path, { storage });
-      expect(image.format).toBe("vhdx");
+      expect(image.format).toBe(file.endsWith(".vhd") ? "vhd" : "vhdx");
       expect(await contentDigest(image.reader)).toBe(digest);
       await image.reader.close();
       expect(createHash("sha256").update(readFileSync(path)).digest("hex")).toBe(before);
     },
   );
+
+  test.each(["qemu/hyperv2012r2-dynamic.vhd", "qemu/virtualpc-dynamic.vhd"])(
+    "C-22 %s is an empty disk of the size it says, which its geometry does not",
+    async (file) => {
+      const image = await openImage(unpackSample(file, scratch.path), { storage });
+      expect(image.reader.sizeBytes).toBe(136_365_211_648);
+      expect(await extentsOf(image.reader, 0, image.reader.sizeBytes)).toEqual([
+        { kind: "hole", offset: 0, length: 136_365_211_648 },
+      ]);
+      await image.reader.close();
+    },
+  );
+
+  test("C-23 a VHD under a wrong name is what its content says", async () => {
+    renameSync(unpackSample("dfvfs/ntfs-fixed.vhd", scratch.path), scratch.file("disk.raw"));
+    const image = await openImage(scratch.file("disk.raw"), { storage });
+    expect(image.format).toBe("vhd");
+    // Not a raw disk with a sector more.
+    expect(image.reader.sizeBytes).toBe(4_194_304);
+    await image.reader.close();
+  });
 
   test("C-04 the partition table of a disk whose log was not written out is there", async () => {
     const image = await openImage(unpackSample("discutils/vhdx-log-replay.vhdx", scratch.path), { storage });

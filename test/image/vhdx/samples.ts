@@ -63,6 +63,33 @@ export const samples: readonly Sample[] = [
   },
 ];
 
+/** VHD files. */
+export const vhdSamples: readonly Sample[] = [
+  { file: "dfvfs/ext2.vhd", digest: "870be7ae16c1fa8faab05c6eb9205dc9a7ae35c5f552c5cf8a267c0bc6a5cb99" },
+  { file: "dfvfs/ntfs-dynamic.vhd", digest: "8b10b52e3d1e76075d05a5101a6536b9fa8376a5b8f7c22f502d0987d165c876" },
+  { file: "dfvfs/ntfs-fixed.vhd", digest: "cd81fade3878f1b2957f1ece168201876bdf4e90c9b30f60c2f232eba5fea76c" },
+  { file: "dfvfs/ntfs-parent.vhd", digest: "c91d1766dd4b3327f33a082cbf958d3566dd84a3d71c2473a5ae6155e53171de" },
+  { file: "dfvfs/fat-parent.vhd", digest: "bbdb657bc5aa2fde44e2456149f9257a862cb84f4668e338b90e357b0fbdf118" },
+  {
+    file: "dfvfs/ntfs-differential.vhd",
+    parent: "dfvfs/ntfs-parent.vhd",
+    digest: "b7922a46a6b08fa4f4fc0c51a25d5587d1d49f15cfade45ca740dd07110ae144",
+  },
+  {
+    file: "dfvfs/fat-differential.vhd",
+    parent: "dfvfs/fat-parent.vhd",
+    // libvhdi gives another one: it has zeros in sector 186, whose bit is not set, where the parent has the content of a file.
+    digest: "f4b61a33ee2f7e8c19f737792a4107e46340026a9a829e4169b751901cc3ef02",
+  },
+  { file: "dfvfs/image.vhd", digest: "c6db12a7db548e193c29420c1b4533e4708b20c5033db5cc29ef075d48316d25" },
+  {
+    file: "dfvfs/image-differential.vhd",
+    parent: "dfvfs/image.vhd",
+    digest: "c6db12a7db548e193c29420c1b4533e4708b20c5033db5cc29ef075d48316d25",
+  },
+  { file: "qemu/d2v-zerofilled.vhd", digest: "1ba076be94a8a64541c25aae8d5a5f8b0da758c3797af597e03acb431ff8d143" },
+];
+
 /** Unpacks one into a folder, sparse. */
 export function unpackSample(file: string, folder: string): string {
   const path = join(folder, basename(file));

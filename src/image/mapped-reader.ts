@@ -1,39 +1,67 @@
-/** A VHDX file as a disk: over its parent, where it has one. */
-import type { BlockReader, Extent, FileRun } from "../block-device.ts";
-import { checkRange } from "../range.ts";
-import type { Bat } from "./bat.ts";
-import type { LoggedFile } from "./logged-file.ts";
-import type { VhdxDisk } from "./metadata.ts";
+/** A disk whose blocks lie anywhere in a file, as a table says: over its parent, where it has one. */
+import type { StorageFile } from "../storage/seam.ts";
+import type { BlockReader, Extent, FileRun } from "./block-device.ts";
+import { checkRange } from "./range.ts";
 
-export interface VhdxParts {
-  readonly file: LoggedFile;
-  readonly disk: VhdxDisk;
-  readonly bat: Bat;
+/** Blocks from `first` to `end` (exclusive) of which the same is true: not in this file, zeros, or at a place in it. */
+export type BlockStretch =
+  | { readonly kind: "elsewhere" | "zero"; readonly first: number; readonly end: number }
+  /** One block. */
+  | { readonly kind: "present" | "partly"; readonly first: number; readonly end: number; readonly at: number };
+
+/** Where payload blocks are. Its methods throw `image-damaged`, `image-truncated`, `image-unreadable`. */
+export interface BlockMap {
+  readonly payloadBlockBytes: number;
+  /** Has what is needed of a block in memory, so that `stretch` need not read it. */
+  fetch(block: number): Promise<void>;
+  /** What is true of `first`, and of as many blocks behind it, at most up to `end`, as are known to be alike without reading more. */
+  stretch(first: number, end: number): BlockStretch;
+  /** Whether the sectors from `sector` on are in this file, and for how many, at most `count`, that is so; all of the partly present `block`. */
+  sectors(block: number, sector: number, count: number): { readonly here: boolean; readonly count: number };
 }
 
-/** Where bytes of the disk are. `parent`: at the same place of the parent. */
+/** The file, with what a log that was not written out changes of it. */
+export interface MappedFile {
+  readonly file: StorageFile;
+  readonly sizeBytes: number;
+  /** Whether the range is in the file as it is: what reads the file itself reads the same. */
+  isPlain(offset: number, length: number): boolean;
+  /** Fills all of `target`, or throws `image-truncated` or `image-unreadable`. */
+  read(target: Uint8Array, offset: number): Promise<void>;
+  /** That a file ends at `endsAt`; `what`: what is missing of it. */
+  truncated(endsAt: number, what: string): Error;
+}
+
+export interface MappedDisk {
+  readonly sizeBytes: number;
+  readonly sectorBytes: 512 | 4096;
+  readonly file: MappedFile;
+  readonly map: BlockMap;
+  /** Of the same size. Undefined: what is not in this file reads as zeros. */
+  readonly parent: BlockReader | undefined;
+}
+
+/** Where bytes of the disk are. `parent`: at the same place of the parent, or zeros where there is none. */
 type Segment =
   | { readonly kind: "file"; readonly at: number; readonly length: number }
   | { readonly kind: "zero" | "parent"; readonly length: number };
 
 /**
- * Takes file and parent over: `close` closes both. `parent`: of the same size; given exactly when the disk has one.
- * Errors of reading: `image-damaged`, `image-truncated` with the payload block, `image-unreadable`.
+ * Takes file and parent over: `close` closes both. Errors of reading: `image-damaged`, `image-truncated` with the payload block,
+ * `image-unreadable`.
  */
-export class VhdxReader implements BlockReader {
+export class MappedReader implements BlockReader {
   readonly sizeBytes: number;
   readonly sectorBytes: 512 | 4096;
-  readonly #file: LoggedFile;
-  readonly #disk: VhdxDisk;
-  readonly #bat: Bat;
+  readonly #file: MappedFile;
+  readonly #map: BlockMap;
   readonly #parent: BlockReader | undefined;
 
-  constructor({ file, disk, bat }: VhdxParts, parent: BlockReader | undefined) {
-    this.sizeBytes = disk.sizeBytes;
-    this.sectorBytes = disk.sectorBytes;
+  constructor({ sizeBytes, sectorBytes, file, map, parent }: MappedDisk) {
+    this.sizeBytes = sizeBytes;
+    this.sectorBytes = sectorBytes;
     this.#file = file;
-    this.#disk = disk;
-    this.#bat = bat;
+    this.#map = map;
     this.#parent = parent;
   }
 
@@ -93,11 +121,11 @@ export class VhdxReader implements BlockReader {
 
   /** Extents of which neighbours may be of one kind. */
   async *#looseExtents(offset: number, length: number): AsyncGenerator<Extent, void, undefined> {
-    const { payloadBlockBytes } = this.#disk;
+    const { payloadBlockBytes } = this.#map;
     const end = offset + length;
     let position = offset;
     while (position < end) {
-      await this.#bat.fetch(Math.floor(position / payloadBlockBytes));
+      await this.#map.fetch(Math.floor(position / payloadBlockBytes));
       const [segment] = this.#segments(position, end - position);
       if (segment === undefined) return;
       const { kind, length: bytes } = segment;
@@ -127,17 +155,18 @@ export class VhdxReader implements BlockReader {
   }
 
   *#segments(offset: number, length: number): Generator<Segment, void, undefined> {
-    const { payloadBlockBytes, sectorBytes, hasParent } = this.#disk;
+    const { sectorBytes } = this;
+    const { payloadBlockBytes } = this.#map;
     const end = offset + length;
     const lastBlock = Math.ceil(end / payloadBlockBytes);
     for (let position = offset; position < end; ) {
       const block = Math.floor(position / payloadBlockBytes);
-      const stretch = this.#bat.stretch(block, lastBlock);
+      const stretch = this.#map.stretch(block, lastBlock);
       const stop = Math.min(end, stretch.end * payloadBlockBytes);
       if (stretch.kind === "partly") {
         while (position < stop) {
           const sector = Math.floor(position / sectorBytes);
-          const { here, count } = this.#bat.sectors(block, sector, Math.ceil(stop / sectorBytes) - sector);
+          const { here, count } = this.#map.sectors(block, sector, Math.ceil(stop / sectorBytes) - sector);
           const pieceEnd = Math.min(stop, (sector + count) * sectorBytes);
           const at = stretch.at + position - block * payloadBlockBytes;
           yield here
@@ -149,7 +178,7 @@ export class VhdxReader implements BlockReader {
       }
       if (stretch.kind === "present") {
         yield { kind: "file", at: stretch.at + position - block * payloadBlockBytes, length: stop - position };
-      } else yield { kind: stretch.kind === "zero" || !hasParent ? "zero" : "parent", length: stop - position };
+      } else yield { kind: stretch.kind === "zero" ? "zero" : "parent", length: stop - position };
       position = stop;
     }
   }
@@ -157,7 +186,7 @@ export class VhdxReader implements BlockReader {
   async #readFile(target: Uint8Array, at: number, offset: number): Promise<void> {
     const { sizeBytes } = this.#file;
     if (at + target.length > sizeBytes) {
-      const block = Math.floor(offset / this.#disk.payloadBlockBytes);
+      const block = Math.floor(offset / this.#map.payloadBlockBytes);
       throw this.#file.truncated(sizeBytes, `payload block ${block} at ${at} reaches to ${at + target.length}`);
     }
     await this.#file.read(target, at);
