@@ -1,6 +1,5 @@
 import { resolve } from "node:path";
 import { systemClock } from "../base/clock.ts";
-import { ReplicationError } from "../base/errors.ts";
 import { restorePoint } from "../library/points.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
@@ -12,14 +11,15 @@ import type { Verb } from "./verb.ts";
 
 const help = `usage: replicate restore --store DIR DISK[@POINT] OUT [--force] [options]
 
-Writes a recovery point to OUT, a new raw image file or a block device, beside a live recv. A file is written as OUT.part and
+Writes a recovery point to OUT, a new image file or a block device, beside a live recv. A file is written as OUT.part and
 gets its name when it is complete and synced; what is zero takes no space. Every block is compared with its digest, and the
 whole with the point's root: what has the name OUT is the point.
 
 ${pointHelp}
 
   --force                replace a file that exists; write over a block device
-  --format raw           what is written; other formats are made from it, with qemu-img convert
+  --format raw|vhdx      what is written to a file: a raw image (default), or a dynamic VHDX; other formats are made from it, with
+                         qemu-img convert
 ${storeHelp}
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the point is damaged (replicate verify says where), 4 OUT exists, 130 interrupted.
@@ -40,7 +40,7 @@ export const restoreVerb: Verb = {
     });
     const [name = "", out = ""] = given.positionals;
     const { disk, point } = parseDiskPoint(name, "restore");
-    checkFormat(given.text("format"), out);
+    const format = parseWord(given.text("format") ?? "raw", "--format", ["raw", "vhdx"]);
     const json = given.flag("json");
     const { store, engine } = await openStoreOf(given, "restore", io);
     const startedAt = systemClock.monotonic();
@@ -53,6 +53,7 @@ export const restoreVerb: Verb = {
           disk,
           point: sequence,
           target: resolve(io.cwd, out),
+          format,
           overwrite: given.flag("force"),
           signal: io.signal,
           onProgress(doneBytes, totalBytes) {
@@ -90,12 +91,3 @@ export const restoreVerb: Verb = {
     }
   },
 };
-
-function checkFormat(text: string | undefined, out: string): void {
-  const format = text === undefined ? "raw" : parseWord(text, "--format", ["raw", "vhdx"]);
-  if (format === "raw") return;
-  throw new ReplicationError(
-    "image-format-unsupported",
-    `--format ${format}: this version writes raw images; restore one and convert it: qemu-img convert -f raw -O ${format} ${out} ${out}.${format}`,
-  );
-}

@@ -5,14 +5,23 @@ import type { TableFile } from "./table-pages.ts";
 
 export class PlainFile implements TableFile {
   readonly file: StorageFile;
-  readonly sizeBytes: number;
+  #sizeBytes: number;
   readonly #lanes: LaneStorage;
 
   /** `lanes`: for what must be known at once. */
   constructor(file: StorageFile, lanes: LaneStorage, sizeBytes: number) {
     this.file = file;
     this.#lanes = lanes;
-    this.sizeBytes = sizeBytes;
+    this.#sizeBytes = sizeBytes;
+  }
+
+  get sizeBytes(): number {
+    return this.#sizeBytes;
+  }
+
+  /** The file was made longer by who writes it. */
+  grew(sizeBytes: number): void {
+    this.#sizeBytes = sizeBytes;
   }
 
   isPlain(offset: number, length: number): boolean {

@@ -158,7 +158,7 @@ async function checkNotCut(file: StorageFile, sizeBytes: number, end: number): P
  * Whole units are punched, what is left at both ends is written, so that no byte hangs on how a file system rounds the
  * tail of a file.
  */
-async function zeroRaw(file: StorageFile, storage: Storage, start: number, end: number): Promise<void> {
+export async function zeroRaw(file: StorageFile, storage: Storage, start: number, end: number): Promise<void> {
   const innerStart = Math.ceil(start / holeUnitBytes) * holeUnitBytes;
   const innerEnd = Math.floor(end / holeUnitBytes) * holeUnitBytes;
   if (innerStart >= innerEnd) {

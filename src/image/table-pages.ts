@@ -40,6 +40,12 @@ export class TablePages {
     return this.#pages.has(at);
   }
 
+  /** Forgets the pages of a range that was written. */
+  drop(offset: number, length: number): void {
+    const first = Math.floor(offset / this.pageBytes) * this.pageBytes;
+    for (let at = first; at < offset + length; at += this.pageBytes) this.#pages.delete(at);
+  }
+
   /** Reads a page, so that {@link page} has it at once. */
   async fetch(at: number): Promise<void> {
     if (this.#pages.has(at)) return;

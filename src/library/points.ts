@@ -1,4 +1,5 @@
 /** Work on a store that is not receiving: restore, verify, roll back, repair. */
+import { systemRandom } from "../base/random.ts";
 import { copyPoint, dataBytesOf } from "../replica/restore-point.ts";
 import { openRestoreTarget } from "../replica/restore-target.ts";
 import type { Point, Store } from "../replica/store.ts";
@@ -8,10 +9,10 @@ import { createRateLimit } from "../replication/rate.ts";
 import { repairDisk, type RepairReport, rollBackDisk, type RollBackReport } from "../replication/store-work.ts";
 
 /** What restoring and verifying need of an engine: neither its memory nor its lanes, so `createEngine({ lanes: 0 })` will do. */
-type ReadingEngine = Pick<Engine, "storage" | "clock">;
+type ReadingEngine = Pick<Engine, "storage" | "clock"> & Partial<Pick<Engine, "random">>;
 
 /**
- * Writes a recovery point to a raw image file or a block device, beside whatever is being done to its disk. A file is written under
+ * Writes a recovery point to an image file or a block device, beside whatever is being done to its disk. A file is written under
  * another name (`TARGET.part`), synced and renamed; where the point is zero it is a hole. Of a device what lies behind the disk's size
  * stays. Each block is compared with its digest, and at the end the root of all of them with the point's. Aborting, like any error,
  * leaves no file; a device holds a part.
@@ -28,6 +29,8 @@ export async function restorePoint(
     readonly point: number | "newest";
     /** Path of the file or device. */
     readonly target: string;
+    /** Of a file: raw (default), or a dynamic VHDX. */
+    readonly format?: "raw" | "vhdx" | undefined;
     /** Replace a file that exists; write over a block device. */
     readonly overwrite?: boolean | undefined;
     readonly signal?: AbortSignal | undefined;
@@ -44,6 +47,10 @@ export async function restorePoint(
       sizeBytes: reader.sizeBytes,
       dataBytes,
       overwrite: options.overwrite ?? false,
+      vhdx:
+        options.format === "vhdx"
+          ? { sectorBytes: reader.sectorBytes, random: engine.random ?? systemRandom }
+          : undefined,
     });
     try {
       const writtenBytes = await copyPoint(reader, target.writer, {

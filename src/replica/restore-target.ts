@@ -1,8 +1,11 @@
 /** Where a point is restored to: a new file that gets its name when it is complete, or a block device. */
 import { dirname, resolve } from "node:path";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
+import type { Random } from "../base/random.ts";
 import type { BlockWriter } from "../image/block-device.ts";
 import { createRawWriter, sizeRawTarget } from "../image/raw.ts";
+import { createVhdx } from "../image/vhdx/create.ts";
+import { openVhdxWriter } from "../image/vhdx/writer.ts";
 import type { FileLock, FileStat, Storage, StorageFile } from "../storage/seam.ts";
 import { fileError, inFile } from "./file-error.ts";
 import { storePaths } from "./layout.ts";
@@ -24,6 +27,8 @@ export interface TargetOptions {
   readonly dataBytes: number;
   /** Replace a file that exists, write over a device. */
   readonly overwrite: boolean;
+  /** A dynamic VHDX of such sectors, in a file; undefined: raw. */
+  readonly vhdx?: { readonly sectorBytes: 512 | 4096; readonly random: Random } | undefined;
 }
 
 /**
@@ -40,10 +45,25 @@ export async function openRestoreTarget(path: string, options: TargetOptions): P
     throw new ReplicationError("target-unsuitable", `${absolute} is ${kind}: name a new file or a block device`);
   }
   await checkOutsideStore(storage, absolute);
+  checkShape(absolute, found, options);
   if (found !== undefined && !overwrite) {
     throw exists(absolute, found.kind === "device" ? "is a block device that would be written over" : "exists");
   }
   return found?.kind === "device" ? openDevice(absolute, options) : openPart(absolute, options);
+}
+
+/** What can be told before anything is made. */
+function checkShape(path: string, found: FileStat | undefined, { vhdx, sizeBytes }: TargetOptions): void {
+  if (vhdx === undefined) return;
+  if (found?.kind === "device") {
+    throw new ReplicationError("target-unsuitable", `${path} is a block device: only raw images are written to one`);
+  }
+  const { sectorBytes } = vhdx;
+  if (sizeBytes % sectorBytes === 0) return;
+  throw new ReplicationError(
+    "target-unsuitable",
+    `a VHDX image has whole sectors of ${sectorBytes} bytes, and the disk's ${sizeBytes} bytes are no multiple of it: restore it as a raw image`,
+  );
 }
 
 function exists(path: string, what: string): ReplicationError {
@@ -104,7 +124,7 @@ async function openDevice(path: string, { storage, sizeBytes }: TargetOptions): 
  * PATH as it was, and a part.
  */
 async function openPart(path: string, options: TargetOptions): Promise<RestoreTarget> {
-  const { storage, sizeBytes } = options;
+  const { storage } = options;
   const part = `${path}.part`;
   await checkRoom(path, options);
   const lock = await lockPart(storage, part, options.overwrite);
@@ -125,11 +145,12 @@ async function openPart(path: string, options: TargetOptions): Promise<RestoreTa
     file = await inFile("write-failed", `making ${part}`, () =>
       storage.open(part, { write: true, create: true, truncate: true, mode: 0o600 }),
     );
-    const opened = file;
-    const shape = await inFile("write-failed", `giving ${part} ${sizeBytes} bytes`, () =>
-      sizeRawTarget(opened, storage, sizeBytes),
+    const writer = explained(
+      await writerOf(file, part, options),
+      part,
+      storage,
+      options.vhdx === undefined ? file.fd : undefined,
     );
-    const writer = explained(createRawWriter(file, storage, shape), part, storage, file.fd);
     return {
       writer,
       clear: false,
@@ -149,6 +170,16 @@ async function openPart(path: string, options: TargetOptions): Promise<RestoreTa
     await close();
     throw error;
   }
+}
+
+/** Of an empty file. */
+async function writerOf(file: StorageFile, part: string, options: TargetOptions): Promise<BlockWriter> {
+  const { storage, sizeBytes, vhdx } = options;
+  return inFile("write-failed", `giving ${part} ${sizeBytes} bytes`, async () => {
+    if (vhdx === undefined) return createRawWriter(file, storage, await sizeRawTarget(file, storage, sizeBytes));
+    await createVhdx(file, { sizeBytes, sectorBytes: vhdx.sectorBytes }, vhdx.random);
+    return openVhdxWriter(file, { storage, random: vhdx.random });
+  });
 }
 
 async function checkRoom(path: string, { storage, dataBytes }: TargetOptions): Promise<void> {

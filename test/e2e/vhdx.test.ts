@@ -5,7 +5,18 @@ import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { guids, writeVhdx } from "../image/vhdx/kit.ts";
 import { BLOCK, GIB, KIB, MIB, noise, TIB } from "./content.ts";
-import { makePki, needTools, type Pki, replicaPath, runTool, send, startReceiver, suiteScope, tempDir } from "./kit.ts";
+import {
+  makePki,
+  needTools,
+  type Pki,
+  replicaPath,
+  replicate,
+  runTool,
+  send,
+  startReceiver,
+  suiteScope,
+  tempDir,
+} from "./kit.ts";
 
 const suite = suiteScope();
 let pki: Pki;
@@ -48,7 +59,18 @@ test("C-08 C-11 C-22 a VHDX that QEMU writes: initial copy and deltas are equal,
   expect(await transfer()).toMatchObject({ bytesChanged: 0, root: initial?.root });
   // Over old content, in a new payload block, and zeros.
   write("write -P 0xb1 4k 4k", "write -P 0xb2 200M 8k", "write -z 100M 64k");
-  expect(await transfer()).toMatchObject({ bytesShipped: 12 * KIB, blocksZero: 1 });
+  const last = await transfer();
+  expect(last).toMatchObject({ bytesShipped: 12 * KIB, blocksZero: 1 });
+  // Restored as VHDX it is the same disk, to QEMU and to the next send: digests are of the disk, not of the file.
+  const restored = join(dir, "restored.vhdx");
+  const run = await replicate(t, ["restore", "--store", receiver.storeDir, "vm", restored, "--format", "vhdx"]);
+  expect(run.code, run.stderr).toBe(0);
+  must("qemu-img", "check", "-q", "-f", "vhdx", restored);
+  must("qemu-img", "compare", "-f", "vhdx", "-F", "vhdx", image, restored);
+  const args = ["--adopt"];
+  const same = await send(t, { image: restored, port: receiver.port, disk: "vm", tls: pki.send, args });
+  expect(same.code, same.stderr).toBe(0);
+  expect(same.done).toMatchObject({ bytesChanged: 0, root: last?.root });
 });
 
 test("C-22 a VHD that QEMU writes: copied and changed", async (t) => {

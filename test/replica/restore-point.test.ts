@@ -1,15 +1,18 @@
 /** Points written to files and images: what gets the name is the point, whatever goes wrong. */
+import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, describe, expect, test } from "vitest";
 import { KIB, MIB } from "../../src/base/units.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
+import { openImage } from "../../src/image/open-image.ts";
 import { restorePoint } from "../../src/index.ts";
 import { copyPoint } from "../../src/replica/restore-point.ts";
 import type { PointReader } from "../../src/replica/store.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import type { Storage } from "../../src/storage/seam.ts";
 import { randomBytes } from "../random.ts";
+import { hasCommand } from "../storage/scratch.ts";
 import { hastyClock, type SendOptions } from "../replication/pair-kit.ts";
 import { Changing, makePoints, PointKit, whileChanged } from "./point-kit.ts";
 
@@ -66,6 +69,38 @@ describe("each point is restored", () => {
       expect(writtenBytes).toBeLessThanOrEqual(content.length);
     }
     expect(beside().filter((name) => name.endsWith(".part"))).toEqual([]);
+  });
+
+  test("as VHDX: the same disk, small, and as QEMU reads it", async () => {
+    await start();
+    const disk = new Changing(70 * MIB);
+    await kit.commit(disk.write(0, 300 * KIB).write(69 * MIB, MIB).content);
+    await kit.commit(disk.write(100 * KIB, 50 * KIB).write(40 * MIB, 512).content);
+    for (const number of [1, 2]) {
+      const target = out(`${number}.vhdx`);
+      await restore(number, { target, format: "vhdx" });
+      const { reader, format } = await openImage(target, { storage });
+      expect(format).toBe("vhdx");
+      const all = new Uint8Array(reader.sizeBytes);
+      await reader.read(all, 0);
+      await reader.close();
+      expect(kit.content(number).equals(all), `point ${number}`).toBe(true);
+      if (storage.capabilities.holes) expect(statSync(target).blocks * 512).toBeLessThan(3 * MIB);
+      if (!hasCommand("qemu-img", "--version")) continue;
+      writeFileSync(out("raw"), kit.content(number));
+      execFileSync("qemu-img", ["check", "-q", "-f", "vhdx", target]);
+      execFileSync("qemu-img", ["compare", "-q", "-f", "vhdx", "-F", "raw", target, out("raw")]);
+    }
+    expect(beside().filter((name) => name.endsWith(".part"))).toEqual([]);
+  });
+
+  test("as VHDX only when it is whole sectors, and never beside what is there", async () => {
+    await startTwo();
+    await expect(restore(1, { format: "vhdx" })).rejects.toMatchObject({
+      code: "target-unsuitable",
+      message: expect.stringContaining("4195004 bytes"),
+    });
+    expect(beside().filter((name) => name.startsWith("out"))).toEqual([]);
   });
 
   test("with holes where it is zero; progress ends at what was written", async () => {

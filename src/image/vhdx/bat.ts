@@ -1,10 +1,11 @@
 /** The block allocation table of a VHDX file, read page by page. [MS-VHDX] 2.5 */
+import type { ReplicationError } from "../../base/errors.ts";
 import { MIB } from "../../base/units.ts";
+import { vhdxDamaged } from "./damage.ts";
 import type { VhdxDisk } from "./metadata.ts";
-import type { LoggedFile } from "./logged-file.ts";
 import type { BlockMap, BlockStretch } from "../mapped-reader.ts";
 import { sectorRun } from "../sector-bits.ts";
-import { TABLE_PAGE_BYTES, TablePages } from "../table-pages.ts";
+import { TABLE_PAGE_BYTES, type TableFile, TablePages } from "../table-pages.ts";
 import { headerSectionBytes, type Region } from "./region-table.ts";
 
 /** States of payload blocks. */
@@ -37,7 +38,7 @@ export function batEntries(disk: VhdxDisk): number {
 }
 
 export class Bat implements BlockMap {
-  readonly #file: LoggedFile;
+  readonly #file: TableFile;
   readonly #disk: VhdxDisk;
   readonly #region: Region;
   readonly #ratio: number;
@@ -48,7 +49,7 @@ export class Bat implements BlockMap {
   readonly payloadBlockBytes: number;
 
   constructor(options: {
-    readonly file: LoggedFile;
+    readonly file: TableFile;
     readonly disk: VhdxDisk;
     readonly region: Region;
     readonly taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[];
@@ -110,6 +111,23 @@ export class Bat implements BlockMap {
     return sectorRun(this.#pages, { at: bitmapAt, first: "lowest" }, { index: inChunk, count });
   }
 
+  /** Where in the file the entry of a block lies. */
+  entryAt(block: number): number {
+    return this.#region.offset + this.#indexOf(block) * entryBytes;
+  }
+
+  /** Bytes of the table, as they are in the file. */
+  copy(offset: number, length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    this.#file.readNow(bytes, offset);
+    return bytes;
+  }
+
+  /** A range of the table was written. */
+  written(offset: number, length: number): void {
+    this.#pages.drop(offset, length);
+  }
+
   #indexOf(block: number): number {
     return block + Math.floor(block / this.#ratio);
   }
@@ -149,7 +167,7 @@ export class Bat implements BlockMap {
       state === payloadState.partlyPresent
         ? "partly present, but the file has no parent"
         : `in the unknown state ${state}`;
-    throw this.#file.damaged(`payload block ${block} is ${what}`);
+    throw this.#damaged(`payload block ${block} is ${what}`);
   }
 
   #placeOf(view: DataView, at: number, block: number): number {
@@ -162,20 +180,29 @@ export class Bat implements BlockMap {
     const { page, within } = this.#place(chunk * (this.#ratio + 1) + this.#ratio);
     const view = this.#pages.view(page + within, entryBytes);
     if ((view.getUint8(0) & 7) !== bitmapPresent) {
-      throw this.#file.damaged(`payload block ${block} is partly present, but its sector bitmap ${chunk} is not there`);
+      throw this.#damaged(`payload block ${block} is partly present, but its sector bitmap ${chunk} is not there`);
     }
     const place = offsetOf(view, 0);
     this.#checkPlace(place, bitmapBlockBytes, `sector bitmap ${chunk}`);
     return place;
   }
 
+  #damaged(what: string, offset?: number): ReplicationError {
+    return vhdxDamaged(this.#file.file.path, what, offset === undefined ? {} : { offset });
+  }
+
   #checkPlace(place: number, length: number, name: string): void {
     if (place < headerSectionBytes || !Number.isSafeInteger(place + length)) {
-      throw this.#file.damaged(`${name} lies at ${place}, where there is no room for it`, place);
+      throw this.#damaged(`${name} lies at ${place}, where there is no room for it`, place);
     }
     const over = this.#taken.find((taken) => place < taken.offset + taken.length && place + length > taken.offset);
-    if (over !== undefined) throw this.#file.damaged(`${name} at ${place} lies over ${over.name}`, place);
+    if (over !== undefined) throw this.#damaged(`${name} at ${place} lies over ${over.name}`, place);
   }
+}
+
+/** The entry of a payload block that is at `place`. */
+export function presentEntry(place: number): bigint {
+  return BigInt(place) | BigInt(payloadState.present);
 }
 
 /** Bits 20 to 63 of an entry are the place in MiB, so that those below, which are state and reserved, leave it in bytes. */

@@ -1,7 +1,7 @@
 /** The two headers of a VHDX file, and which of them counts. Pure. [MS-VHDX] 2.2.2 */
 import { KIB, MIB } from "../../base/units.ts";
-import { hasChecksum } from "./crc32c.ts";
-import { readGuid } from "./guid.ts";
+import { hasChecksum, structureChecksum } from "./crc32c.ts";
+import { readGuid, writeGuid } from "./guid.ts";
 
 export const fileSignature = "vhdxfile";
 export const headerBytes: number = 4 * KIB;
@@ -45,6 +45,23 @@ export function parseHeader(bytes: Uint8Array, offset: number): Parsed<VhdxHeade
     bytes: bytes.subarray(0, headerBytes),
   };
   return { value };
+}
+
+/** A header as bytes, with its checksum. */
+export function encodeHeader(header: Omit<VhdxHeader, "bytes" | "offset">): Uint8Array {
+  const bytes = new Uint8Array(headerBytes);
+  const view = new DataView(bytes.buffer);
+  bytes.set(Buffer.from("head", "latin1"));
+  view.setBigUint64(8, header.sequence, true);
+  writeGuid(header.fileWriteGuid, bytes, 16);
+  writeGuid(header.dataWriteGuid, bytes, 32);
+  writeGuid(header.logGuid, bytes, 48);
+  view.setUint16(64, header.logVersion, true);
+  view.setUint16(66, header.version, true);
+  view.setUint32(68, header.logBytes, true);
+  view.setBigUint64(72, BigInt(header.logOffset), true);
+  view.setUint32(4, structureChecksum(bytes), true);
+  return bytes;
 }
 
 export interface ChosenHeader {

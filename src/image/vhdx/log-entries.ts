@@ -1,6 +1,7 @@
 /** Entries of the log of a VHDX file, and which of them make up what is to be replayed. Pure. [MS-VHDX] 2.3 */
 import { KIB } from "../../base/units.ts";
-import { readGuid } from "./guid.ts";
+import { structureChecksum } from "./crc32c.ts";
+import { readGuid, writeGuid } from "./guid.ts";
 
 /** The unit of the log, and of what it changes. */
 export const LOG_SECTOR_BYTES: number = 4 * KIB;
@@ -144,4 +145,43 @@ export function activeSequence(entries: ReadonlyMap<number, EntryHead>, logBytes
     return sequence;
   }
   return [];
+}
+
+/** An entry that puts sectors in place, as bytes. */
+export function encodeEntry(entry: {
+  readonly logGuid: string;
+  readonly sequence: bigint;
+  readonly tail: number;
+  readonly flushedFileBytes: number;
+  readonly lastFileBytes: number;
+  readonly sectors: readonly { readonly offset: number; readonly bytes: Uint8Array }[];
+}): Uint8Array {
+  const { sequence, sectors } = entry;
+  const front = descriptorSectors({ descriptors: sectors.length });
+  const bytes = new Uint8Array((front + sectors.length) * LOG_SECTOR_BYTES);
+  const view = new DataView(bytes.buffer);
+  const sign = (at: number, signature: string): void => bytes.set(Buffer.from(signature, "latin1"), at);
+  sign(0, "loge");
+  view.setUint32(8, bytes.length, true);
+  view.setUint32(12, entry.tail, true);
+  view.setBigUint64(16, sequence, true);
+  view.setUint32(24, sectors.length, true);
+  writeGuid(entry.logGuid, bytes, 32);
+  view.setBigUint64(48, BigInt(entry.flushedFileBytes), true);
+  view.setBigUint64(56, BigInt(entry.lastFileBytes), true);
+  for (const [index, { offset, bytes: content }] of sectors.entries()) {
+    const at = headBytes + index * DESCRIPTOR_BYTES;
+    sign(at, "desc");
+    bytes.set(content.subarray(LOG_SECTOR_BYTES - 4), at + 4);
+    bytes.set(content.subarray(0, 8), at + 8);
+    view.setBigUint64(at + 16, BigInt(offset), true);
+    view.setBigUint64(at + 24, sequence, true);
+    const place = (front + index) * LOG_SECTOR_BYTES;
+    bytes.set(content, place);
+    sign(place, "data");
+    view.setUint32(place + 4, Number(sequence >> 32n), true);
+    view.setUint32(place + LOG_SECTOR_BYTES - 4, Number(sequence & 0xffff_ffffn), true);
+  }
+  view.setUint32(4, structureChecksum(bytes), true);
+  return bytes;
 }

@@ -3,7 +3,6 @@ import type { ReplicationError } from "../../base/errors.ts";
 import type { LaneStorage, StorageFile } from "../../storage/seam.ts";
 import { PlainFile } from "../plain-file.ts";
 import type { TableFile } from "../table-pages.ts";
-import { vhdxDamaged } from "./damage.ts";
 import { completeSector, LOG_SECTOR_BYTES } from "./log-entries.ts";
 import type { LogOverlay } from "./replay.ts";
 
@@ -96,9 +95,5 @@ export class LoggedFile implements TableFile {
 
   truncated(endsAt: number, what: string): ReplicationError {
     return this.#plain.truncated(endsAt, what);
-  }
-
-  damaged(what: string, offset?: number): ReplicationError {
-    return vhdxDamaged(this.path, what, offset === undefined ? {} : { offset });
   }
 }

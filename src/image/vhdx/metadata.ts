@@ -1,6 +1,6 @@
 /** What a VHDX file says of its disk. Pure. [MS-VHDX] 2.6 */
 import { KIB, MIB } from "../../base/units.ts";
-import { readGuid } from "./guid.ts";
+import { readGuid, writeGuid } from "./guid.ts";
 import type { Parsed } from "./headers.ts";
 
 export const metadataTableBytes: number = 64 * KIB;
@@ -114,6 +114,47 @@ export function parseDisk(itemOf: (item: string) => Uint8Array | undefined, size
       diskId: id === undefined || id.length < 16 ? undefined : readGuid(id, 0),
     },
   };
+}
+
+/** Table and items of a disk without a parent: the start of its metadata region. */
+export function encodeMetadata(disk: Omit<VhdxDisk, "hasParent" | "diskId"> & { readonly diskId: string }): Uint8Array {
+  const bytes = new Uint8Array(metadataTableBytes + 4 * KIB);
+  const view = new DataView(bytes.buffer);
+  bytes.set(Buffer.from("metadata", "latin1"));
+  let at = metadataTableBytes;
+  const ofDisk = 2;
+  const required = 4;
+  const items: readonly [item: string, length: number, flags: number, fill: (at: number) => void][] = [
+    [
+      metadataItems.fileParameters,
+      8,
+      required,
+      (place) => {
+        view.setUint32(place, disk.payloadBlockBytes, true);
+        view.setUint32(place + 4, disk.fixed ? 1 : 0, true);
+      },
+    ],
+    [metadataItems.diskSize, 8, ofDisk | required, (place) => view.setBigUint64(place, BigInt(disk.sizeBytes), true)],
+    [metadataItems.logicalSector, 4, ofDisk | required, (place) => view.setUint32(place, disk.sectorBytes, true)],
+    [
+      metadataItems.physicalSector,
+      4,
+      ofDisk | required,
+      (place) => view.setUint32(place, disk.physicalSectorBytes, true),
+    ],
+    [metadataItems.diskId, 16, ofDisk | required, (place) => writeGuid(disk.diskId, bytes, place)],
+  ];
+  view.setUint16(10, items.length, true);
+  for (const [index, [item, length, flags, fill]] of items.entries()) {
+    const entry = 32 + index * 32;
+    writeGuid(item, bytes, entry);
+    view.setUint32(entry + 16, at, true);
+    view.setUint32(entry + 20, length, true);
+    view.setUint32(entry + 24, flags, true);
+    fill(at);
+    at += Math.ceil(length / 8) * 8;
+  }
+  return bytes;
 }
 
 function sector(bytes: number): 512 | 4096 | undefined {

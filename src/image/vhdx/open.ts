@@ -109,13 +109,18 @@ export async function readVhdxFacts(file: StorageFile, storage: Storage): Promis
   };
 }
 
-/** The BAT of a file. */
-export function batOf({ file, disk, regions, header, bat }: VhdxFacts): Bat {
-  const taken = [
+/** Where nothing of the disk's content can lie. */
+export function takenPlaces({ regions, header }: VhdxFacts): ConstructorParameters<typeof Bat>[0]["taken"] {
+  return [
     { name: "the log", offset: header.logOffset, length: header.logBytes },
     ...regions.map(({ guid, offset, length }) => ({ name: regionName(guid), offset, length })),
   ];
-  return new Bat({ file, disk, region: bat, taken });
+}
+
+/** The BAT of a file. */
+export function batOf(facts: VhdxFacts): Bat {
+  const { file, disk, bat } = facts;
+  return new Bat({ file, disk, region: bat, taken: takenPlaces(facts) });
 }
 
 /** A file of a chain: the image itself, then its parent, and so on. */

@@ -1,7 +1,7 @@
 /** Where the regions of a VHDX file lie. Pure. [MS-VHDX] 2.2.3 */
 import { KIB, MIB } from "../../base/units.ts";
-import { hasChecksum } from "./crc32c.ts";
-import { readGuid } from "./guid.ts";
+import { hasChecksum, structureChecksum } from "./crc32c.ts";
+import { readGuid, writeGuid } from "./guid.ts";
 import type { Parsed } from "./headers.ts";
 
 export const regionTableBytes: number = 64 * KIB;
@@ -40,6 +40,22 @@ export function parseRegionTable(bytes: Uint8Array): Parsed<readonly Region[]> {
     });
   }
   return { value: regions };
+}
+
+export function encodeRegionTable(regions: readonly Region[]): Uint8Array {
+  const bytes = new Uint8Array(regionTableBytes);
+  const view = new DataView(bytes.buffer);
+  bytes.set(Buffer.from("regi", "latin1"));
+  view.setUint32(8, regions.length, true);
+  for (const [index, { guid, offset, length, required }] of regions.entries()) {
+    const at = 16 + index * 32;
+    writeGuid(guid, bytes, at);
+    view.setBigUint64(at + 16, BigInt(offset), true);
+    view.setUint32(at + 24, length, true);
+    view.setUint32(at + 28, required ? 1 : 0, true);
+  }
+  view.setUint32(4, structureChecksum(bytes), true);
+  return bytes;
 }
 
 /** Undefined: regions and log lie where they may, each for itself. */

@@ -88,6 +88,21 @@ export class LogOverlay {
     return false;
   }
 
+  /** All changes in the order in which they are made. `logAt`: where in the file the content is. */
+  *changes(): Generator<
+    | { readonly kind: "zero"; readonly offset: number; readonly length: number }
+    | ({ readonly offset: number } & Content)
+  > {
+    const all = [
+      ...this.#zeros.map((zero) => ({ order: zero.order, zero, offset: zero.start, content: undefined })),
+      ...[...this.#sectors].map(([offset, content]) => ({ order: content.order, zero: undefined, offset, content })),
+    ].sort((a, b) => a.order - b.order);
+    for (const { zero, offset, content } of all) {
+      if (zero !== undefined) yield { kind: "zero", offset, length: zero.end - zero.start };
+      else if (content !== undefined) yield { ...content, offset };
+    }
+  }
+
   /** What is in place of the sector at `offset`: undefined: what the file has. */
   sector(offset: number): "zero" | Content | undefined {
     const content = this.#sectors.get(offset);
