@@ -13,6 +13,7 @@ export const guids = {
   fileParameters: "caa16737-fa36-4d43-b3b6-33f0aa44e76b",
   diskSize: "2fa54224-cd1b-4876-b211-5dbed83bf4b8",
   logicalSector: "8141bf1d-a96f-4709-ba47-f233a8faab5f",
+  diskId: "beca12ab-b2e6-4523-93ef-c309e000c746",
   physicalSector: "cda348c7-445d-4471-9cc9-e9885251c556",
   parentLocator: "a8d35f2d-b30b-454d-abf7-d3d84834ab0c",
   vhdxLocator: "b04aefb7-d19e-4a81-b789-25b8e9445913",
@@ -221,6 +222,8 @@ function metadata(plan: VhdxPlan): Piece[] {
     { guid: guids.logicalSector, bytes: sector },
     { guid: guids.physicalSector, bytes: physical },
     ...(plan.parent === undefined ? [] : [{ guid: guids.parentLocator, bytes: parentLocator(plan.parent) }]),
+    // QEMU does not open a file without one.
+    { guid: guids.diskId, bytes: Buffer.alloc(16, 0x5d) },
   ]);
 }
 
