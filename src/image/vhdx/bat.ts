@@ -89,6 +89,12 @@ export class Bat implements BlockMap {
     if (kind === "present" || kind === "partly") {
       return { kind, first, end: first + 1, at: this.#placeOf(view, within, first) };
     }
+    // Most of a large table is one entry again and again, up to that of the next bitmap: told in one go.
+    const ofChunk = Math.min(end, (Math.floor(first / this.#ratio) + 1) * this.#ratio);
+    const alike = Math.min(ofChunk - first, Math.floor((bytes.length - within) / entryBytes));
+    if (alike > 1 && repeats(bytes.subarray(within, within + alike * entryBytes))) {
+      return { kind, first, end: first + alike };
+    }
     // Entries of bitmaps lie between those of blocks and say nothing of any.
     let block = first + 1;
     let at = within + entryBytes;
@@ -198,6 +204,12 @@ export class Bat implements BlockMap {
     const over = this.#taken.find((taken) => place < taken.offset + taken.length && place + length > taken.offset);
     if (over !== undefined) throw this.#damaged(`${name} at ${place} lies over ${over.name}`, place);
   }
+}
+
+/** Whether all entries are the same: each is as the one before it. */
+function repeats(entries: Uint8Array): boolean {
+  const buffer = Buffer.from(entries.buffer, entries.byteOffset, entries.length);
+  return buffer.compare(buffer, entryBytes, undefined, 0, entries.length - entryBytes) === 0;
 }
 
 /** The entry of a payload block that is at `place`. */
