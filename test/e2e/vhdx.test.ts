@@ -1,9 +1,12 @@
 /** VHDX and VHD images as sources: what QEMU writes into them arrives, with their chains, and they stay as they are. */
 import { createHash } from "node:crypto";
-import { readFileSync, statSync } from "node:fs";
+import { readFileSync, statSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
+import { createRawReader } from "../../src/image/raw.ts";
+import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import { guids, writeVhdx } from "../image/vhdx/kit.ts";
+import { contentDigest, noSamples, samples, unpackSample, vhdSamples } from "../image/vhdx/samples.ts";
 import { BLOCK, GIB, KIB, MIB, noise, TIB } from "./content.ts";
 import {
   makePki,
@@ -18,6 +21,7 @@ import {
   tempDir,
 } from "./kit.ts";
 
+const storage = createNodeStorage();
 const suite = suiteScope();
 let pki: Pki;
 
@@ -71,6 +75,50 @@ test("C-08 C-11 C-22 a VHDX that QEMU writes: initial copy and deltas are equal,
   const same = await send(t, { image: restored, port: receiver.port, disk: "vm", tls: pki.send, args });
   expect(same.code, same.stderr).toBe(0);
   expect(same.done).toMatchObject({ bytesChanged: 0, root: last?.root });
+});
+
+test("C-19 a VHDX that was cut after its first copy: the send fails where it ends, and the point before is whole", async (t) => {
+  const dir = tempDir(t);
+  const image = join(dir, "disk.vhdx");
+  const content = noise(7, 3 * MIB);
+  await writeVhdx(image, { sizeBytes: 4 * MIB, pieces: [{ offset: 0, bytes: content }] });
+  const receiver = await startReceiver(t, { storeDir: join(dir, "store"), tls: pki.recv });
+  const target = { image, port: receiver.port, disk: "vm", tls: pki.send };
+  expect((await send(t, target)).code).toBe(0);
+  truncateSync(image, statSync(image).size - MIB / 2);
+  const cut = await send(t, target);
+  expect(cut.code).toBe(1);
+  expect(cut.error).toMatchObject({ code: "image-truncated", action: "never" });
+  expect(cut.error?.message).toMatch(/payload block 2 at \d+/);
+  const restored = join(dir, "restored.raw");
+  const run = await replicate(t, ["restore", "--store", receiver.storeDir, "vm", restored]);
+  expect(run.code, run.stderr).toBe(0);
+  const right = Buffer.alloc(4 * MIB);
+  content.copy(right);
+  expect(readFileSync(restored).equals(right)).toBe(true);
+});
+
+test("C-08 images of Hyper-V and others: a full cycle, after which each is what it was", async (t) => {
+  if (noSamples !== undefined) return t.skip(noSamples);
+  const dir = tempDir(t);
+  const receiver = await startReceiver(t, { storeDir: join(dir, "store"), tls: pki.recv });
+  const ones = [...samples, ...vhdSamples].filter(({ large }) => large !== true);
+  for (const [index, { file, parent, digest }] of ones.entries()) {
+    if (parent !== undefined) unpackSample(parent, dir);
+    const image = unpackSample(file, dir);
+    const before = digestOf(image);
+    const disk = `sample-${String(index)}`;
+    for (const reason of ["initial", "scan"]) {
+      const result = await send(t, { image, port: receiver.port, disk, tls: pki.send });
+      expect(result.code, `${file}: ${result.stderr}`).toBe(0);
+      expect(result.done).toMatchObject({ reason });
+    }
+    expect(digestOf(image), file).toBe(before);
+    const replica = await storage.open(replicaPath(receiver.storeDir, disk));
+    const reader = createRawReader(replica, { sizeBytes: (await replica.stat()).sizeBytes });
+    expect(await contentDigest(reader), file).toBe(digest);
+    await reader.close();
+  }
 });
 
 test("C-22 a VHD that QEMU writes: copied and changed", async (t) => {
