@@ -21,8 +21,6 @@ import {
 export interface VhdFacts {
   readonly file: PlainFile;
   readonly footer: VhdFooter;
-  /** Where the content of a fixed file ends: its footer, or the end of the file. */
-  readonly contentEnd: number;
   /** Of a fixed file undefined. */
   readonly header: VhdHeader | undefined;
   /** Of a differencing file. */
@@ -40,7 +38,7 @@ export async function readVhdFacts(file: StorageFile, storage: Storage): Promise
   const plain = new PlainFile(file, storage.lanes, fileBytes);
   const remarks: string[] = [];
   const { footer, footerAt } = await findFooter(plain, remarks);
-  const base = { file: plain, footer, contentEnd: Math.min(footerAt, fileBytes), remarks };
+  const base = { file: plain, footer, remarks };
   if (footer.type === "fixed") {
     if (footer.sizeBytes > footerAt) {
       throw plain.truncated(footerAt, `the disk has ${footer.sizeBytes} bytes`);
