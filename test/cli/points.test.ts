@@ -219,10 +219,10 @@ describe("the verbs", () => {
     writeFileSync(path, "mine");
     await expect(run(restoreVerb, ["disk", "there.raw"])).rejects.toMatchObject({ code: "target-exists" });
     expect(readFileSync(path, "utf8")).toBe("mine");
-    const vhdx = run(restoreVerb, ["disk", "new.vhdx", "--format", "vhdx"]);
-    await expect(vhdx).rejects.toMatchObject({
-      code: "image-format-unsupported",
-      message: expect.stringMatching(/raw.*qemu-img/) as string,
+    const qcow2 = run(restoreVerb, ["disk", "new.qcow2", "--format", "qcow2"]);
+    await expect(qcow2).rejects.toMatchObject({
+      code: "usage",
+      message: expect.stringMatching(/raw.*vhdx/) as string,
     });
     await expect(run(restoreVerb, ["disk@9", "new.raw"])).rejects.toMatchObject({ code: "point-not-found" });
     await expect(run(restoreVerb, ["disk@weekly", "new.raw"])).rejects.toMatchObject({ code: "point-not-found" });
