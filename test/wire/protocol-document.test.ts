@@ -121,7 +121,15 @@ describe("limits", () => {
     const rows = values(0);
     const known = limits as Readonly<Record<string, number>>;
     expect(rows).toEqual(rows.map(([name]) => [name, known[name]]));
-    const elsewhere = ["poolBytesDefault", "stateFileBytesMax", "tableCacheBytes", "reserveBytesDefault"];
+    const elsewhere = [
+      "vhdxLogBytesMax",
+      "chainFilesMax",
+      "imageTableCacheBytes",
+      "poolBytesDefault",
+      "stateFileBytesMax",
+      "tableCacheBytes",
+      "reserveBytesDefault",
+    ];
     for (const name of Object.keys(limits)) {
       if (!elsewhere.includes(name)) expect(rows.map(([listed]) => listed)).toContain(name);
     }
