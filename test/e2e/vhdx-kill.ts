@@ -14,14 +14,28 @@ const sizeBytes = 400 * MIB;
 
 /** Says what it is about to write, writes it, and says when it is flushed. Goes on until it is killed. */
 const program = `
-const [, path, seed, first] = process.argv;
+const [, path, seed, first, last] = process.argv;
 const { openVhdxWriter } = await import(${JSON.stringify(join(root, "dist/image/vhdx/writer.js"))});
 const { createVhdx } = await import(${JSON.stringify(join(root, "dist/image/vhdx/create.js"))});
 const { systemRandom: random } = await import(${JSON.stringify(join(root, "dist/base/random.js"))});
 const { createNodeStorage } = await import(${JSON.stringify(join(root, "dist/storage/node-storage.js"))});
 const { writeSync } = await import("node:fs");
 const storage = createNodeStorage();
-const file = await storage.open(path, { write: true, create: true });
+const opened = await storage.open(path, { write: true, create: true });
+let left = Number(last);
+// The process ends before its operation with this number, if it has one.
+const step = () => { if (--left === 0) process.kill(process.pid, "SIGKILL"); };
+const file = {
+  path: opened.path,
+  fd: opened.fd,
+  read: (target, offset) => opened.read(target, offset),
+  write: (source, offset) => (step(), opened.write(source, offset)),
+  truncate: (bytes) => (step(), opened.truncate(bytes)),
+  datasync: () => (step(), opened.datasync()),
+  nextData: (offset) => opened.nextData(offset),
+  stat: () => opened.stat(),
+  close: () => opened.close(),
+};
 if ((await file.stat()).sizeBytes === 0) {
   await createVhdx(file, { sizeBytes: ${sizeBytes}, payloadBlockBytes: ${4 * MIB} }, random);
   await file.datasync();
@@ -86,11 +100,14 @@ export async function killWriter(t: Scope, kills: number, seed: number): Promise
   const known = new Known();
   let replays = 0;
   for (let round = 0; round < kills; round++) {
-    const args = ["--input-type=module", "--eval", program, path, String(seed + round), String(round * 1_000)];
+    // Half of them at an operation of theirs, half at a moment of ours.
+    const own = round % 2 === 0 ? 1 + (random() % 300) : 0;
+    const numbers = [seed + round, round * 1_000, own].map(String);
+    const args = ["--input-type=module", "--eval", program, path, ...numbers];
     const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "inherit"] });
     t.onTestFinished(() => void child.kill("SIGKILL"));
     const ended = new Promise((resolve) => child.once("close", resolve));
-    let left = 1 + (random() % 120);
+    let left = own === 0 ? 1 + (random() % 120) : 0;
     let rest = "";
     child.stdout.setEncoding("utf8");
     child.stdout.on("data", (text: string) => {
