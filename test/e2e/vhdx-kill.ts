@@ -1,6 +1,6 @@
 /** A process that writes a VHDX is killed at random moments; QEMU repairs what it left, and every flush that was told of is in it. */
 import { spawn } from "node:child_process";
-import { copyFileSync } from "node:fs";
+import { copyFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { expect } from "vitest";
 import { MIB } from "../../src/base/units.ts";
@@ -10,7 +10,9 @@ import { root, runTool, type Scope, seededRandom, tempDir } from "./kit.ts";
 
 const storage = createNodeStorage();
 const unit = 4096;
-const sizeBytes = 400 * MIB;
+const sizeBytes = 2048 * MIB;
+/** A file in which every payload block has its place needs no log any more: a new one after so many rounds. */
+const roundsOfFile = 5;
 
 /** Says what it is about to write, writes it, and says when it is flushed. Goes on until it is killed. */
 const program = `
@@ -37,7 +39,7 @@ const file = {
   close: () => opened.close(),
 };
 if ((await file.stat()).sizeBytes === 0) {
-  await createVhdx(file, { sizeBytes: ${sizeBytes}, payloadBlockBytes: ${4 * MIB} }, random);
+  await createVhdx(file, { sizeBytes: ${sizeBytes}, payloadBlockBytes: ${32 * MIB} }, random);
   await file.datasync();
 }
 const disk = await openVhdxWriter(file, { storage, random });
@@ -97,11 +99,15 @@ export async function killWriter(t: Scope, kills: number, seed: number): Promise
   const dir = tempDir(t);
   const random = seededRandom(seed);
   const path = join(dir, "disk.vhdx");
-  const known = new Known();
+  let known = new Known();
   let replays = 0;
   for (let round = 0; round < kills; round++) {
+    if (round % roundsOfFile === 0) {
+      rmSync(path, { force: true });
+      known = new Known();
+    }
     // Half of them at an operation of theirs, half at a moment of ours.
-    const own = round % 2 === 0 ? 1 + (random() % 300) : 0;
+    const own = round % 2 === 0 ? 1 + (random() % 100) : 0;
     const numbers = [seed + round, round * 1_000, own].map(String);
     const args = ["--input-type=module", "--eval", program, path, ...numbers];
     const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "inherit"] });

@@ -7,7 +7,7 @@ import { createRawReader } from "../../src/image/raw.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import { guids, writeVhdx } from "../image/vhdx/kit.ts";
 import { contentDigest, noSamples, samples, unpackSample, vhdSamples } from "../image/vhdx/samples.ts";
-import { BLOCK, GIB, KIB, MIB, noise, TIB } from "./content.ts";
+import { BLOCK, KIB, MIB, noise, TIB } from "./content.ts";
 import {
   makePki,
   needTools,
@@ -195,5 +195,4 @@ test("a dynamic VHDX of 15 TiB in payload blocks of 1 MiB, of which one sector w
   const result = await send(t, { image, port: receiver.port, disk: "vm", tls: pki.send });
   expect(result.code, result.stderr).toBe(0);
   expect(result.done).toMatchObject({ bytesScanned: sizeBytes, bytesRead: BLOCK });
-  expect(sizeBytes / GIB).toBe(15_360);
 });

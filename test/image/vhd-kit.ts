@@ -1,8 +1,8 @@
 /** VHD files written down plainly. */
-import { open } from "node:fs/promises";
 import { MIB } from "../../src/base/units.ts";
 import { sum } from "../../src/image/vhd/footer.ts";
 import type { Piece } from "./conformance.ts";
+import { bytesOf, writePieces } from "./pieces.ts";
 
 export interface VhdPlan {
   readonly sizeBytes: number;
@@ -123,17 +123,10 @@ function footerOf({ sizeBytes, type, id = firstId }: VhdPlan): Buffer {
 /** As a file, sparse. */
 export async function writeVhd(path: string, plan: VhdPlan): Promise<ReturnType<typeof buildVhd>> {
   const built = buildVhd(plan);
-  const file = await open(path, "w");
-  await file.truncate(built.sizeBytes);
-  for (const { offset, bytes } of built.pieces) await file.write(bytes, 0, bytes.length, offset);
-  await file.close();
+  await writePieces(path, built);
   return built;
 }
 
-/** All of it in one array. */
 export function vhdBytes(plan: VhdPlan): Buffer {
-  const built = buildVhd(plan);
-  const bytes = Buffer.alloc(built.sizeBytes);
-  for (const piece of built.pieces) bytes.set(piece.bytes, piece.offset);
-  return bytes;
+  return bytesOf(buildVhd(plan));
 }

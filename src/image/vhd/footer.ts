@@ -1,12 +1,10 @@
 /** Footer and dynamic header of a VHD file. All numbers are big endian. Pure. */
+import { limits } from "../../base/limits.ts";
 import { MIB } from "../../base/units.ts";
 
 export const footerBytes = 512;
 export const dynamicHeaderBytes = 1024;
 const sectorBytes = 512;
-
-/** 2040 GiB is what sectors of 512 with 32-bit numbers in a dynamic file come to; fixed ones have been made larger. */
-export const vhdBytesMax: number = 64 * 2 ** 40;
 
 export type VhdType = "fixed" | "dynamic" | "differencing";
 const types: Readonly<Record<number, VhdType>> = { 2: "fixed", 3: "dynamic", 4: "differencing" };
@@ -30,7 +28,7 @@ export function parseFooter(bytes: Uint8Array): VhdFooter | string | undefined {
   if (type === undefined) return `its type ${view.getUint32(60)} is unknown`;
   if (view.getUint32(12) >>> 16 !== 1) return `its version ${view.getUint32(12)} is unknown`;
   const sizeBytes = Number(view.getBigUint64(48));
-  if (sizeBytes % sectorBytes !== 0 || sizeBytes > vhdBytesMax) return `a disk of ${sizeBytes} bytes`;
+  if (sizeBytes % sectorBytes !== 0 || sizeBytes > limits.diskBytesMax) return `a disk of ${sizeBytes} bytes`;
   return {
     type,
     sizeBytes,

@@ -22,7 +22,7 @@ const bitmapPresent = 6;
 const entryBytes = 8;
 /** Sectors whose bits one bitmap block has. */
 const sectorsPerBitmap = 2 ** 23;
-export const bitmapBlockBytes: number = MIB;
+const bitmapBlockBytes = MIB;
 
 /** Payload blocks between two entries of sector bitmaps. A power of two. */
 export function chunkRatio({ sectorBytes, payloadBlockBytes }: VhdxDisk): number {

@@ -67,7 +67,7 @@ export class LoggedFile implements TableFile {
     offset: number,
   ): Generator<{ readonly bytes: Uint8Array; readonly at: number; readonly place: number | undefined }> {
     const end = offset + target.length;
-    if (end > this.sizeBytes) throw this.truncated(this.sizeBytes, `it is read up to ${end}`);
+    if (end > this.sizeBytes) throw this.truncated(this.sizeBytes, `what is read of it reaches to ${end}`);
     for (let at = offset; at < end; ) {
       const sectorAt = Math.floor(at / LOG_SECTOR_BYTES) * LOG_SECTOR_BYTES;
       const stop = Math.min(end, sectorAt + LOG_SECTOR_BYTES);

@@ -6,7 +6,8 @@ import { describe, expect, test } from "vitest";
 import { MIB } from "../../../src/base/units.ts";
 import { ReplicationError } from "../../../src/base/errors.ts";
 import { extentsOf, readRange } from "../conformance.ts";
-import { type BuiltVhdx, buildVhdx, bytesOf, guids, openBytes, places, type VhdxPlan } from "./kit.ts";
+import { bytesOf } from "../pieces.ts";
+import { type BuiltVhdx, buildVhdx, guids, openBytes, places, type VhdxPlan } from "./kit.ts";
 
 /** All content of payload blocks; nothing else of the files consists of it. */
 const fill = 0xa5;

@@ -1,11 +1,11 @@
 /** VHDX files written down plainly, whole or wrong on purpose, and files in memory to read them from. */
-import { open } from "node:fs/promises";
 import { MIB } from "../../../src/base/units.ts";
 import { structureChecksum } from "../../../src/image/vhdx/crc32c.ts";
 import { writeGuid } from "../../../src/image/vhdx/guid.ts";
 import { openVhdx, type VhdxChain } from "../../../src/image/vhdx/open.ts";
 import type { FileStat, LaneStorage, Storage, StorageFile } from "../../../src/storage/seam.ts";
 import type { Piece } from "../conformance.ts";
+import { writePieces } from "../pieces.ts";
 
 export const guids = {
   bat: "2dc27766-f623-4200-9d64-115e9bfd4a08",
@@ -308,18 +308,8 @@ export function logEntry(plan: LogEntryPlan): Buffer {
 /** As a file, sparse. */
 export async function writeVhdx(path: string, plan: VhdxPlan): Promise<BuiltVhdx> {
   const built = buildVhdx(plan);
-  const file = await open(path, "w");
-  await file.truncate(built.sizeBytes);
-  for (const { offset, bytes } of built.pieces) await file.write(bytes, 0, bytes.length, offset);
-  await file.close();
+  await writePieces(path, built);
   return built;
-}
-
-/** All of it in one array. */
-export function bytesOf(built: BuiltVhdx): Buffer {
-  const bytes = Buffer.alloc(built.sizeBytes);
-  for (const piece of built.pieces) bytes.set(piece.bytes, piece.offset);
-  return bytes;
 }
 
 /** A storage whose files are arrays, all of them data. Reading beyond what is there gives less. */

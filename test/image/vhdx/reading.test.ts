@@ -5,11 +5,11 @@ import { openVhdx } from "../../../src/image/vhdx/open.ts";
 import { createNodeStorage } from "../../../src/storage/node-storage.ts";
 import { createScratch } from "../../storage/scratch.ts";
 import { extentsOf, pattern, readRange } from "../conformance.ts";
+import { bytesOf } from "../pieces.ts";
 import {
   type BuiltVhdx,
   blockState,
   buildVhdx,
-  bytesOf,
   guids,
   headerBytes,
   logEntry,
