@@ -53,6 +53,11 @@ const verbs: readonly VerbEntry[] = [
     load: async () => (await import("./prune.ts")).pruneVerb,
   },
   {
+    name: "keep",
+    summary: "show the retention policy of a disk, or give it one of its own",
+    load: async () => (await import("./keep.ts")).keepVerb,
+  },
+  {
     name: "hold",
     summary: "keep a recovery point from being removed",
     load: async () => (await import("./hold.ts")).holdVerb,

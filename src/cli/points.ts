@@ -1,5 +1,6 @@
 import { systemClock } from "../base/clock.ts";
-import type { CutState, StoredPoints, Verdict } from "../replica/store.ts";
+import { ReplicationError } from "../base/errors.ts";
+import type { CutState, Store, StoredPoints, Verdict } from "../replica/store.ts";
 import type { Point } from "../replica/store.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
@@ -34,7 +35,7 @@ export const pointsVerb: Verb = {
     const json = given.flag("json");
     const { store } = await openStoreOf(given, "points", io);
     const found = await store.points(disk);
-    const verdicts = new Map((await store.prune(disk, { dryRun: true })).map((verdict) => [verdict.point, verdict]));
+    const { verdicts, trouble } = await judge(store, disk);
     await store.close();
     const rows = found.points.map((point) => ({ point, verdict: verdicts.get(point.point) }));
     const now = systemClock.now();
@@ -50,9 +51,26 @@ export const pointsVerb: Verb = {
       }
       if (found.openLog && rows.length > 0) io.out("a delta is under way, or waits for its sender\n");
     }
-    return found.unreadable.length > 0 ? exitCodes.failed : exitCodes.done;
+    if (trouble !== undefined) {
+      io.out(json ? `${JSON.stringify({ trouble })}\n` : `nothing is removed: ${trouble}\n`);
+    }
+    return found.unreadable.length > 0 || trouble !== undefined ? exitCodes.failed : exitCodes.done;
   },
 };
+
+/** What the policy says of each point. One that cannot be read must not hide the points. */
+async function judge(
+  store: Store,
+  disk: string,
+): Promise<{ readonly verdicts: ReadonlyMap<number, Verdict>; readonly trouble: string | undefined }> {
+  try {
+    const verdicts = await store.prune(disk, { dryRun: true });
+    return { verdicts: new Map(verdicts.map((verdict) => [verdict.point, verdict])), trouble: undefined };
+  } catch (error) {
+    if (!(error instanceof ReplicationError)) throw error;
+    return { verdicts: new Map(), trouble: error.message };
+  }
+}
 
 interface Row {
   readonly point: Point;

@@ -16,7 +16,7 @@ Removes the recovery points that the retention policy does not keep, of one disk
 by itself after commits. The newest point, points in use and held points always stay. Removing a point never changes
 another one.
 
-  --keep POLICY          this policy, this once; it is not stored (recv --keep stores one). Written as
+  --keep POLICY          this policy, this once; it is not stored (recv --keep and replicate keep store one). Written as
                          last=N,hourly=N,daily=N,weekly=N,monthly=N,yearly=N or grid=1x1h(keep=all)|24x1h|14x1d|8x7d, or all
   --dry-run              remove nothing, say what would be
   --explain              say of each point which rule decided

@@ -34,12 +34,13 @@ export const rollbackVerb: Verb = {
     const { store } = await openStoreOf(given, "rollback", io);
     const engine = await createEngine({ lanes: 0 });
     try {
-      const { point, blocks } = await rollBack(store, disk, { engine, signal: io.signal });
-      const event = { event: "done", disk, point, blocks };
+      const { point, blocks, sizeBefore, sizeBytes } = await rollBack(store, disk, { engine, signal: io.signal });
+      const event = { event: "done", disk, point, blocks, sizeBefore, sizeBytes };
+      const resized = sizeBefore === sizeBytes ? "" : `, its size ${sizeBytes} bytes again (it was ${sizeBefore})`;
       const words =
-        blocks === 0
+        blocks === 0 && resized === ""
           ? `${disk}: the replica is point ${point} already\n`
-          : `${disk}: the replica is point ${point} again, ${blocks} blocks put back\n`;
+          : `${disk}: the replica is point ${point} again, ${blocks} blocks put back${resized}\n`;
       io.out(given.flag("json") ? `${JSON.stringify(event)}\n` : words);
       return exitCodes.done;
     } finally {

@@ -454,7 +454,7 @@ export class OpenDisk implements DiskWriter {
     const { paths, store } = this.#parts;
     const { storage, locks } = store;
     try {
-      const retention = await store.retention();
+      const retention = await store.retention(this.#record.name);
       await locks.withChainLock(paths.chainLock, async () => {
         // Where all of them stay there is nothing to learn from their records.
         if (retention.policy.kind !== "all") await prunePoints(store, paths, retention);

@@ -9,6 +9,7 @@ import { parseHolder } from "./disk-lock.ts";
 import { decodeRecord, diskFormat, geometryOf } from "./disk-record.ts";
 import { fileError } from "./file-error.ts";
 import { decodePoint, pointFormat } from "./points/point.ts";
+import { decodePolicyRecord, policyFormat } from "./policy-record.ts";
 import { decodeSession, sessionFormat } from "./session-record.ts";
 import { readSmallFile } from "./state-file.ts";
 import { decodeStore, storeFormat } from "./store-record.ts";
@@ -19,7 +20,7 @@ import { undoMagic } from "./undo/format.ts";
 export type FactValue = string | number | boolean | undefined;
 
 export interface StoreFileDescription {
-  readonly kind: "store" | "disk" | "point" | "session" | "undo log" | "digests" | "page digests" | "lock";
+  readonly kind: "store" | "disk" | "point" | "session" | "policy" | "undo log" | "digests" | "page digests" | "lock";
   readonly sizeBytes: number;
   /** What the file says, in its own terms. Empty when nothing of it can be believed. */
   readonly facts: Readonly<Record<string, FactValue>>;
@@ -116,6 +117,12 @@ const stateDecoders: readonly StateDecoder[] = [
         resumeBlock,
       };
     },
+  },
+  {
+    kind: "policy",
+    format: policyFormat.format,
+    name: /^keep\.json$/,
+    decode: (...file) => ({ keep: decodePolicyRecord(...file) }),
   },
 ];
 

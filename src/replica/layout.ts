@@ -25,6 +25,8 @@ export interface DiskPaths {
   readonly applyLock: string;
   readonly chainLock: string;
   readonly session: string;
+  /** `keep.json`: a retention policy of its own. */
+  readonly policy: string;
   /** `points/<sequence>.json`. */
   point(sequence: number): string;
   /** `points/<sequence>.undo`. */
@@ -49,6 +51,7 @@ export function diskPaths(store: string, name: string): DiskPaths {
     applyLock: join(directory, "apply.lock"),
     chainLock: join(directory, "chain.lock"),
     session: join(directory, "session.json"),
+    policy: join(directory, "keep.json"),
     point: (sequence) => join(points, `${sequenceText(sequence)}.json`),
     undo: (sequence) => join(points, undoName(sequence)),
     pointLock: (sequence) => join(points, `${sequenceText(sequence)}.lock`),

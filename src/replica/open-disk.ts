@@ -29,8 +29,8 @@ export interface StoreParts {
   readonly locks: DiskLocks;
   readonly host: string;
   readonly pid: number;
-  /** The policy in force. Throws `usage` for a stored one that makes no sense. */
-  readonly retention: () => Promise<PruneOptions>;
+  /** The policy a disk follows. Throws `usage` for a stored one that makes no sense, `store-damaged` for one that cannot be read. */
+  readonly retention: (disk: string) => Promise<PruneOptions>;
 }
 
 export type OpenResult =

@@ -28,6 +28,8 @@ export interface PruneOptions {
   readonly policy: RetentionPolicy;
   /** IANA name, for calendar periods. */
   readonly timeZone: string;
+  /** The policy is of this call, and other disks of a cut are judged by it too; else by those they follow. */
+  readonly once?: boolean;
   /** Decides and removes nothing. */
   readonly dryRun?: boolean;
 }
@@ -100,7 +102,8 @@ async function sparedPoints(
   const now = store.clock.now();
   const kept = new Map<string, ReadonlySet<number>>();
   for (const [name, theirs] of companions.points) {
-    const verdicts = judge(theirs, new Map(), options, now);
+    const theirOptions = options.once === true ? options : await store.retention(name);
+    const verdicts = judge(theirs, new Map(), theirOptions, now);
     kept.set(name, new Set(verdicts.flatMap(({ point, keep }) => (keep ? [point] : []))));
   }
   return sparedByCuts(cutStates(disk, points, companions), (name, point) => kept.get(name)?.has(point) === true);

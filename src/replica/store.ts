@@ -28,6 +28,7 @@ import type { Verdict } from "./retention/decide.ts";
 import { parsePolicy } from "./retention/policy.ts";
 import { newName, syncDirectory } from "./state-file.ts";
 import { type StoredPoints, withStoredBytes } from "./stored-bytes.ts";
+import { readDiskPolicy, writeDiskPolicy } from "./policy-record.ts";
 import { policyTextOf, readStoreRecord, writeStoreRecord } from "./store-record.ts";
 
 export type { CutState };
@@ -80,10 +81,20 @@ export interface Store {
    * newer points may be readable then.
    */
   openPoint(name: string, sequence: number | "newest"): Promise<PointReader>;
-  /** The retention policy in force, as text. Throws `usage` for a stored one that makes no sense. */
+  /** The retention policy of the store, as text. Throws `usage` for a stored one that makes no sense. */
   policy(): Promise<string>;
   /**
-   * Applies a policy to a disk's points, beside whatever else works on it. `keep`: this once; default: the policy in force. A verdict for each point,
+   * The policy a disk follows, as text, and whether it is its own or the store's. Throws `disk-not-found`, `usage` for a stored one that makes no sense,
+   * `store-damaged`, `store-version-unsupported`.
+   */
+  policyOf(name: string): Promise<{ readonly keep: string; readonly own: boolean }>;
+  /**
+   * Gives a disk a policy of its own, or with undefined the store's again; followed from its next commit on. Works beside whatever writes the disk. Throws
+   * `disk-not-found`, `usage`, `write-failed`, `sync-failed`, `no-space`.
+   */
+  setPolicy(name: string, keep: string | undefined): Promise<void>;
+  /**
+   * Applies a policy to a disk's points, beside whatever else works on it. `keep`: this once; default: the policy it follows. A verdict for each point,
    * ascending. Throws `disk-not-found`, `usage`, `disk-busy`, `write-failed`, `sync-failed`.
    */
   prune(
@@ -145,8 +156,12 @@ export async function openStore(options: StoreOptions): Promise<Store> {
   if (options.create === true) for (const directory of [dirname(path), path]) await syncDirectory(storage, directory);
   const locks = new DiskLocks(storage, clock, singleProcess);
   const policy = async (): Promise<string> => policyTextOf(await readStoreRecord(storage, paths));
-  const retention = async (): Promise<PruneOptions> => ({
-    policy: parsePolicy(await policy()),
+  const policyOf = async (disk: DiskPaths): Promise<{ readonly keep: string; readonly own: boolean }> => {
+    const own = await readDiskPolicy(storage, disk);
+    return own === undefined ? { keep: await policy(), own: false } : { keep: own, own: true };
+  };
+  const retention = async (name: string): Promise<PruneOptions> => ({
+    policy: parsePolicy((await policyOf(diskPaths(path, name))).keep),
     timeZone: options.timeZone ?? "UTC",
   });
   const parts: StoreParts = { path, storage, clock, random, log, locks, host, pid: options.pid ?? 0, retention };
@@ -165,11 +180,16 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     },
     openPoint: (name, sequence) => openPoint(parts, name, sequence),
     policy,
+    policyOf: (name) => withDisk(parts, name, policyOf),
+    setPolicy: (name, keep) => withDisk(parts, name, (disk) => writeDiskPolicy(storage, disk, keep)),
     async prune(name, { keep, dryRun = false } = {}) {
-      const how = { ...(await retention()), dryRun };
-      const policyOnce = keep === undefined ? how.policy : parsePolicy(keep);
-      const apply = (disk: DiskPaths): Promise<readonly Verdict[]> =>
-        prunePoints(parts, disk, { ...how, policy: policyOnce });
+      const apply = async (disk: DiskPaths): Promise<readonly Verdict[]> => {
+        const own = await retention(name);
+        return prunePoints(parts, disk, {
+          ...(keep === undefined ? own : { ...own, policy: parsePolicy(keep), once: true }),
+          dryRun,
+        });
+      };
       // What only looks works on a store that cannot be written, too.
       return dryRun ? withDisk(parts, name, apply) : withChain(parts, name, apply);
     },

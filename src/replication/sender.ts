@@ -4,6 +4,7 @@
  * The commit is the receiver's: nothing is reported as done before its `durable`, and a commit whose answer was lost is recognised by
  * its cycle id, which all attempts of one run share.
  */
+import { hash } from "node:crypto";
 import type { BufferPool } from "../base/buffer-pool.ts";
 import type { Clock } from "../base/clock.ts";
 import { ReplicationError, toReplicationError } from "../base/errors.ts";
@@ -17,6 +18,7 @@ import type { Lanes } from "../lanes/lanes.ts";
 import { checkDiskName } from "../base/disk-name.ts";
 import type { Link } from "../transport/link.ts";
 import { offer } from "../wire/handshake.ts";
+import { isName } from "../wire/field-kinds.ts";
 import type { Durable, Open, Opened } from "../wire/messages.ts";
 import { backoffMillis } from "./backoff.ts";
 import { CodecChoice } from "./codec-choice.ts";
@@ -33,7 +35,7 @@ export interface SendSource {
   readonly reader: BlockReader;
   /** For messages and lists; a path, usually. */
   readonly name: string;
-  /** Stable identity of this image: the receiver notices when another one comes under the same disk name. */
+  /** Stable identity of this image, any text: the receiver notices when another one comes under the same disk name. */
   readonly identity: string;
   /** Notices an image that changes while it is read; absent: the caller vouches for a frozen view. */
   readonly guard?: { begin(): Promise<void>; check(): Promise<void> } | undefined;
@@ -390,7 +392,7 @@ class SenderRun implements Sender {
       ...(this.#o.blockBytes === undefined ? {} : { blockBytes: this.#o.blockBytes }),
       ...(this.#o.digestKind === undefined ? {} : { digestKind: this.#o.digestKind }),
       explicit: this.#o.blockBytes !== undefined || this.#o.digestKind !== undefined,
-      source: source.identity,
+      source: wireIdentity(source.identity),
       sourceName: source.name,
       sectorBytes: source.reader.sectorBytes,
       cycle: this.#cycle,
@@ -455,4 +457,9 @@ class RepeatQueue {
       };
     });
   }
+}
+
+/** An identity as a wire name: itself where it is one, else its hash. */
+function wireIdentity(identity: string): string {
+  return isName(identity) ? identity : hash("sha256", identity);
 }

@@ -19,8 +19,11 @@ export interface StoreWorkOptions {
 
 export interface RollBackReport {
   readonly point: number;
-  /** Blocks that were put back; 0: the replica was the point already. */
+  /** Blocks that were put back; 0, and the same size before and after: the replica was the point already. */
   readonly blocks: number;
+  /** Of the disk, before and after. */
+  readonly sizeBefore: number;
+  readonly sizeBytes: number;
 }
 
 /**
@@ -32,10 +35,13 @@ export async function rollBackDisk(store: Store, name: string, options: StoreWor
     await disk.rebuild();
     const { newest } = writer;
     if (newest === undefined) throw new ReplicationError("point-not-found", `disk ${name} has no points yet`);
-    if (writer.logged === undefined) return { point: newest.point, blocks: 0 };
-    const reader = await store.openPoint(name, newest.point);
+    const { point } = newest;
+    const sizeBefore = writer.record.sizeBytes;
+    if (writer.logged === undefined) return { point, blocks: 0, sizeBefore, sizeBytes: sizeBefore };
+    const reader = await store.openPoint(name, point);
     try {
-      return { point: newest.point, blocks: await writer.rollBack(reader, options.signal) };
+      const blocks = await writer.rollBack(reader, options.signal);
+      return { point, blocks, sizeBefore, sizeBytes: writer.record.sizeBytes };
     } finally {
       await reader.close();
     }

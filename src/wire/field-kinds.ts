@@ -36,6 +36,13 @@ export function flag(): Kind<boolean> {
   };
 }
 
+const visible = /^[\x21-\x7e]*$/;
+
+/** Whether a text may be sent as a {@link name} of so many characters. */
+export function isName(value: string, charsMax: number = wireLimits.nameCharsMax): boolean {
+  return value.length >= 1 && value.length <= charsMax && visible.test(value);
+}
+
 /** For machines: compared, never shown as prose. */
 export function name(charsMax: number): Kind<string> {
   return {
@@ -44,7 +51,7 @@ export function name(charsMax: number): Kind<string> {
     unpack(raw) {
       const value = stringOf(raw);
       if (value.length < 1 || value.length > charsMax) wrong(`${value.length} characters, 1 to ${charsMax} allowed`);
-      if (!/^[\x21-\x7e]*$/.test(value)) wrong("characters other than visible ASCII");
+      if (!visible.test(value)) wrong("characters other than visible ASCII");
       return value;
     },
   };

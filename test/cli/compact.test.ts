@@ -151,3 +151,15 @@ test("rollback makes the replica's file the newest point", async () => {
   await kit.send(image);
   await expect(run(rollbackVerb, ["other"])).rejects.toMatchObject({ code: "disk-not-found" });
 });
+
+test("rollback tells the size it put back", async () => {
+  const image = createMemoryImage(MIB);
+  await kit.send(image, { blockBytes: 64 * KIB });
+  const longer = createMemoryImage(6 * MIB);
+  await longer.write(randomBytes(4 * MIB), 2 * MIB);
+  const cut = kit.send(longer, { attemptsMax: 1, codec: "stored", onPair: (pair) => pair.toServer.cutAfter(3 * MIB) });
+  await expect(cut).rejects.toMatchObject({ code: "connection-lost" });
+  await kit.idle();
+  const { lines } = await run(rollbackVerb, ["disk"]);
+  expect(lines).toMatchObject([{ point: 1, sizeBefore: 6 * MIB, sizeBytes: MIB }]);
+});

@@ -200,6 +200,7 @@ describe("every file of a store", () => {
     ["points/0000000001.json", "point"],
     ["points/0000000001.undo", "undo log"],
     ["session.json", "session"],
+    ["keep.json", "policy"],
     ["digests", "digests"],
     ["pages", "page digests"],
   ];

@@ -1,10 +1,11 @@
 /** The verbs for recovery points, in this process, on a store that another part of the process has open. */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { KIB } from "../../src/base/units.ts";
 import { compareVerb } from "../../src/cli/compare.ts";
 import { disksVerb } from "../../src/cli/disks.ts";
+import { keepVerb } from "../../src/cli/keep.ts";
 import { holdVerb } from "../../src/cli/hold.ts";
 import { choosePoint, parseDiskPoint, parseMoment } from "../../src/cli/point-name.ts";
 import { pointsVerb } from "../../src/cli/points.ts";
@@ -145,6 +146,37 @@ describe("the verbs", () => {
     const lines = out.split("\n").filter((line) => line.startsWith("{"));
     return { code, out, lines: lines.map((line) => JSON.parse(line) as Record<string, unknown>) };
   }
+
+  test("keep: the policy a disk follows, and one of its own", async () => {
+    expect((await run(keepVerb, ["disk", "--json"])).lines).toEqual([
+      { event: "policy", disk: "disk", keep: expect.stringMatching(/./) as string, own: false },
+    ]);
+    expect((await run(keepVerb, ["disk", "--policy", "last=5"])).out).toBe("disk: last=5 (its own)\n");
+    expect((await run(pointsVerb, ["disk", "--json"])).lines).toMatchObject([{ keptBy: "last, 3 of 5" }, {}, {}]);
+    expect((await run(keepVerb, ["disk", "--inherit"])).out).toMatch(/^disk: .* \(the store's\)\n$/);
+    for (const args of [["disk", "--policy", "last=5", "--inherit"], ["disk", "--policy", "now and then"], []]) {
+      await expect(run(keepVerb, args)).rejects.toMatchObject({ code: "usage" });
+    }
+    await expect(run(keepVerb, ["nobody"])).rejects.toMatchObject({ code: "disk-not-found" });
+  });
+
+  test("points: with a policy that cannot be read they are listed all the same", async () => {
+    const file = join(kit.pair.store.path, "disks/disk/keep.json");
+    writeFileSync(file, "{}");
+    try {
+      const { code, out } = await run(pointsVerb, ["disk"]);
+      expect(code).toBe(1);
+      expect(out).toMatch(/^3 .*\nnothing is removed: .*keep\.json/m);
+      expect((await run(pointsVerb, ["disk", "--json"])).lines).toMatchObject([
+        { point: 1, keptBy: null },
+        { point: 2 },
+        { point: 3 },
+        { trouble: expect.stringContaining("keep.json") as string },
+      ]);
+    } finally {
+      rmSync(file);
+    }
+  });
 
   test("points: one object a line, oldest first, with these keys", async () => {
     const { code, lines } = await run(pointsVerb, ["disk", "--json"]);

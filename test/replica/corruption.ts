@@ -74,6 +74,7 @@ export async function makeSmallStore(open: boolean): Promise<SmallStore> {
   await process.makeDirectory(storePath);
   const store = await openTestStore(process, storePath, { keep: "all" });
   await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512 });
+  await store.setPolicy(diskName, "last=9");
   const writer = await openWriter(store);
   const kept: Masks[] = [];
   for (let point = 1; point <= 3; point++) {
@@ -362,6 +363,7 @@ function expectFlip(small: SmallStore, path: string, at: number, outcome: Outcom
     }
     case "pages":
     case "session.json":
+    case "keep.json":
     case "apply.lock":
       expectOutcome(outcome, none);
       return;

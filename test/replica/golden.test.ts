@@ -8,6 +8,7 @@ import { describe, expect, test } from "vitest";
 import { diskPaths } from "../../src/replica/layout.ts";
 import { decodeRecord } from "../../src/replica/disk-record.ts";
 import { decodePoint } from "../../src/replica/points/point.ts";
+import { decodePolicyRecord } from "../../src/replica/policy-record.ts";
 import { decodeSession, writeSession } from "../../src/replica/session-record.ts";
 import { decodeStore } from "../../src/replica/store-record.ts";
 import { decodeUndoHeader } from "../../src/replica/undo/format.ts";
@@ -33,6 +34,7 @@ const files = [
   "disks/vm1.sda/points/0000000001.json",
   "disks/vm1.sda/points/0000000001.undo",
   "disks/vm1.sda/session.json",
+  "disks/vm1.sda/keep.json",
   "disks/vm1.sda/digests",
   "disks/vm1.sda/pages",
 ];
@@ -56,6 +58,7 @@ async function makeStore(): Promise<ReadonlyMap<string, Uint8Array>> {
   const session = { undo: 1, root: Buffer.from(writer.table.root()).toString("hex"), replica, resumeBlock: 3 };
   await writeSession(process, diskPaths(storePath, "vm1.sda"), session);
   await writer.release();
+  await store.setPolicy("vm1.sda", "last=3,daily=14");
   const found = new Map<string, Uint8Array>();
   for (const name of files) found.set(name, machine.peek(`${storePath}/${name}`) ?? new Uint8Array());
   return found;
@@ -94,6 +97,7 @@ describe("files of version 1", () => {
     expect(decodeUndoHeader("1.undo", await read("disks/vm1.sda/points/0000000001.undo")).sequence).toBe(1);
     const session = decodeSession("session.json", await read("disks/vm1.sda/session.json"));
     expect(session).toMatchObject({ undo: 1, resumeBlock: 3 });
+    expect(decodePolicyRecord("keep.json", await read("disks/vm1.sda/keep.json"))).toBe("last=3,daily=14");
     const table = createTableFiles(disk);
     table.digests.write(await read("disks/vm1.sda/digests"), 0);
     table.pages.write(await read("disks/vm1.sda/pages"), 0);

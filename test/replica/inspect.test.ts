@@ -31,6 +31,7 @@ async function setUp(): Promise<{
   const { root } = await writer.commit(commitFacts("c1"));
   await writer.begin();
   await writer.suspend(7);
+  await store.setPolicy(diskName, "last=7");
   return { machine, process, root };
 }
 
@@ -40,6 +41,7 @@ describe("a whole file", () => {
     [`/disks/${diskName}/disk.json`, "disk", { name: diskName, sizeBytes: 300 * blockBytes, digestKind: "sha256" }],
     [`/disks/${diskName}/points/0000000001.json`, "point", { point: 1, cycle: "c1", label: undefined }],
     [`/disks/${diskName}/session.json`, "session", { undo: 1, resumeBlock: 7, replicaSizeBytes: 300 * blockBytes }],
+    [`/disks/${diskName}/keep.json`, "policy", { keep: "last=7" }],
     [
       `/disks/${diskName}/points/0000000001.undo`,
       "undo log",
@@ -60,7 +62,7 @@ describe("a whole file", () => {
 });
 
 describe("a damaged file is described and its trouble told", () => {
-  for (const name of ["disk.json", "session.json", "points/0000000001.json", "points/0000000001.undo"]) {
+  for (const name of ["disk.json", "session.json", "keep.json", "points/0000000001.json", "points/0000000001.undo"]) {
     test(`${name}, flipped and cut short`, async () => {
       const { machine, process } = await setUp();
       const path = `${directory}/${name}`;

@@ -4,6 +4,7 @@ import { diskPaths, undoName } from "../../src/replica/layout.ts";
 import { writePoint } from "../../src/replica/points/point.ts";
 import type { DiskWriter, Store } from "../../src/replica/store.ts";
 import { createSimulatedDisk, type SimulatedDisk, type SimulatedProcess } from "../../src/testing/simulated-storage.ts";
+import { powerLosses } from "./power-losses.ts";
 import {
   apply,
   blockBytes,
@@ -336,5 +337,69 @@ describe("the policy of the store (C-68, C-70)", () => {
     await expect(openTestStore(process, storePath, { keep: "grid=0x1h" })).rejects.toMatchObject({ code: "usage" });
     expect(await store.policy()).toBe("all");
     await expect(store.prune(diskName, { keep: "sometimes" })).rejects.toMatchObject({ code: "usage" });
+  });
+});
+
+describe("the policy of one disk", () => {
+  test("counts in place of the store's, until it is taken back", async () => {
+    await openTestStore(process, storePath, { keep: "last=3" });
+    expect(await store.policyOf(diskName)).toEqual({ keep: "last=3", own: false });
+    const writer = await openWriter(store);
+    const chance = createChance(11);
+    for (let made = 0; made < 3; made++) await commitRandom(writer, chance);
+    // Beside the writer, by another process.
+    const other = await openTestStore(process);
+    await other.setPolicy(diskName, "last=1");
+    expect(await other.policyOf(diskName)).toEqual({ keep: "last=1", own: true });
+    await commitRandom(writer, chance);
+    expect(await listed()).toEqual([4]);
+    await other.setPolicy(diskName, "all");
+    for (let made = 0; made < 4; made++) await commitRandom(writer, chance);
+    expect(await listed()).toEqual([4, 5, 6, 7, 8]);
+    await expectAll();
+    await other.setPolicy(diskName, undefined);
+    expect(await other.policyOf(diskName)).toEqual({ keep: "last=3", own: false });
+    await writer.release();
+    await store.prune(diskName);
+    expect(await listed()).toEqual([6, 7, 8]);
+  });
+
+  test("is of that disk alone", async () => {
+    await store.setPolicy(diskName, "last=1");
+    await store.create("other", { geometry: disk, owner: "sender", sectorBytes: 512 });
+    expect(await store.policyOf("other")).toEqual({ keep: "all", own: false });
+    await expect(store.setPolicy("nobody", "last=1")).rejects.toMatchObject({ code: "disk-not-found" });
+    await expect(store.policyOf("nobody")).rejects.toMatchObject({ code: "disk-not-found" });
+  });
+
+  test("is there after a loss of power, set or taken back", async () => {
+    for (const survives of Object.values(powerLosses)) {
+      for (const keep of ["last=2", undefined]) {
+        await store.setPolicy(diskName, keep);
+        machine.losePower(survives(1));
+        process = machine.start();
+        store = await openTestStore(process);
+        expect(await store.policyOf(diskName)).toEqual({ keep: keep ?? "all", own: keep !== undefined });
+      }
+    }
+  });
+
+  test("that makes no sense is refused, and the one before stays", async () => {
+    await store.setPolicy(diskName, "last=2");
+    await expect(store.setPolicy(diskName, "last=often")).rejects.toMatchObject({ code: "usage" });
+    expect((await store.policyOf(diskName)).keep).toBe("last=2");
+  });
+
+  test("that is damaged removes nothing, and stops no delta", async () => {
+    await store.setPolicy(diskName, "last=1");
+    machine.poke(`${storePath}/disks/${diskName}/keep.json`, Uint8Array.of(0), 100);
+    await makePoints(3, 12);
+    expect(await listed()).toEqual([1, 2, 3]);
+    await expectAll();
+    await expect(store.prune(diskName)).rejects.toMatchObject({ code: "store-damaged" });
+    // The way out.
+    await store.setPolicy(diskName, "last=1");
+    await store.prune(diskName);
+    expect(await listed()).toEqual([3]);
   });
 });

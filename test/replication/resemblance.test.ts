@@ -94,3 +94,18 @@ test("the source comes back under its own identity without being asked", async (
   expect(await kit.send(image)).toMatchObject({ point: 2 });
   await expectEqual(kit, image);
 });
+
+test("an identity may be any text, and is the same one each time", async () => {
+  const first = await imageWith(randomBytes(10 * MIB));
+  for (const identity of ["nightly export of web", "Büro", "x".repeat(4_000), "\u0000", ""]) {
+    const source = { reader: first, name: "web.raw", identity };
+    await kit.send(first, { blockBytes, source });
+    // Under the same identity nobody asks whether it is another image.
+    const second = await imageWith(randomBytes(10 * MIB));
+    const sending = kit.send(second, { source: { ...source, reader: second } });
+    await sending;
+    await expectEqual(kit, second);
+    await expect(kit.send(first, as(first))).rejects.toMatchObject({ code: "another-image" });
+    await kit.send(first, { source });
+  }
+});
