@@ -1,6 +1,6 @@
 import { resolve } from "node:path";
 import { systemClock } from "../base/clock.ts";
-import { restorePoint } from "../library/points.ts";
+import { restorePoint, type RestoreReport } from "../library/points.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
@@ -17,12 +17,15 @@ whole with the point's root: what has the name OUT is the point.
 
 ${pointHelp}
 
+  --salvage              of a damaged point, when no good one is left: zeros in place of the blocks that cannot be told any more, which are
+                         listed (20 ranges of them); the exit code is 3 then
   --force                replace a file that exists; write over a block device
   --format raw|vhdx      what is written to a file: a raw image (default), or a dynamic VHDX; other formats are made from it, with
                          qemu-img convert
 ${storeHelp}
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the point is damaged (replicate verify says where), 4 OUT exists, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the point is damaged (replicate verify says where;
+--salvage writes the rest), 4 OUT exists, 130 interrupted.
 
 Example:
   replicate restore --store /srv/replicas web@2026-11-25T05:00Z /var/lib/libvirt/images/web.raw
@@ -34,7 +37,7 @@ export const restoreVerb: Verb = {
   async run(args, io) {
     const given = parseArguments(args, {
       verb: "restore",
-      flags: ["force", ...storeFlags],
+      flags: ["force", "salvage", ...storeFlags],
       options: ["format", ...storeOptions],
       positionals: ["DISK[@POINT]", "OUT"],
     });
@@ -55,6 +58,7 @@ export const restoreVerb: Verb = {
           target: resolve(io.cwd, out),
           format,
           overwrite: given.flag("force"),
+          salvage: given.flag("salvage"),
           signal: io.signal,
           onProgress(doneBytes, totalBytes) {
             work.doneBytes = doneBytes;
@@ -64,7 +68,7 @@ export const restoreVerb: Verb = {
       );
       stop();
       const seconds = (systemClock.monotonic() - startedAt) / 1000;
-      const { point: found, writtenBytes } = restored;
+      const { point: found, writtenBytes, lost, lostRanges, lostBytes } = restored;
       if (json) {
         const event = {
           event: "done",
@@ -73,6 +77,7 @@ export const restoreVerb: Verb = {
           root: found.root,
           bytes: found.sizeBytes,
           bytesWritten: writtenBytes,
+          ...(lostRanges === 0 ? {} : { bytesLost: lostBytes, rangesLost: lostRanges, ranges: lost }),
           seconds: Number(seconds.toFixed(3)),
         };
         io.out(`${JSON.stringify(event)}\n`);
@@ -82,12 +87,19 @@ export const restoreVerb: Verb = {
           `${disk}: point ${found.point} of ${formatTime(found.time)} is in ${out}: ${formatSize(found.sizeBytes)}, ` +
             `${formatSize(writtenBytes)} of it data, in ${seconds.toFixed(1)} s, ${rate}/s\n`,
         );
+        if (lostRanges > 0) io.out(lostText(restored));
         if (found.consistency === "none") io.err("the image changed while this point was made: it is inconsistent\n");
       }
-      return exitCodes.done;
+      return lostRanges > 0 ? exitCodes.differs : exitCodes.done;
     } finally {
       stop();
       await store.close();
     }
   },
 };
+
+function lostText({ lost, lostRanges, lostBytes }: RestoreReport): string {
+  const lines = lost.map(({ offset, length, reason }) => `  at ${offset}, ${length} bytes: ${reason}\n`);
+  const more = lostRanges > lost.length ? `  and ${lostRanges - lost.length} more\n` : "";
+  return `zeros in place of ${formatSize(lostBytes)} that cannot be told any more:\n${lines.join("")}${more}`;
+}

@@ -1,6 +1,7 @@
 /** Work on a store that is not receiving: restore, verify, roll back, repair. */
 import { systemRandom } from "../base/random.ts";
 import { copyPoint, dataBytesOf } from "../replica/restore-point.ts";
+import { LostRanges } from "../replica/damaged-blocks.ts";
 import { openRestoreTarget } from "../replica/restore-target.ts";
 import type { Point, Store } from "../replica/store.ts";
 import { type VerifyReport, verifyStoredPoint } from "../replica/verify-point.ts";
@@ -10,6 +11,16 @@ import { repairDisk, type RepairReport, rollBackDisk, type RollBackReport } from
 
 /** What restoring and verifying need of an engine: neither its memory nor its lanes, so `createEngine({ lanes: 0 })` will do. */
 type ReadingEngine = Pick<Engine, "storage" | "clock"> & Partial<Pick<Engine, "random">>;
+
+export interface RestoreReport {
+  readonly point: Point;
+  /** Bytes of data, lost ones among them. */
+  readonly writtenBytes: number;
+  /** With `salvage`: ranges that are zeros in place of what cannot be told, the first 20, ascending. */
+  readonly lost: readonly { readonly offset: number; readonly length: number; readonly reason: string }[];
+  readonly lostRanges: number;
+  readonly lostBytes: number;
+}
 
 /**
  * Writes a recovery point to an image file or a block device, beside whatever is being done to its disk. A file is written under
@@ -33,13 +44,16 @@ export async function restorePoint(
     readonly format?: "raw" | "vhdx" | undefined;
     /** Replace a file that exists; write over a block device. */
     readonly overwrite?: boolean | undefined;
+    /** Write zeros for blocks that cannot be told any more, and say which, where else the restore fails. */
+    readonly salvage?: boolean | undefined;
     readonly signal?: AbortSignal | undefined;
     /** Bytes of data written so far, and in all. */
     readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
   },
-): Promise<{ readonly point: Point; readonly writtenBytes: number }> {
+): Promise<RestoreReport> {
   const { engine, onProgress } = options;
   const reader = await store.openPoint(options.disk, options.point);
+  const lost = options.salvage === true ? new LostRanges() : undefined;
   try {
     const dataBytes = await dataBytesOf(reader);
     const target = await openRestoreTarget(options.target, {
@@ -55,11 +69,18 @@ export async function restorePoint(
     try {
       const writtenBytes = await copyPoint(reader, target.writer, {
         clear: target.clear,
+        lost,
         signal: options.signal,
         onProgress: (doneBytes) => onProgress?.(doneBytes, dataBytes),
       });
       await target.finish();
-      return { point: reader.point, writtenBytes };
+      return {
+        point: reader.point,
+        writtenBytes,
+        lost: lost?.named ?? [],
+        lostRanges: lost?.count ?? 0,
+        lostBytes: lost?.bytes ?? 0,
+      };
     } finally {
       await target.close();
     }

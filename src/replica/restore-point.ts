@@ -2,6 +2,7 @@
 import { ReplicationError } from "../base/errors.ts";
 import { MIB } from "../base/units.ts";
 import type { BlockWriter } from "../image/block-device.ts";
+import { type LostRanges, readAround } from "./damaged-blocks.ts";
 import type { PointReader } from "./points/reader.ts";
 import { ContentRoot } from "./root-check.ts";
 
@@ -12,6 +13,8 @@ const pieceCount = 2;
 export interface CopyOptions {
   /** The target may hold other content: what is zero at the point is zeroed there. Otherwise it is left as it is, which is zero. */
   readonly clear: boolean;
+  /** Takes blocks that cannot be told, which are written as zeros; the root is not compared then. Undefined: the first one is thrown. */
+  readonly lost?: LostRanges | undefined;
   readonly signal: AbortSignal | undefined;
   /** Bytes of data copied so far. */
   readonly onProgress: (bytes: number) => void;
@@ -51,7 +54,8 @@ export async function copyPoint(point: PointReader, target: BlockWriter, options
         if (options.signal?.aborted === true) throw abortedBy(options.signal);
         const buffer = buffers[turn++ % pieceCount] ?? new Uint8Array();
         const piece = buffer.subarray(0, Math.min(pieceBytes, offset + length - at));
-        await point.read(piece, at);
+        if (options.lost === undefined) await point.read(piece, at);
+        else await readAround(point, piece, at, options.lost);
         root.add(piece, at);
         await written();
         writing = target.write(piece, at).then(
@@ -68,7 +72,7 @@ export async function copyPoint(point: PointReader, target: BlockWriter, options
     await writing;
   }
   const found = root.root();
-  if (found === point.point.root) return done;
+  if (found === point.point.root || (options.lost?.count ?? 0) > 0) return done;
   throw new ReplicationError(
     "store-damaged",
     `disk ${disk.name}: what was read of point ${point.point.point} does not have the root its record names (${found}, not ${point.point.root}): ` +

@@ -2,14 +2,12 @@
 import { ReplicationError } from "../base/errors.ts";
 import { blockCount, type Geometry, MIB, pageBlocks, pageCount } from "../base/units.ts";
 import { createPageDigests, pageDigest } from "../table/page-digests.ts";
+import { isDamage, type LostRange, LostRanges, readAround } from "./damaged-blocks.ts";
 import type { PointReader } from "./points/reader.ts";
 import { abortedBy } from "./restore-point.ts";
 import type { Store } from "./store.ts";
 
 const pieceBytes = MIB;
-/** Damaged ranges that are named; the others are counted. */
-export const rangesNamed = 20;
-
 /** Blocks side by side that cannot be served, in bytes of the disk. */
 export interface DamagedRange {
   readonly offset: number;
@@ -100,42 +98,13 @@ function stopped(point: PointReader, { reached, ranges }: Pass, cause: Replicati
   );
 }
 
-/** Damage of blocks, which does not keep others from being read. */
-function isDamage(error: unknown): error is ReplicationError {
-  return error instanceof ReplicationError && (error.code === "store-damaged" || error.code === "replica-unreadable");
-}
-
 function geometryAt(point: PointReader): Geometry {
   const { blockBytes, digestKind } = point.disk;
   return { sizeBytes: point.sizeBytes, blockBytes, digestKind };
 }
 
-interface Range {
-  readonly offset: number;
-  length: number;
-  readonly reason: string;
-}
-
-/** Ranges in ascending order, joined; only the first ones are kept. */
-class Ranges {
-  readonly named: Range[] = [];
-  count = 0;
-  bytes = 0;
-  #end = -1;
-
-  add(offset: number, length: number, reason: string): void {
-    this.bytes += length;
-    const last = this.named.at(-1);
-    if (offset !== this.#end) {
-      this.count++;
-      if (this.count <= rangesNamed) this.named.push({ offset, length, reason });
-    } else if (last !== undefined && this.count <= rangesNamed) last.length += length;
-    this.#end = offset + length;
-  }
-}
-
 class Pass {
-  readonly ranges = new Ranges();
+  readonly ranges = new LostRanges();
   readonly from: number;
   readBytes = 0;
   /** All before was read, or is zero, or lies before `from`. */
@@ -197,23 +166,7 @@ class Pass {
     if (signal?.aborted === true) throw abortedBy(signal);
     await pace(length);
     this.readBytes += length;
-    try {
-      await this.#point.read(this.#buffer.subarray(0, length), offset);
-      return;
-    } catch (error) {
-      if (!isDamage(error)) throw error;
-    }
-    const { blockBytes } = this.#geometry;
-    for (let at = offset; at < offset + length; at += blockBytes) {
-      const count = Math.min(blockBytes, offset + length - at);
-      try {
-        await this.#point.read(this.#buffer.subarray(0, count), at);
-      } catch (error) {
-        if (!isDamage(error)) throw error;
-        const { why } = error.details;
-        this.ranges.add(at, count, typeof why === "string" ? why : error.message);
-      }
-    }
+    await readAround(this.#point, this.#buffer.subarray(0, length), offset, this.ranges);
   }
 }
 
@@ -226,10 +179,10 @@ interface Elsewhere {
 async function lookElsewhere(
   store: Store,
   point: PointReader,
-  ranges: readonly Range[],
+  ranges: readonly LostRange[],
   options: VerifyOptions,
 ): Promise<readonly DamagedRange[]> {
-  const found = new Map<Range, Elsewhere>();
+  const found = new Map<LostRange, Elsewhere>();
   const { points } = await store.points(point.disk.name);
   for (const { point: sequence } of [...points].reverse()) {
     const open = ranges.filter((range) => found.get(range)?.sameContent !== true);
@@ -260,7 +213,7 @@ async function openOther(store: Store, disk: string, sequence: number): Promise<
   }
 }
 
-async function isGood(other: PointReader, range: Range, { pace, signal }: VerifyOptions): Promise<boolean> {
+async function isGood(other: PointReader, range: LostRange, { pace, signal }: VerifyOptions): Promise<boolean> {
   if (range.offset + range.length > other.sizeBytes) return false;
   const buffer = new Uint8Array(Math.min(pieceBytes, range.length));
   try {
@@ -278,7 +231,7 @@ async function isGood(other: PointReader, range: Range, { pace, signal }: Verify
 }
 
 /** By the digests, which cost next to nothing. */
-async function isSame(point: PointReader, other: PointReader, range: Range): Promise<boolean> {
+async function isSame(point: PointReader, other: PointReader, range: LostRange): Promise<boolean> {
   const { blockBytes } = point.disk;
   if (range.offset + range.length > other.sizeBytes) return false;
   const end = Math.min(Math.ceil((range.offset + range.length) / blockBytes), blockCount(geometryAt(point)));

@@ -282,6 +282,18 @@ describe("the verbs", () => {
       expect(text.out).toMatch(/^disk@3: DAMAGED: 16\.0 KiB in 1 range;/);
       expect(text.out).toMatch(/^ {2}at 65536, 16384 bytes: .*; point 2 has other, good content there$/m);
       expect((await run(verifyVerb, ["--all"])).code).toBe(3);
+      const salvaged = await run(restoreVerb, ["disk", "left.raw", "--salvage", "--json"]);
+      expect(salvaged.code).toBe(3);
+      expect(salvaged.lines.at(-1)).toMatchObject({
+        event: "done",
+        bytesLost: block,
+        rangesLost: 1,
+        ranges: [{ offset: 4 * block, length: block }],
+      });
+      const told = await run(restoreVerb, ["disk", "left.raw", "--salvage", "--force"]);
+      expect(told.out).toMatch(
+        /^zeros in place of 16\.0 KiB that cannot be told any more:\n {2}at 65536, 16384 bytes: /m,
+      );
       expect((await run(verifyVerb, ["disk@2"])).code).toBe(0);
     });
     // A record that cannot be read hides what is older, and nothing newer.

@@ -7,6 +7,7 @@ import { KIB, MIB } from "../../src/base/units.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import { openImage } from "../../src/image/open-image.ts";
 import { restorePoint } from "../../src/index.ts";
+import { LostRanges } from "../../src/replica/damaged-blocks.ts";
 import { copyPoint } from "../../src/replica/restore-point.ts";
 import type { PointReader } from "../../src/replica/store.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
@@ -271,6 +272,67 @@ describe("what goes wrong on the way leaves no file, and one that exists as it w
       message: expect.stringContaining("root") as string,
     });
     await copy(fake((target, offset) => reader.read(target, offset)));
+    await reader.close();
+  });
+});
+
+describe("what is left of a damaged point", () => {
+  test("zeros in place of what cannot be told, and all else as it was, also on a device's old content", async () => {
+    await startTwo();
+    const content = Buffer.from(kit.content(2));
+    const flip = (bytes: Buffer): Buffer => {
+      for (const at of [0, 3 * MIB, 3 * MIB + 17 * KIB, 3 * MIB + 50 * KIB]) bytes[at] = (bytes[at] ?? 0) ^ 1;
+      return bytes;
+    };
+    await whileChanged(kit.path("replica.raw"), flip, async () => {
+      const report = await restore("newest", { salvage: true });
+      expect(report).toMatchObject({
+        point: { point: 2 },
+        lost: [
+          { offset: 0, length: 16 * KIB, reason: "its content does not match its digest" },
+          { offset: 3 * MIB, length: 32 * KIB },
+          { offset: 3 * MIB + 48 * KIB, length: 16 * KIB },
+        ],
+        lostRanges: 3,
+        lostBytes: 64 * KIB,
+      });
+      for (const { offset, length } of report.lost) content.fill(0, offset, offset + length);
+      expect(readFileSync(out()).equals(content)).toBe(true);
+      const old = createMemoryImage(content.length);
+      await old.write(randomBytes(content.length), 0);
+      const reader = await kit.open(2);
+      const lost = new LostRanges();
+      await copyPoint(reader, old, { clear: true, lost, signal: undefined, onProgress: () => undefined });
+      await reader.close();
+      const found = Buffer.alloc(content.length);
+      await old.read(found, 0);
+      expect(found.equals(content)).toBe(true);
+      expect(lost).toMatchObject({ count: 3, bytes: 64 * KIB });
+    });
+    expect(beside()).toEqual(["out.raw"]);
+  });
+
+  test("of a good point it is the point, whose root is compared as ever", async () => {
+    await startTwo();
+    expect(await restore("newest", { salvage: true })).toMatchObject({ lost: [], lostRanges: 0, lostBytes: 0 });
+    expect(readFileSync(out()).equals(kit.content(2))).toBe(true);
+    const reader = await kit.open(2);
+    const wrong: PointReader = {
+      disk: reader.disk,
+      point: reader.point,
+      sizeBytes: reader.sizeBytes,
+      sectorBytes: 512,
+      read: (target) => Promise.resolve(void target.fill(0)),
+      extents: (offset, length) => reader.extents(offset, length),
+      digest: (block) => reader.digest(block),
+      digests: (page) => reader.digests(page),
+      close: () => reader.close(),
+    };
+    const copied = copyPoint(wrong, createMemoryImage(reader.sizeBytes), {
+      ...{ clear: false, lost: new LostRanges() },
+      ...{ signal: undefined, onProgress: () => undefined },
+    });
+    await expect(copied).rejects.toMatchObject({ code: "store-damaged" });
     await reader.close();
   });
 });
