@@ -5,6 +5,7 @@ import type { Clock } from "../base/clock.ts";
 import { InvariantError, invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import { KIB, MIB } from "../base/units.ts";
+import { toErrorMessage } from "../wire/error-message.ts";
 import { createFrameDecoder, encodeFrame, type FrameDecoder } from "../wire/frame.ts";
 import type { Message } from "../wire/messages.ts";
 import { connectionError } from "./connection-errors.ts";
@@ -227,10 +228,7 @@ export class TlsLink implements Link {
   }
 
   #handlerError(thrown: unknown): ReplicationError {
-    if (
-      thrown instanceof ReplicationError &&
-      (thrown.code === "frame-malformed" || thrown.code === "message-malformed")
-    ) {
+    if (thrown instanceof ReplicationError && isMalformed(thrown)) {
       const { code, message, details } = thrown;
       const { name, address } = this.peer;
       return new ReplicationError(code, `${name} at ${address}: ${message}`, {
@@ -260,9 +258,16 @@ export class TlsLink implements Link {
       void this.close();
     } else {
       this.#rejectWaiting();
-      this.#socket.destroy();
+      if (isMalformed(error) && !error.remote) this.#refuse(error);
+      else this.#socket.destroy();
     }
     if (this.#handlers !== undefined) this.#report(this.#handlers, ending);
+  }
+
+  /** A peer that is not told why would take it for a lost connection, and try for ever. */
+  #refuse(error: ReplicationError): void {
+    if (this.#socket.writable) this.#socket.write(encodeFrame(toErrorMessage(error)));
+    void this.close();
   }
 
   /** In a job of its own: `onEnd` never runs inside a call of this link's methods. */
@@ -324,6 +329,10 @@ export class TlsLink implements Link {
       }),
     );
   }
+}
+
+function isMalformed({ code }: ReplicationError): boolean {
+  return code === "frame-malformed" || code === "message-malformed";
 }
 
 function readBuffered(socket: TLSSocket): Uint8Array | undefined {

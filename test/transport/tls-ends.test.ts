@@ -10,7 +10,8 @@ import type { Credentials } from "../../src/transport/credentials.ts";
 import type { Link } from "../../src/transport/link.ts";
 import { rejectionLinesMax } from "../../src/transport/rejection-log.ts";
 import { connectTls } from "../../src/transport/tls.ts";
-import { encodeFrame } from "../../src/wire/frame.ts";
+import { createFrameDecoder, encodeFrame } from "../../src/wire/frame.ts";
+import type { Message } from "../../src/wire/messages.ts";
 import {
   dataFrame,
   foreignOptions,
@@ -54,6 +55,17 @@ async function foreignClient(): Promise<{ socket: tls.TLSSocket; raw: Socket; li
   return { socket, raw, link: await next };
 }
 
+function decodeFrames(bytes: Uint8Array): Message[] {
+  const messages: Message[] = [];
+  const decoder = createFrameDecoder({
+    payloadTarget: () => undefined,
+    onFrame: ({ message }) => void messages.push(message),
+  });
+  decoder.push(bytes);
+  expect(decoder.atBoundary).toBe(true);
+  return messages;
+}
+
 describe("the end of a link", () => {
   test("half-closed behind the last frame: the frame counts, the end is orderly (C-50)", async () => {
     const { socket, link } = await foreignClient();
@@ -90,11 +102,14 @@ describe("the end of a link", () => {
   test("garbage inside TLS is a malformed frame, and names the peer", async () => {
     const { socket, link } = await foreignClient();
     const server = observe(link);
+    const received: Buffer[] = [];
+    socket.on("data", (chunk: Buffer) => void received.push(chunk));
     socket.write("GET / HTTP/1.1\r\n\r\n".repeat(10));
     const error = await server.ended;
     expect(error?.code).toBe("frame-malformed");
     expect(error?.message).toMatch(/^node at 127\.0\.0\.1:\d+: /);
     await until(() => socket.destroyed);
+    expect(decodeFrames(Buffer.concat(received))).toMatchObject([{ type: "error", code: "frame-malformed" }]);
   });
 
   test("before start it is kept and told after", async () => {
