@@ -117,6 +117,8 @@ export interface Store {
   dropOldest(name: string): Promise<OldestPoint>;
   /** Throws `no-space` when free space is below the reserve. */
   checkReserve(): Promise<void>;
+  /** The same for the file system of an image that a disk has adopted where it lies, which dropping points gives nothing back. */
+  checkImageReserve(name: string): Promise<void>;
   /** Writers stay open: who opened them releases them. */
   close(): Promise<void>;
 }
@@ -202,6 +204,10 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     release: (name, point, releaseOf) => withChain(parts, name, (disk) => holdPoint(parts, disk, point, { releaseOf })),
     dropOldest: (name) => withChain(parts, name, (disk) => dropOldest(parts, disk)),
     checkReserve: () => checkReserve(storage, path, options.reserveBytes),
+    async checkImageReserve(name) {
+      const image = (await readRecord(storage, diskPaths(path, name)))?.image;
+      if (image !== undefined) await checkReserve(storage, dirname(image), options.reserveBytes);
+    },
     close: () => Promise.resolve(),
   };
 }

@@ -20,7 +20,7 @@ export async function makeRoom(options: RoomOptions, disk: string, isNew: boolea
   const { store, whenFull } = options;
   for (;;) {
     const shortage = await shortageOf(store);
-    if (shortage === undefined) return;
+    if (shortage === undefined) return isNew ? undefined : await store.checkImageReserve(disk);
     if (whenFull !== "drop-oldest" || isNew) throw shortage;
     const why = await dropOne(options, disk, shortage.message);
     if (why === undefined) continue;

@@ -58,10 +58,9 @@ export function createChance(seed: number): () => number {
 export function openTestStore(
   storage: Storage,
   path = storePath,
-  more: { readonly keep?: string } = {},
+  more: { readonly keep?: string; readonly reserveBytes?: number } = {},
 ): Promise<Store> {
   return openStore({
-    ...more,
     path,
     storage,
     clock: createTestClock(),
@@ -71,6 +70,7 @@ export function openTestStore(
     host: "receiver1",
     pid: 4711,
     reserveBytes: 0,
+    ...more,
   });
 }
 

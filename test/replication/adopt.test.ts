@@ -6,6 +6,9 @@ import { describe, expect, test } from "vitest";
 import { systemRandom } from "../../src/base/random.ts";
 import { KIB } from "../../src/base/units.ts";
 import { createVhdx } from "../../src/image/vhdx/create.ts";
+import { silentLogger } from "../../src/base/logger.ts";
+import { makeRoom } from "../../src/replication/make-room.ts";
+import { methodsOf } from "../replica/point-kit.ts";
 import { inspectStoreFile } from "../../src/replica/store.ts";
 import { diskPaths } from "../../src/replica/layout.ts";
 import { decodeRecord, writeRecord } from "../../src/replica/disk-record.ts";
@@ -20,6 +23,7 @@ import {
   blockBytes,
   commitFacts,
   expectTableTrue,
+  openTestStore,
   rebuild,
   rootOf,
 } from "../replica/simulated-store.ts";
@@ -254,6 +258,25 @@ describe("an adopted image", () => {
     await storage.rename("/images/elsewhere", imagePath);
     await commitDelta(storage, second);
     await expectPointIs(store, 1, content);
+  });
+
+  test("on a file system of its own has its reserve there, which no dropped point gives back", async () => {
+    const storage = (await machineWithImage()).start();
+    await adopt(storage);
+    await commitDelta(storage, second);
+    const full: Storage = {
+      ...methodsOf(storage),
+      space: async (path) => ({ ...(await storage.space(path)), ...(path === "/images" ? { freeBytes: KIB } : {}) }),
+    };
+    const store = await openTestStore(full, storePath, { reserveBytes: 2 * KIB });
+    await store.checkReserve();
+    const room = { store, log: silentLogger, whenFull: "drop-oldest" } as const;
+    await expect(makeRoom(room, disk, false)).rejects.toMatchObject({
+      code: "no-space",
+      message: expect.stringMatching(/^\/images has 1024 bytes free/) as string,
+    });
+    expect((await store.points(disk)).points.map(({ point }) => point)).toEqual([1, 2]);
+    await makeRoom({ ...room, store: await openStoreOn(storage) }, disk, false);
   });
 
   test("is digested as it is on disk: what an earlier sync failed to write does not count", async () => {

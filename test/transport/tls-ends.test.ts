@@ -58,7 +58,7 @@ async function foreignClient(): Promise<{ socket: tls.TLSSocket; raw: Socket; li
 function decodeFrames(bytes: Uint8Array): Message[] {
   const messages: Message[] = [];
   const decoder = createFrameDecoder({
-    payloadTarget: () => undefined,
+    payloadTarget: () => new Uint8Array(),
     onFrame: ({ message }) => void messages.push(message),
   });
   decoder.push(bytes);
