@@ -1,9 +1,12 @@
 /** What the receiver makes of its own failures: doubt is kept, points are not lost, and the sender gives up in time. */
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { limits } from "../../src/base/limits.ts";
 import type { Logger } from "../../src/base/logger.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
+import { openImage } from "../../src/image/open-image.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import type { SaveRequest, JobName } from "../../src/lanes/jobs.ts";
 import type { Lanes } from "../../src/lanes/lanes.ts";
@@ -83,6 +86,62 @@ describe("a write that fails", () => {
     };
     await expect(kit.send(image, { attemptsMax: 4 })).rejects.toMatchObject({ code: "write-failed" });
     expect(tries).toBe(4);
+  });
+});
+
+describe("the cause is told on both sides, with file and offset (C-55)", () => {
+  const systemError = (code: string): Error => Object.assign(new Error(`${code}: as the system says`), { code });
+
+  test("a source that cannot be read at 60 %", async () => {
+    const path = join(kit.folder, "source.raw");
+    writeFileSync(path, randomBytes(10 * MIB));
+    const { storage } = kit.sending;
+    const { reader } = await openImage(path, { storage });
+    const { read } = storage.lanes;
+    Object.assign(storage.lanes, {
+      read: (fd: number, target: Uint8Array, offset: number) => {
+        if (offset + target.length > 6 * MIB) throw systemError("EIO");
+        return read(fd, target, offset);
+      },
+    });
+    const told = { code: "image-unreadable", message: expect.stringMatching(/EIO/) as string };
+    await expect(kit.send(reader, { attemptsMax: 3 })).rejects.toMatchObject({
+      ...told,
+      details: { errno: "EIO", offset: expect.any(Number) as number },
+    });
+    await kit.idle();
+    await reader.close();
+    expect(warnings.map(({ text }) => text).join("\n")).toMatch(/the sender gave up.*EIO/);
+  });
+
+  test("a receiver whose disk is full at 40 %", async () => {
+    const image = createMemoryImage(10 * MIB);
+    await image.write(randomBytes(10 * MIB), 0);
+    const { lanes } = kit.receiving.storage;
+    const { write, writeDirect } = lanes;
+    const full = (offset: number): void => {
+      if (offset >= 4 * MIB) throw systemError("ENOSPC");
+    };
+    Object.assign(lanes, {
+      write: (fd: number, source: Uint8Array, offset: number) => {
+        full(offset);
+        write(fd, source, offset);
+      },
+      writeDirect: (fd: number, source: Uint8Array, offset: number) => {
+        full(offset);
+        return writeDirect?.(fd, source, offset) ?? false;
+      },
+    });
+    await expect(kit.send(image, { attemptsMax: 3 })).rejects.toMatchObject({
+      code: "no-space",
+      message: expect.stringMatching(/disk disk: the replica: no space left at offset \d+/) as string,
+      remote: true,
+    });
+    await kit.idle();
+    expect(warnings).toContainEqual({
+      fields: expect.objectContaining({ code: "no-space" }) as object,
+      text: expect.stringMatching(/disk disk: the replica: no space left at offset \d+/) as string,
+    });
   });
 });
 
