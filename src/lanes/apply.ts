@@ -1,7 +1,6 @@
 /** The receiver's jobs: apply, old parts, clear, sync. */
 import { addPart, countParts, forEachRun, forEachRunAcross, isFullMask } from "../base/part-mask.ts";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
-import { neighboursEnd } from "../base/neighbours.ts";
 import { KIB, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import { isZero } from "../base/zero.ts";
 import { PART_DIGEST_BYTES } from "../codec/digest-sizes.ts";
@@ -10,7 +9,6 @@ import {
   type ApplyRequest,
   type ApplyResult,
   applyState,
-  type BlockShape,
   type ClearRequest,
   type OldPartsRequest,
   type OldPartsResult,
@@ -20,6 +18,7 @@ import {
 import { DIRECT_BYTES } from "../storage/seam.ts";
 import { KernelFrame } from "./kernel-frame.ts";
 import type { Lane } from "./lane.ts";
+import { fileOffset, readPadded, stretchEnd } from "./replica-blocks.ts";
 import { areaA, areaB } from "./slot-layout.ts";
 
 /** Read and digested at a time: it stays in the core's own cache in between. */
@@ -83,7 +82,7 @@ function checkOverOld(lane: Lane, request: ApplyRequest, raw: Uint8Array, states
   const found = new Uint8Array(width);
   const perMask = maskBytes(blockBytes);
   let rawAt = 0;
-  for (const [index, block] of blocks.entries()) {
+  for (let index = 0; index < blocks.length; index++) {
     const mask = masks.subarray(index * perMask, (index + 1) * perMask);
     const content = raw.subarray(rawAt, rawAt + countParts(mask) * PART_BYTES);
     rawAt += content.length;
@@ -92,7 +91,7 @@ function checkOverOld(lane: Lane, request: ApplyRequest, raw: Uint8Array, states
     if (!isFullMask(mask, blockBytes)) {
       whole = lane.scratch.subarray(0, blockBytes);
       if (isZero(request.base.subarray(index * width, (index + 1) * width))) lane.zero(whole);
-      else if (!readBlock(lane, request, block, whole)) whole = undefined;
+      else if (!readPadded(lane, request, index, whole)) whole = undefined;
       if (whole !== undefined) overlay(lane, whole, mask, content);
     }
     states[index] = checkNew(digester, whole, request.digests.subarray(index * width, (index + 1) * width), found);
@@ -105,10 +104,12 @@ function writeFrame(writer: RunWriter, request: ApplyRequest, raw: Uint8Array, s
   const perMask = maskBytes(blockBytes);
   let rawAt = 0;
   for (let start = 0; start < blocks.length; ) {
-    const first = blocks[start] ?? 0;
+    const offset = (blocks[start] ?? 0) * blockBytes;
+    const place = fileOffset(request, start);
     const state = states[start];
+    const follows = stretchEnd(request, start);
     let end = start + 1;
-    while (states[end] === state && blocks[end] === first + end - start) end++;
+    while (end < follows && states[end] === state) end++;
     const ofStretch = masks.subarray(start * perMask, end * perMask);
     const from = rawAt;
     rawAt += countParts(ofStretch) * PART_BYTES;
@@ -116,7 +117,10 @@ function writeFrame(writer: RunWriter, request: ApplyRequest, raw: Uint8Array, s
     if (state !== applyState.written) continue;
     forEachRunAcross(ofStretch, blockBytes, (part, count, before) => {
       const at = from + before * PART_BYTES;
-      writer.add(first * blockBytes + part * PART_BYTES, raw.subarray(at, at + count * PART_BYTES));
+      const within = part * PART_BYTES;
+      // Behind the end of the disk a part is padded.
+      const length = Math.min(count * PART_BYTES, request.sizeBytes - offset - within);
+      writer.add(place + within, raw.subarray(at, at + length));
     });
   }
   writer.flush();
@@ -152,49 +156,7 @@ export function overlay(lane: Lane, block: Uint8Array, mask: Uint8Array, content
   });
 }
 
-/** Reads a block, padded with zeros; false when it cannot be read: the sender sends it whole, and writing it anew may heal it. */
-function readBlock(
-  lane: Lane,
-  request: { readonly blockBytes: number; readonly fd: number; readonly sizeBytes: number },
-  block: number,
-  target: Uint8Array,
-): boolean {
-  return readPadded(lane, request, block * request.blockBytes, target);
-}
-
-/** Fills `target` from `offset` on, with zeros behind the end of the disk; false when it cannot be read. */
-export function readPadded(
-  lane: Lane,
-  request: { readonly fd: number; readonly sizeBytes: number },
-  offset: number,
-  target: Uint8Array,
-): boolean {
-  const length = Math.max(0, Math.min(target.length, request.sizeBytes - offset));
-  try {
-    const count = length === 0 ? 0 : lane.storage.read(request.fd, target.subarray(0, length), offset);
-    if (count < target.length) lane.zero(target.subarray(count));
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === undefined) throw error;
-    return false;
-  }
-}
-
-/** Reads the old block, padded with zeros. `differs`: it does not match its digest. */
-export function readOld(
-  lane: Lane,
-  request: BlockShape & { readonly fd: number; readonly sizeBytes: number; readonly disk: string },
-  block: number,
-  digest: Uint8Array,
-  target: Uint8Array,
-): "good" | "differs" | "unreadable" {
-  if (!readBlock(lane, request, block, target)) return "unreadable";
-  const found = new Uint8Array(digest.length);
-  lane.digester(request.digestKind).digest(target, found, 0);
-  return Buffer.compare(found, digest) === 0 ? "good" : "differs";
-}
-
-/** Joins neighbouring pieces of one source array into writes of up to {@link writeBytesMax}, and clips them at the end of the disk. */
+/** Joins neighbouring pieces of one source array into writes of up to {@link writeBytesMax}. Offsets are those of the file. */
 class RunWriter {
   readonly #lane: Lane;
   readonly #request: ApplyRequest;
@@ -229,8 +191,8 @@ class RunWriter {
     const pending = this.#pending;
     if (pending === undefined) return;
     this.#pending = undefined;
-    const { disk, fd, sizeBytes } = this.#request;
-    const length = Math.min(pending.length, sizeBytes - this.#offset);
+    const { disk, fd } = this.#request;
+    const { length } = pending;
     this.bytes += length;
     const direct = length >= longRunBytes ? this.#writeDirect(pending, length) : 0;
     for (let at = direct; at < length; at += writeBytesMax) {
@@ -284,14 +246,14 @@ export function oldParts(lane: Lane, request: OldPartsRequest): OldPartsResult {
     }
   };
   for (let first = 0; first < blocks.length; ) {
-    const end = neighboursEnd(blocks, first, Math.max(1, readBytes / blockBytes));
+    const end = stretchEnd(request, first, Math.max(1, readBytes / blockBytes));
     const content = lane.scratch.subarray(0, (end - first) * blockBytes);
-    if (readPadded(lane, request, (blocks[first] ?? 0) * blockBytes, content)) digest(first, content);
+    if (readPadded(lane, request, first, content)) digest(first, content);
     else {
       // One at a time: it need not be all of them.
       for (let index = first; index < end; index++) {
         const block = content.subarray(0, blockBytes);
-        if (readPadded(lane, request, (blocks[index] ?? 0) * blockBytes, block)) digest(index, block);
+        if (readPadded(lane, request, index, block)) digest(index, block);
       }
     }
     first = end;

@@ -155,11 +155,13 @@ export interface ApplyRequest extends BlockShape, ReceivedFrame {
   /** The same file past the page cache, for long runs. */
   readonly directFd: number | undefined;
   readonly sizeBytes: number;
+  /** See `ReplicaBlocks`: each block to be written has its place. */
+  readonly places?: readonly number[] | undefined;
   /** The table's digests of these blocks. */
   readonly base: Uint8Array;
   /** What `save` found of each block; undefined: nothing was saved. */
   readonly checked: Uint8Array | undefined;
-  /** What was written before and still lies in the page cache: it is to go to the device now. */
+  /** What was written before and still lies in the page cache: it is to go to the device now. Offsets of the file. */
   readonly writeback?: { readonly offset: number; readonly length: number } | undefined;
 }
 
@@ -184,6 +186,8 @@ export interface SaveRequest extends BlockShape {
   readonly fd: number;
   readonly sizeBytes: number;
   readonly blocks: readonly number[];
+  /** See `ReplicaBlocks`. */
+  readonly places?: readonly number[] | undefined;
   /** Parts to keep of each block; together at most area A. */
   readonly masks: Uint8Array;
   /** The table's digests of these blocks. */
@@ -234,6 +238,8 @@ export interface OldPartsRequest extends BlockShape {
   readonly fd: number;
   readonly sizeBytes: number;
   readonly blocks: readonly number[];
+  /** See `ReplicaBlocks`. */
+  readonly places?: readonly number[] | undefined;
   /** The table's digests of these blocks. */
   readonly base: Uint8Array;
 }
@@ -247,7 +253,7 @@ export interface OldPartsResult {
   readonly wide: Uint8Array;
 }
 
-/** Receiver: makes ranges of the replica zero. */
+/** Receiver: makes ranges of the replica's file zero. */
 export interface ClearRequest {
   readonly disk: string;
   readonly fd: number;

@@ -3,15 +3,15 @@ import { countParts, forEachRun, forEachRunAcross, isFullMask } from "../base/pa
 import { crc32 } from "node:zlib";
 import { digestBytes, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import { invariant } from "../base/errors.ts";
-import { neighboursEnd } from "../base/neighbours.ts";
 import { isZero } from "../base/zero.ts";
 import { PART_DIGEST_BYTES } from "../codec/digest-sizes.ts";
 import { type Digester } from "../codec/digest.ts";
-import { checkNew, overlay, readOld, readPadded, unpack, writing } from "./apply.ts";
+import { checkNew, overlay, unpack, writing } from "./apply.ts";
 import { applyState, type AppendRequest, type ReceivedFrame, type SaveRequest, type SaveResult } from "./jobs.ts";
 import { DIRECT_BYTES } from "../storage/seam.ts";
 import { KernelFrame } from "./kernel-frame.ts";
 import type { Lane } from "./lane.ts";
+import { readOld, readPadded, stretchEnd } from "./replica-blocks.ts";
 import { areaA, areaABytes } from "./slot-layout.ts";
 
 /** Content at least this long is given to the device at once: its sync follows. */
@@ -67,11 +67,11 @@ function readParts(lane: Lane, request: SaveRequest, target: Uint8Array): boolea
   let end = 0;
   let readable = true;
   for (let start = 0; start < blocks.length && readable; ) {
-    const first = blocks[start] ?? 0;
-    const stop = neighboursEnd(blocks, start);
+    const stop = stretchEnd(request, start);
+    const from = start;
     forEachRunAcross(masks.subarray(start * perMask, stop * perMask), blockBytes, (part, count) => {
       const piece = target.subarray(end, end + count * PART_BYTES);
-      readable &&= readPadded(lane, request, first * blockBytes + part * PART_BYTES, piece);
+      readable &&= readPadded(lane, request, from, piece, part * PART_BYTES);
       end += piece.length;
     });
     start = stop;
@@ -97,7 +97,7 @@ function saveEach(lane: Lane, request: SaveRequest): SaveResult {
     const mask = masks.subarray(index * perMask, (index + 1) * perMask);
     const rawBytes = countParts(mask) * PART_BYTES;
     const content = lane.scratch.subarray(0, blockBytes);
-    const found = readOld(lane, request, block, base.subarray(index * width, (index + 1) * width), content);
+    const found = readOld(lane, request, index, base.subarray(index * width, (index + 1) * width), content);
     // What a failed read leaves is not to be taken for the old content of another block.
     if (found === "unreadable") lane.zero(content);
     if (found !== "good") damaged[index] = 1;

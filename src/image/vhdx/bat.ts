@@ -117,6 +117,16 @@ export class Bat implements BlockMap {
     return sectorRun(this.#pages, { at: bitmapAt, first: "lowest" }, { index: inChunk, count });
   }
 
+  /** Blocks the table has room for. */
+  get blocksMax(): number {
+    return this.#blockAt(Math.floor(this.#region.length / entryBytes));
+  }
+
+  /** End of everything in the file that is not content. */
+  get tablesEnd(): number {
+    return Math.max(headerSectionBytes, ...this.#taken.map(({ offset, length }) => offset + length));
+  }
+
   /** Where in the file the entry of a block lies. */
   entryAt(block: number): number {
     return this.#region.offset + this.#indexOf(block) * entryBytes;

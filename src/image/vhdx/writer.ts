@@ -1,144 +1,62 @@
-/**
- * Writes a disk in a VHDX file, in place. What is in its tables changes with `flush` alone, through the log, so that a crash at any moment leaves a
- * file that is what it was at the last flush or at this one, with content written since then or not.
- *
- * A payload block keeps its place for good, and its state once it is present: zeros are a hole in the file. Space is never given to another block, or an old
- * table after a crash would show the content of one disk block in another. New places come from the end of the file.
- */
-import { InvariantError, invariant } from "../../base/errors.ts";
-import type { Random } from "../../base/random.ts";
-import { MIB } from "../../base/units.ts";
-import type { Storage, StorageFile } from "../../storage/seam.ts";
+/** A disk in a VHDX file, written in place by {@link VhdxPlaces}. */
+import type { StorageFile } from "../../storage/seam.ts";
 import type { BlockReader, BlockWriter } from "../block-device.ts";
-import { type BlockMap, type BlockStretch, MappedReader } from "../mapped-reader.ts";
-import { PlainFile } from "../plain-file.ts";
+import { MappedReader } from "../mapped-reader.ts";
 import { checkRange } from "../range.ts";
 import { zeroRaw } from "../raw.ts";
-import { Bat, presentEntry } from "./bat.ts";
-import { vhdxDamaged, vhdxUnsupported } from "./damage.ts";
-import { noGuid } from "./guid.ts";
-import { encodeHeader, headerOffsets, type VhdxHeader } from "./headers.ts";
-import { completeSector, encodeEntry, LOG_SECTOR_BYTES } from "./log-entries.ts";
-import { readVhdxFacts, takenPlaces, type VhdxFacts } from "./open.ts";
-import type { LogOverlay } from "./replay.ts";
-
-/** Sectors of the table in one entry of a log, which has 1 MiB at least. */
-const sectorsPerEntry = 128;
-const sequenceMax = 2n ** 64n - 1n;
+import type { Storage } from "../../storage/seam.ts";
+import { type PlacesOptions, VhdxPlaces } from "./places.ts";
 
 /**
  * Opens a file for writing (itself opened so) that nobody else has open. A log that was not written out is, first. Takes the file over. Errors: those of reading;
  * `image-format-unsupported` for a differencing file. Methods of the writer throw the system's errors unchanged; after a flush that failed, all
  * further ones throw.
  */
-export async function openVhdxWriter(
-  file: StorageFile,
-  options: { readonly storage: Storage; readonly random: Random },
-): Promise<BlockWriter> {
-  const { storage, random } = options;
+export async function openVhdxWriter(file: StorageFile, options: PlacesOptions): Promise<BlockWriter> {
   try {
-    let facts = await readVhdxFacts(file, storage);
-    if (facts.overlay !== undefined) {
-      await writeOutLog(file, facts.header, facts.overlay);
-      facts = await readVhdxFacts(file, storage);
-    }
-    if (facts.disk.hasParent) throw vhdxUnsupported(file.path, "it is a differencing image to be written to");
-    return new VhdxWriter(facts, file, storage, random).asWriter();
+    return new VhdxWriter(await VhdxPlaces.open(file, options), file, options.storage).asWriter();
   } catch (error) {
     await file.close();
     throw error;
   }
 }
 
-/** Order: changes of the log made and durable → the header names no log any more. */
-async function writeOutLog(file: StorageFile, header: VhdxHeader, overlay: LogOverlay): Promise<void> {
-  const { sizeBytes } = await file.stat();
-  if (sizeBytes < overlay.lastFileBytes) await file.truncate(overlay.lastFileBytes);
-  for (const change of overlay.changes()) {
-    if (change.kind === "zero") {
-      const zeros = new Uint8Array(Math.min(change.length, MIB));
-      for (let done = 0; done < change.length; done += zeros.length) {
-        await file.write(zeros.subarray(0, change.length - done), change.offset + done);
-      }
-      continue;
-    }
-    const sector = new Uint8Array(LOG_SECTOR_BYTES);
-    await file.read(sector, change.logAt);
-    completeSector(sector, 0, change);
-    await file.write(sector, change.offset);
-  }
-  await file.datasync();
-  await writeHeader(file, header, { logGuid: noGuid });
-  await file.datasync();
-}
-
-/** Into the place of the older one, so that one is whole whatever happens. */
-async function writeHeader(
-  file: StorageFile,
-  header: VhdxHeader,
-  changes: Partial<Pick<VhdxHeader, "fileWriteGuid" | "dataWriteGuid" | "logGuid">>,
-): Promise<VhdxHeader> {
-  if (header.sequence >= sequenceMax) {
-    throw vhdxDamaged(file.path, "the sequence number of its header is the greatest there is", {
-      offset: header.offset,
-    });
-  }
-  const next = { ...header, ...changes, sequence: header.sequence + 1n };
-  const offset = headerOffsets.find((at) => at !== header.offset) ?? header.offset;
-  const bytes = encodeHeader(next);
-  await file.write(bytes, offset);
-  return { ...next, offset, bytes };
-}
-
 class VhdxWriter {
+  readonly #places: VhdxPlaces;
   readonly #file: StorageFile;
-  readonly #plain: PlainFile;
   readonly #storage: Storage;
-  readonly #random: Random;
-  readonly #blockBytes: number;
-  readonly #sizeBytes: number;
-  readonly #bat: Bat;
-  readonly #map: PendingMap;
   readonly #reader: BlockReader;
-  #header: VhdxHeader;
-  #touched = false;
-  #logSequence = 1n;
   /** One call after the other. */
   #turn: Promise<unknown> = Promise.resolve();
   #failed: { readonly error: unknown } | undefined;
 
-  constructor(facts: VhdxFacts, file: StorageFile, storage: Storage, random: Random) {
-    const { disk, header } = facts;
+  constructor(places: VhdxPlaces, file: StorageFile, storage: Storage) {
+    this.#places = places;
     this.#file = file;
     this.#storage = storage;
-    this.#random = random;
-    this.#blockBytes = disk.payloadBlockBytes;
-    this.#sizeBytes = disk.sizeBytes;
-    this.#header = header;
-    this.#plain = new PlainFile(file, storage.lanes, facts.file.sizeBytes);
-    this.#bat = new Bat({ file: this.#plain, disk, region: facts.bat, taken: takenPlaces(facts) });
-    this.#map = new PendingMap(this.#bat);
-    const { sizeBytes, sectorBytes } = disk;
-    this.#reader = new MappedReader({ sizeBytes, sectorBytes, file: this.#plain, map: this.#map, parent: undefined });
+    const { sizeBytes, sectorBytes } = places.disk;
+    const { map } = places;
+    this.#reader = new MappedReader({ sizeBytes, sectorBytes, file: places.file, map, parent: undefined });
   }
 
   asWriter(): BlockWriter {
     const reader = this.#reader;
+    const { sizeBytes, sectorBytes } = reader;
     return {
-      sizeBytes: reader.sizeBytes,
-      sectorBytes: reader.sectorBytes,
+      sizeBytes,
+      sectorBytes,
       read: (target, offset) => this.#after(() => reader.read(target, offset)),
       extents: (offset, length) => reader.extents(offset, length),
       runs: (offset, length) => reader.runs?.(offset, length),
       write: async (source, offset) => {
-        checkRange(this.#sizeBytes, offset, source.length);
+        checkRange(sizeBytes, offset, source.length);
         await this.#after(() => this.#write(source, offset));
       },
       zero: async (offset, length) => {
-        checkRange(this.#sizeBytes, offset, length);
+        checkRange(sizeBytes, offset, length);
         await this.#after(() => this.#zero(offset, length));
       },
-      flush: () => this.#after(() => this.#flushOrFail()),
+      flush: () => this.#after(() => this.#flush()),
       close: () => this.#after(() => reader.close(), true),
     };
   }
@@ -156,150 +74,36 @@ class VhdxWriter {
   }
 
   async #write(source: Uint8Array, offset: number): Promise<void> {
-    await this.#touch();
+    const { payloadBlockBytes } = this.#places;
+    await this.#places.touch();
     for (let done = 0; done < source.length; ) {
       const position = offset + done;
-      const block = Math.floor(position / this.#blockBytes);
-      const within = position - block * this.#blockBytes;
-      const length = Math.min(source.length - done, this.#blockBytes - within);
-      const place = await this.#placeOf(block);
-      await this.#file.write(source.subarray(done, done + length), place + within);
+      const block = Math.floor(position / payloadBlockBytes);
+      const length = Math.min(source.length - done, (block + 1) * payloadBlockBytes - position);
+      await this.#places.claim([block]);
+      await this.#file.write(source.subarray(done, done + length), this.#places.find(position) ?? 0);
       done += length;
     }
   }
 
-  async #placeOf(block: number): Promise<number> {
-    const stretch = this.#map.stretch(block, block + 1);
-    if (stretch.kind === "present") return stretch.at;
-    const place = Math.ceil(this.#plain.sizeBytes / MIB) * MIB;
-    await this.#file.truncate(place + this.#blockBytes);
-    this.#plain.grew(place + this.#blockBytes);
-    this.#map.add(block, place);
-    return place;
-  }
-
   async #zero(offset: number, length: number): Promise<void> {
-    await this.#touch();
+    const { payloadBlockBytes } = this.#places;
+    await this.#places.touch();
     const end = offset + length;
-    const lastBlock = Math.ceil(end / this.#blockBytes);
-    for (let position = offset; position < end; ) {
-      const block = Math.floor(position / this.#blockBytes);
-      const stretch = this.#map.stretch(block, lastBlock);
-      const stop = Math.min(end, stretch.end * this.#blockBytes);
-      if (stretch.kind === "present") {
-        const at = stretch.at - block * this.#blockBytes;
-        await zeroRaw(this.#file, this.#storage, at + position, at + stop);
-      }
-      position = stop;
+    for (let at = this.#places.nextPlaced(offset, end); at !== undefined; at = this.#places.nextPlaced(at, end)) {
+      const stop = Math.min(end, (Math.floor(at / payloadBlockBytes) + 1) * payloadBlockBytes);
+      const place = this.#places.find(at) ?? 0;
+      await zeroRaw(this.#file, this.#storage, place, place + stop - at);
+      at = stop;
     }
   }
 
-  /** Whoever keeps something about the content, or a child of this file, must see that it is another one: before the first change. */
-  async #touch(): Promise<void> {
-    if (this.#touched) return;
-    const guids = { fileWriteGuid: this.#random.uuid(), dataWriteGuid: this.#random.uuid() };
-    this.#header = await writeHeader(this.#file, this.#header, guids);
-    await this.#file.datasync();
-    this.#touched = true;
-  }
-
-  async #flushOrFail(): Promise<void> {
+  async #flush(): Promise<void> {
     try {
-      await this.#flush();
+      await this.#places.flush();
     } catch (error) {
       this.#failed = { error };
       throw error;
     }
-  }
-
-  /**
-   * Order: content, and an entry of a log that no header names yet, durable → a header that names it → the table itself → a header that names none. So
-   * there is never a log without a whole entry, nor a place in the table whose content is not there.
-   */
-  async #flush(): Promise<void> {
-    const pending = this.#map.pending();
-    if (pending.length === 0) {
-      await this.#file.datasync();
-      return;
-    }
-    const sectors = this.#changedSectors(pending);
-    for (let first = 0; first < sectors.length; first += sectorsPerEntry) {
-      const some = sectors.slice(first, first + sectorsPerEntry);
-      const logGuid = this.#random.uuid();
-      const entry = encodeEntry({
-        ...{ logGuid, sequence: this.#logSequence++, tail: 0, sectors: some },
-        ...{ flushedFileBytes: this.#plain.sizeBytes, lastFileBytes: this.#plain.sizeBytes },
-      });
-      invariant(entry.length <= this.#header.logBytes, "an entry fits its log");
-      await this.#file.write(entry, this.#header.logOffset);
-      await this.#file.datasync();
-      this.#header = await writeHeader(this.#file, this.#header, { logGuid });
-      await this.#file.datasync();
-      for (const { offset, bytes } of some) await this.#file.write(bytes, offset);
-      await this.#file.datasync();
-      this.#header = await writeHeader(this.#file, this.#header, { logGuid: noGuid });
-      await this.#file.datasync();
-    }
-    for (const { offset } of sectors) this.#bat.written(offset, LOG_SECTOR_BYTES);
-    this.#map.settle();
-  }
-
-  #changedSectors(
-    pending: readonly { readonly block: number; readonly place: number }[],
-  ): { readonly offset: number; readonly bytes: Uint8Array }[] {
-    const sectors = new Map<number, Uint8Array>();
-    for (const { block, place } of pending) {
-      const at = this.#bat.entryAt(block);
-      const offset = at - (at % LOG_SECTOR_BYTES);
-      let bytes = sectors.get(offset);
-      if (bytes === undefined) {
-        bytes = this.#bat.copy(offset, LOG_SECTOR_BYTES);
-        sectors.set(offset, bytes);
-      }
-      new DataView(bytes.buffer, bytes.byteOffset).setBigUint64(at - offset, presentEntry(place), true);
-    }
-    return [...sectors].map(([offset, bytes]) => ({ offset, bytes })).sort((a, b) => a.offset - b.offset);
-  }
-}
-
-/** The table with what was given a place since it was written. */
-class PendingMap implements BlockMap {
-  readonly payloadBlockBytes: number;
-  readonly #bat: Bat;
-  readonly #places = new Map<number, number>();
-
-  constructor(bat: Bat) {
-    this.#bat = bat;
-    this.payloadBlockBytes = bat.payloadBlockBytes;
-  }
-
-  add(block: number, place: number): void {
-    this.#places.set(block, place);
-  }
-
-  pending(): { readonly block: number; readonly place: number }[] {
-    return [...this.#places].map(([block, place]) => ({ block, place }));
-  }
-
-  settle(): void {
-    this.#places.clear();
-  }
-
-  fetch(block: number): Promise<void> {
-    return this.#bat.fetch(block);
-  }
-
-  stretch(first: number, end: number): BlockStretch {
-    const at = this.#places.get(first);
-    if (at !== undefined) return { kind: "present", first, end: first + 1, at };
-    const stretch = this.#bat.stretch(first, end);
-    if (stretch.end === first + 1) return stretch;
-    let stop = stretch.end;
-    for (const block of this.#places.keys()) if (block > first && block < stop) stop = block;
-    return { ...stretch, end: stop };
-  }
-
-  sectors(): never {
-    throw new InvariantError("a disk without a parent is never partly there");
   }
 }
