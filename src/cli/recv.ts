@@ -1,12 +1,12 @@
 import { watchCredentials } from "../transport/credential-watch.ts";
 import { ReplicationError } from "../base/errors.ts";
-import { createReceiver } from "../library/receiving.ts";
+import { createReceiver, type CreateReceiverOptions } from "../library/receiving.ts";
 import { createEngine } from "../replication/engine.ts";
 import { needed, optional, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { machineTimeZone } from "./open-store.ts";
-import { importFromFolder } from "./seed.ts";
+import { importFromFolder, parseReplicaFormat } from "./seed.ts";
 import { formatTime, parseAddress, parseCount, parseSize, parseWord } from "./values.ts";
 import type { Verb } from "./verb.ts";
 import { youngCollector } from "./young-garbage.ts";
@@ -28,6 +28,8 @@ Receives disks and keeps a replica of each in the store.
   --keep POLICY          which recovery points stay; stored, and followed after each commit from now on. Written as
                          last=N,hourly=N,daily=N,weekly=N,monthly=N,yearly=N or grid=1x1h(keep=all)|24x1h|14x1d|8x7d (the default),
                          or all; last=0 keeps the newest only
+  --format raw|vhdx      what replicas of new disks are: raw images (default), or dynamic VHDX images, which Hyper-V and QEMU take as they
+                         are; disks that exist stay what they are
   --from-dir DIR         apply the copy that replicate send --to-dir made there, without a network, and end. Stopped in the middle,
                          it goes on when it is run again
   --owner NAME           with --from-dir: the certificate name the disk will belong to
@@ -49,7 +51,19 @@ export const recvVerb: Verb = {
     const given = parseArguments(args, {
       verb: "recv",
       flags: ["json", "single-process"],
-      options: ["store", "listen", "tls", "reserve", "keep", "lanes", "log-level", "when-full", "from-dir", "owner"],
+      options: [
+        "store",
+        "listen",
+        "tls",
+        "reserve",
+        "keep",
+        "lanes",
+        "log-level",
+        "when-full",
+        "from-dir",
+        "owner",
+        "format",
+      ],
       lists: ["allow"],
       positionals: [],
     });
@@ -62,6 +76,7 @@ export const recvVerb: Verb = {
     const whenFull = optional(given.text("when-full"), (text) =>
       parseWord(text, "--when-full", ["stop", "drop-oldest"]),
     );
+    const format = optional(given.text("format"), parseReplicaFormat);
     const reserve = given.text("reserve");
     const lanes = given.text("lanes");
     const engine = await createEngine({
@@ -79,27 +94,13 @@ export const recvVerb: Verb = {
         allow: parseAllow(given.texts("allow")),
         reserveBytes: reserve === undefined ? undefined : parseSize(reserve, "--reserve"),
         whenFull,
+        format,
         keep: given.text("keep"),
         timeZone: machineTimeZone(),
         singleProcess: given.flag("single-process"),
         reclaim: youngCollector(),
         pid: process.pid,
-        onPoint: ({ disk, point, peer }) => {
-          const event = {
-            event: "point",
-            disk,
-            point: point.point,
-            root: point.root,
-            time: point.time,
-            label: point.label,
-            from: peer.name,
-          };
-          io.out(
-            json
-              ? `${JSON.stringify(event)}\n`
-              : `${formatTime(point.time)}  ${disk}  point ${point.point} from ${peer.name}\n`,
-          );
-        },
+        onPoint: (made) => io.out(pointText(made, json)),
       });
       const { port } = receiver;
       log.info({ keep: await receiver.store.policy() }, "points are kept by this policy");
@@ -118,6 +119,14 @@ export const recvVerb: Verb = {
     }
   },
 };
+
+type Made = Parameters<NonNullable<CreateReceiverOptions["onPoint"]>>[0];
+
+function pointText({ disk, point, peer }: Made, json: boolean): string {
+  const { root, time, label } = point;
+  if (!json) return `${formatTime(time)}  ${disk}  point ${point.point} from ${peer.name}\n`;
+  return `${JSON.stringify({ event: "point", disk, point: point.point, root, time, label, from: peer.name })}\n`;
+}
 
 function stopped(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {

@@ -9,8 +9,12 @@ import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { machineTimeZone } from "./open-store.ts";
 import { showWork, type Work } from "./progress.ts";
-import { formatSize, parseCount, parseSize } from "./values.ts";
+import { formatSize, parseCount, parseSize, parseWord } from "./values.ts";
 import type { CliIo } from "./verb.ts";
+
+export function parseReplicaFormat(text: string): "raw" | "vhdx" {
+  return parseWord(text, "--format", ["raw", "vhdx"]);
+}
 
 export async function importFromFolder(given: ParsedArguments, io: CliIo): Promise<number> {
   const path = needed(given.text("store"), "recv", "--store DIR");
@@ -21,6 +25,7 @@ export async function importFromFolder(given: ParsedArguments, io: CliIo): Promi
     throw new ReplicationError("usage", "recv: --from-dir uses no network; leave --listen out, or --from-dir");
   }
   const json = given.flag("json");
+  const format = optional(given.text("format"), parseReplicaFormat);
   const reserveBytes = optional(given.text("reserve"), (text) => parseSize(text, "--reserve"));
   const lanes = optional(given.text("lanes"), (text) => parseCount(text, "--lanes", { min: 1, max: 64 }));
   const log = createLog(io, { level: parseLevel(given.text("log-level"), "warn"), json });
@@ -37,6 +42,7 @@ export async function importFromFolder(given: ParsedArguments, io: CliIo): Promi
       ...{ path, storage, clock, random, log, host, create: true },
       keep: given.text("keep"),
       timeZone: machineTimeZone(),
+      newDisks: format === undefined ? undefined : { format },
       pid: process.pid,
       singleProcess: given.flag("single-process"),
       ...(reserveBytes === undefined ? {} : { reserveBytes }),

@@ -29,6 +29,8 @@ export interface CreateReceiverOptions {
   readonly whenFull?: "stop" | "drop-oldest" | undefined;
   /** What one identity may take. Defaults: 128 sessions at a time, 1024 disks, whose sizes add up to 1 PiB. `Infinity`: no limit. */
   readonly perIdentity?: Partial<IdentityLimits> | undefined;
+  /** What replicas of disks that are new are: raw images (default), or dynamic VHDX images. Disks that exist stay as they are. */
+  readonly format?: "raw" | "vhdx" | undefined;
   /** Retention policy to store and follow from now on; default: the one that is stored. Written as docs/retention.md says. */
   readonly keep?: string | undefined;
   /** IANA name, for the calendar periods of a policy; default UTC. */
@@ -70,6 +72,7 @@ export async function createReceiver(options: CreateReceiverOptions): Promise<Re
     host: engine.host,
     keep: options.keep,
     timeZone: options.timeZone,
+    newDisks: options.format === undefined ? undefined : { format: options.format },
     ...(options.reserveBytes === undefined ? {} : { reserveBytes: options.reserveBytes }),
     ...(options.pid === undefined ? {} : { pid: options.pid }),
     ...(options.singleProcess === undefined ? {} : { singleProcess: options.singleProcess }),

@@ -3,14 +3,15 @@ import { basename } from "node:path";
 import { invariant, ReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
 import { type Geometry, isBlockSize } from "../base/units.ts";
-import type { FileLock, Storage } from "../storage/seam.ts";
+import type { FileLock, Storage, StorageFile } from "../storage/seam.ts";
 import { tableFileBytes } from "../table/digest-table.ts";
 import { type DiskRecord, readRecord, writeRecord } from "./disk-record.ts";
 import { fileError, inFile } from "./file-error.ts";
 import { type DiskPaths, diskPaths, storePaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
-import { checkFits, REPLICA_MODE, sizeError } from "./replica-file.ts";
+import { checkFits, checkWholeSectors, REPLICA_MODE, sizeError } from "./replica-file.ts";
 import { damaged, newName, syncDirectory } from "./state-file.ts";
+import { makeVhdxReplica, payloadBlockBytesDefault } from "./vhdx-replica.ts";
 
 export interface NewDisk {
   readonly geometry: Geometry;
@@ -37,13 +38,16 @@ export async function createDisk(store: StoreParts, name: string, facts: NewDisk
       { details: { sizeBytes: geometry.sizeBytes, sizeBytesMax: limits.diskBytesMax } },
     );
   }
+  const { format = "raw", payloadBlockBytes = payloadBlockBytesDefault } = store.newDisks ?? {};
+  checkWholeSectors(name, { format, sectorBytes: facts.sectorBytes }, geometry.sizeBytes);
   await checkFits(storage, store.path, name, geometry.sizeBytes);
   const lock = await lockNewDisk(store, name);
   try {
     if ((await readRecord(storage, paths)) !== undefined) return;
     await removeLeftovers(storage, paths);
     try {
-      await makeFiles(storage, paths, name, geometry);
+      const vhdx = format === "vhdx" ? { payloadBlockBytes, sectorBytes: facts.sectorBytes } : undefined;
+      await makeFiles(store, paths, { name, geometry, vhdx });
     } catch (error) {
       await removeAgain(storage, paths);
       throw error;
@@ -52,6 +56,7 @@ export async function createDisk(store: StoreParts, name: string, facts: NewDisk
       id: random.uuid(),
       name,
       ...geometry,
+      ...(format === "vhdx" ? { format } : {}),
       generation: random.uuid(),
       term: 1,
       owner: facts.owner,
@@ -119,27 +124,51 @@ async function checkOtherName(storage: Storage, { replica }: DiskPaths): Promise
 }
 
 async function removeFiles(storage: Storage, paths: DiskPaths): Promise<void> {
-  const { replica, digests, pages, session, record } = paths;
-  for (const path of [replica, digests, pages, session, newName(session), newName(record)]) await storage.unlink(path);
+  const { replica, vhdx, digests, pages, session, record } = paths;
+  for (const path of [replica, vhdx, digests, pages, session, newName(session), newName(record)])
+    await storage.unlink(path);
 }
 
-async function makeFiles(storage: Storage, paths: DiskPaths, name: string, geometry: Geometry): Promise<void> {
+async function makeFiles(
+  { storage, random }: StoreParts,
+  paths: DiskPaths,
+  {
+    name,
+    geometry,
+    vhdx,
+  }: {
+    readonly name: string;
+    readonly geometry: Geometry;
+    readonly vhdx: { readonly payloadBlockBytes: number; readonly sectorBytes: number } | undefined;
+  },
+): Promise<void> {
   const table = tableFileBytes(geometry);
+  const { sizeBytes } = geometry;
   try {
-    await makeFile(storage, paths.replica, geometry.sizeBytes, REPLICA_MODE);
+    if (vhdx === undefined) await makeFile(storage, paths.replica, REPLICA_MODE, (file) => file.truncate(sizeBytes));
+    else {
+      const make = (file: StorageFile): Promise<void> => makeVhdxReplica(file, { ...vhdx, sizeBytes }, random);
+      await makeFile(storage, paths.vhdx, REPLICA_MODE, make);
+    }
   } catch (error) {
     throw sizeError(error, paths.directory, name, geometry.sizeBytes);
   }
   await inFile("write-failed", `disk ${name}: making its table`, async () => {
-    await makeFile(storage, paths.digests, table.digests, 0o600);
-    await makeFile(storage, paths.pages, table.pages, 0o600);
+    await makeFile(storage, paths.digests, 0o600, (file) => file.truncate(table.digests));
+    await makeFile(storage, paths.pages, 0o600, (file) => file.truncate(table.pages));
   });
 }
 
-async function makeFile(storage: Storage, path: string, sizeBytes: number, mode: number): Promise<void> {
+/** `fill`: what it holds. Durable when it resolves. */
+async function makeFile(
+  storage: Storage,
+  path: string,
+  mode: number,
+  fill: (file: StorageFile) => Promise<void>,
+): Promise<void> {
   const file = await storage.open(path, { write: true, exclusive: true, mode });
   try {
-    await file.truncate(sizeBytes);
+    await fill(file);
     try {
       await file.datasync();
     } catch (error) {

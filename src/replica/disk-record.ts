@@ -4,6 +4,7 @@ import { limits } from "../base/limits.ts";
 import { BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, type DigestKind, type Geometry, isBlockSize } from "../base/units.ts";
 import type { Storage } from "../storage/seam.ts";
 import type { DiskPaths } from "./layout.ts";
+import type { ReplicaFormat } from "./replica.ts";
 import { damaged, decodeState, readState, type StateContent, type StateFormat, writeState } from "./state-file.ts";
 
 /** `disk.json`. */
@@ -20,6 +21,8 @@ export interface DiskRecord {
   /** Identity (certificate name) the disk belongs to. */
   readonly owner: string;
   readonly sectorBytes: number;
+  /** What the replica's file is; default `raw`. */
+  readonly format?: ReplicaFormat | undefined;
   /** Absolute path of the image outside the store that is the replica; undefined: `replica.raw`. */
   readonly image?: string | undefined;
 }
@@ -37,11 +40,15 @@ function parseRecord(content: StateContent): DiskRecord {
     term: content.integer("term"),
     owner: content.text("owner"),
     sectorBytes: content.oneOf("sectorBytes", [512, 4096]),
+    format: content.optionalText("format") === undefined ? undefined : content.oneOf("format", ["vhdx"] as const),
     image: content.optionalText("image"),
   };
   if (!isBlockSize(record.blockBytes)) throw damaged(content.path, '"blockBytes" is not a power of two');
   if (record.image !== undefined && !isImagePath(record.image)) {
     throw damaged(content.path, '"image" is not an absolute path');
+  }
+  if (record.image !== undefined && record.format !== undefined) {
+    throw damaged(content.path, 'it has "image" and "format", and what is adopted is raw');
   }
   return record;
 }
@@ -62,7 +69,7 @@ export async function readRecord(storage: Storage, paths: DiskPaths): Promise<Di
 
 /** Durable when it resolves. Order and errors: {@link writeState}. */
 export async function writeRecord(storage: Storage, paths: DiskPaths, record: DiskRecord): Promise<void> {
-  const { id, name, sizeBytes, blockBytes, digestKind, generation, term, owner, sectorBytes, image } = record;
+  const { id, name, sizeBytes, blockBytes, digestKind, generation, term, owner, sectorBytes, format, image } = record;
   await writeState(storage, paths.record, diskFormat, {
     id,
     name,
@@ -73,13 +80,15 @@ export async function writeRecord(storage: Storage, paths: DiskPaths, record: Di
     term,
     owner,
     sectorBytes,
+    format: format === "vhdx" ? format : undefined,
     image,
   });
 }
 
 /** Paths of a disk with the replica its record names: of an image that was adopted where it lies, that image. */
-export function pathsOf(paths: DiskPaths, { image }: Pick<DiskRecord, "image">): DiskPaths {
-  return image === undefined ? paths : { ...paths, replica: image };
+export function pathsOf(paths: DiskPaths, { image, format }: Pick<DiskRecord, "image" | "format">): DiskPaths {
+  if (image !== undefined) return { ...paths, replica: image };
+  return format === "vhdx" ? { ...paths, replica: paths.vhdx } : paths;
 }
 
 export function geometryOf({ sizeBytes, blockBytes, digestKind }: DiskRecord): Geometry {

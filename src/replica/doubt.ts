@@ -14,6 +14,8 @@ export interface DiskFindings {
   readonly openLog: "none" | "named" | "unknown";
   readonly session: SessionRecord | undefined;
   readonly replica: Fingerprint;
+  /** Of the disk, as the replica's file has it. */
+  readonly replicaBytes: number;
   /** mtime of the replica in nanoseconds since 1970, and what it was when the newest point was committed (undefined: not known). */
   readonly replicaModified: bigint;
   readonly committedModified: bigint | undefined;
@@ -34,8 +36,8 @@ export interface Doubt {
 /** Undefined: the table says what the replica holds. Pure. */
 export function findDoubt(found: DiskFindings): Doubt | undefined {
   if (found.tableTrouble !== undefined) return ofAll(found.tableTrouble);
-  if (found.replica.sizeBytes !== found.sizeBytes) {
-    return ofAll(`the replica has ${found.replica.sizeBytes} bytes and not the ${found.sizeBytes} on record`);
+  if (found.replicaBytes !== found.sizeBytes) {
+    return ofAll(`the replica has ${found.replicaBytes} bytes and not the ${found.sizeBytes} on record`);
   }
   if (found.openLog !== "none") return findOpenLogDoubt(found);
   if (found.tableRoot !== found.committedRoot) {

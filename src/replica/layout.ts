@@ -17,6 +17,8 @@ export interface DiskPaths {
   readonly record: string;
   /** `replica.raw`. Of a disk whose record is known, `pathsOf` says what its replica is. */
   readonly replica: string;
+  /** `replica.vhdx`, the replica in its place. */
+  readonly vhdx: string;
   /** There while an image is being adopted: until `disk.json` is there too, what lies beside it counts for nothing. */
   readonly adoption: string;
   readonly digests: string;
@@ -44,6 +46,7 @@ export function diskPaths(store: string, name: string): DiskPaths {
     directory,
     record: join(directory, "disk.json"),
     replica: join(directory, "replica.raw"),
+    vhdx: join(directory, "replica.vhdx"),
     adoption: join(directory, "adopt.new"),
     digests: join(directory, "digests"),
     pages: join(directory, "pages"),

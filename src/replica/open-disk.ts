@@ -7,13 +7,15 @@ import type { FileLock, Storage } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
 import { type DiskLocks, type Holder, readHolder, writeHolder } from "./disk-lock.ts";
 import { type DiskRecord, geometryOf, pathsOf, readRecord } from "./disk-record.ts";
-import { type DiskWriter, OpenDisk, type TableDamage } from "./disk-writer.ts";
+import type { DiskWriter } from "./disk-writer.ts";
+import { OpenedDisk, type TableDamage } from "./opened-disk.ts";
 import { type Doubt, findDoubt } from "./doubt.ts";
 import { inFile } from "./file-error.ts";
 import { diskPaths, type DiskPaths } from "./layout.ts";
 import type { PruneOptions } from "./prune.ts";
 import { type RecoveredPoints, recoverPoints } from "./recover.ts";
 import { type OpenReplica, openReplica, sizeError } from "./replica-file.ts";
+import type { ReplicaFormat } from "./replica.ts";
 import { fingerprintOf, readSession, removeSession, type SessionRecord, writeSession } from "./session-record.ts";
 import { syncDirectory } from "./state-file.ts";
 import { emptyRoot, hexOf, TableFiles } from "./table-files.ts";
@@ -29,8 +31,17 @@ export interface StoreParts {
   readonly locks: DiskLocks;
   readonly host: string;
   readonly pid: number;
+  /** What replicas of new disks are; default raw images. */
+  readonly newDisks?: NewDisks | undefined;
   /** The policy a disk follows. Throws `usage` for a stored one that makes no sense, `store-damaged` for one that cannot be read. */
   readonly retention: (disk: string) => Promise<PruneOptions>;
+}
+
+/** What the replica of a disk is when it is made. Disks that exist stay as they are. */
+export interface NewDisks {
+  readonly format: ReplicaFormat;
+  /** Of a VHDX: a power of two, 1 to 256 MiB; default 32 MiB. */
+  readonly payloadBlockBytes?: number | undefined;
 }
 
 export type OpenResult =
@@ -71,8 +82,8 @@ async function openLocked(store: StoreParts, name: string, folder: DiskPaths, lo
   const points = await recoverPoints(storage, paths, locks);
   const closers: (() => Promise<void>)[] = [];
   try {
-    const replica = await openReplica(storage, paths);
-    closers.push(() => replica.file.close());
+    const replica = await openReplica(store, paths, record);
+    closers.push(() => replica.replica.close());
     const tableFiles = await TableFiles.open(storage, paths, name);
     closers.push(() => tableFiles.close());
     const undo = points.openLog ? await recoverUndoLog(storage, paths, points.newest?.point ?? 0) : undefined;
@@ -81,11 +92,11 @@ async function openLocked(store: StoreParts, name: string, folder: DiskPaths, lo
     const damage: TableDamage = { found: false };
     const judged = await judge({ storage, paths, record, points, replica, tableFiles, damage, undo });
     if (judged.doubt !== undefined) log.warn({ disk: name }, `the digest table is in doubt: ${judged.doubt.why}`);
-    return new OpenDisk({
+    return new OpenedDisk({
       store,
       lock,
       paths,
-      replica: replica.file,
+      replica: replica.replica,
       tableFiles,
       damage,
       record,
@@ -133,7 +144,8 @@ async function judge(found: Found): Promise<Judged> {
     newest: points.newest?.point ?? 0,
     openLog: openLogOf(found),
     session,
-    replica: { ...fingerprintOf(replica.found), sizeBytes },
+    replica: fingerprintOf(replica.found),
+    replicaBytes: sizeBytes,
     replicaModified: replica.found.modifiedNanos,
     committedModified: nanosOf(points.newest?.replicaModified),
     sizeBytes: record.sizeBytes,
@@ -175,13 +187,14 @@ function forgetTail(table: DigestTable): void {
  * length.
  */
 async function fitFiles(found: Found, session: SessionRecord | undefined): Promise<number> {
-  const { record, replica, tableFiles, paths } = found;
-  const { sizeBytes } = replica.found;
+  const { record, tableFiles, paths } = found;
+  const { replica } = found.replica;
+  const { sizeBytes } = replica;
   if (openLogOf(found) !== "named" || session !== undefined) return sizeBytes;
   if (sizeBytes < record.sizeBytes || !(await tableFiles.holds(geometryOf(record)))) return sizeBytes;
   try {
     // Whatever length is seen: a failed sync may have forgotten the cut that made it so, and what was cut off would come back.
-    await replica.file.truncate(record.sizeBytes);
+    await replica.resize(record.sizeBytes);
     await tableFiles.resize(geometryOf(record));
   } catch (error) {
     throw sizeError(error, paths.directory, record.name, record.sizeBytes);
@@ -195,10 +208,10 @@ function openLogOf({ points, undo }: Found): "none" | "named" | "unknown" {
   return undo.trouble === undefined ? "named" : "unknown";
 }
 
-/** Opening may have changed the replica's mode, and with it its ctime: the record follows, or the next open would doubt. */
+/** Opening may have changed the replica's file, and with it its ctime: the record follows, or the next open would doubt. */
 async function keepSession({ storage, paths, replica }: Found, session: SessionRecord): Promise<void> {
-  if (!replica.modeChanged) return;
-  await writeSession(storage, paths, { ...session, replica: fingerprintOf(await replica.file.stat()) });
+  if (!replica.changed) return;
+  await writeSession(storage, paths, { ...session, replica: fingerprintOf(await replica.replica.stat()) });
 }
 
 /** Order: table emptied, durably → clean-stop record gone → replica has its length → {@link prepareReading}. */
@@ -207,7 +220,7 @@ async function startRebuild(found: Found, onDamage: () => void): Promise<DigestT
   const table = await tableFiles.empty(geometryOf(record), onDamage);
   await removeSession(storage, paths);
   try {
-    await replica.file.truncate(record.sizeBytes);
+    await replica.replica.resize(record.sizeBytes);
   } catch (error) {
     throw sizeError(error, paths.directory, record.name, record.sizeBytes);
   }
@@ -219,7 +232,7 @@ async function startRebuild(found: Found, onDamage: () => void): Promise<DigestT
  * Order: replica synced → its page cache dropped. So what is digested anew is what is on disk: after a crash of the process the cache may hold
  * what was never written, and after a failed sync what never will be.
  */
-async function prepareReading({ storage, paths, record, replica: { file } }: Found): Promise<void> {
-  await inFile("sync-failed", `disk ${record.name}: syncing ${paths.replica}`, () => file.datasync());
-  storage.lanes.dropCache(file.fd, 0, record.sizeBytes);
+async function prepareReading({ storage, paths, record, replica: { replica } }: Found): Promise<void> {
+  await inFile("sync-failed", `disk ${record.name}: syncing ${paths.replica}`, () => replica.datasync());
+  storage.lanes.dropCache(replica.fd, 0, (await replica.stat()).sizeBytes);
 }

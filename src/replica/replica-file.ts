@@ -4,23 +4,35 @@
  */
 import { dirname } from "node:path";
 import { errnoOf, ReplicationError } from "../base/errors.ts";
+import type { Random } from "../base/random.ts";
 import type { FileStat, Storage, StorageFile } from "../storage/seam.ts";
 import { fileError, inFile } from "./file-error.ts";
+import type { DiskRecord } from "./disk-record.ts";
 import type { DiskPaths } from "./layout.ts";
+import { rawReplica } from "./raw-replica.ts";
+import type { Replica, ReplicaReader } from "./replica.ts";
 import { damaged } from "./state-file.ts";
+import { openVhdxReplica, readVhdxReplica } from "./vhdx-replica.ts";
 
 export const REPLICA_MODE = 0o400;
 
 export interface OpenReplica {
-  readonly file: StorageFile;
+  readonly replica: Replica;
   /** As it was found, before its mode was touched. */
   readonly found: FileStat;
-  /** True when its mode was changed, and with it its ctime. */
-  readonly modeChanged: boolean;
+  /** True when opening it has changed the file: its mode, and with it its ctime, or what a crash had left in it. */
+  readonly changed: boolean;
 }
 
-/** Opens the replica for writing and leaves it with {@link REPLICA_MODE}. Throws `store-damaged` when it is missing, `replica-unreadable`. */
-export async function openReplica(storage: Storage, paths: DiskPaths): Promise<OpenReplica> {
+/**
+ * Opens the replica for writing and leaves it with {@link REPLICA_MODE}. `paths`: with the replica `record` names. Throws `store-damaged` when it is missing or its
+ * tables are damaged, `replica-unreadable`.
+ */
+export async function openReplica(
+  { storage, random }: { readonly storage: Storage; readonly random: Random },
+  paths: DiskPaths,
+  { format, blockBytes }: Pick<DiskRecord, "format" | "blockBytes">,
+): Promise<OpenReplica> {
   const path = paths.replica;
   const found = await findReplica(storage, paths);
   return inFile("replica-unreadable", `opening ${path}`, async () => {
@@ -36,18 +48,48 @@ export async function openReplica(storage: Storage, paths: DiskPaths): Promise<O
     }
     try {
       if (modeChanged) await storage.setMode(path, REPLICA_MODE);
+      if (format !== "vhdx") return { replica: rawReplica(file, found.sizeBytes), found, changed: modeChanged };
+      const { replica, changed } = await openVhdxReplica(file, { storage, random, blockBytes });
+      return { replica, found, changed: modeChanged || changed };
     } catch (error) {
       await file.close();
       throw error;
     }
-    return { file, found, modeChanged };
   });
 }
 
 /** Opens the replica for reading. Throws `store-damaged` when it is missing or cannot be opened. */
-export async function openReplicaToRead(storage: Storage, paths: DiskPaths): Promise<StorageFile> {
+export async function openReplicaToRead(
+  storage: Storage,
+  paths: DiskPaths,
+  { format }: Pick<DiskRecord, "format">,
+): Promise<ReplicaReader> {
   await findReplica(storage, paths);
-  return inFile("store-damaged", `opening ${paths.replica}`, () => storage.open(paths.replica));
+  return inFile("store-damaged", `opening ${paths.replica}`, async () => {
+    const file = await storage.open(paths.replica);
+    if (format !== "vhdx") return file;
+    try {
+      return await readVhdxReplica(file, storage);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  });
+}
+
+/** Throws `target-unsuitable` for a size a VHDX replica cannot have. */
+export function checkWholeSectors(
+  disk: string,
+  { format, sectorBytes }: Pick<DiskRecord, "format" | "sectorBytes">,
+  sizeBytes: number,
+): void {
+  if (format !== "vhdx" || sizeBytes % sectorBytes === 0) return;
+  throw new ReplicationError(
+    "target-unsuitable",
+    `disk ${disk} has ${sizeBytes} bytes, and a VHDX replica has whole sectors of ${sectorBytes} bytes: send it to a receiver that keeps raw replicas (recv --format raw), ` +
+      "or make the image a multiple of it",
+    { details: { sizeBytes, sectorBytes } },
+  );
 }
 
 /**

@@ -2,19 +2,20 @@
 import { errnoOf, invariant } from "../base/errors.ts";
 import { blockCount, blockLength, blocksPerPage, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
 import { createDigester } from "../codec/digest.ts";
-import type { Storage, StorageFile } from "../storage/seam.ts";
+import type { Storage } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
 import { type DiskRecord, geometryOf, writeRecord } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
 import { sizeError } from "./replica-file.ts";
+import type { Replica } from "./replica.ts";
 import { settleAll, type TableFiles } from "./table-files.ts";
 import type { LoggedParts } from "./undo/logged.ts";
 
 export interface ResizeParts {
   readonly storage: Storage;
   readonly paths: DiskPaths;
-  readonly replica: StorageFile;
+  readonly replica: Replica;
   readonly tableFiles: TableFiles;
   readonly table: DigestTable;
 }
@@ -54,7 +55,7 @@ export async function shrinkDisk(parts: ResizeParts, before: DiskRecord, sizeByt
 
 async function giveLengths({ paths, replica, tableFiles }: ResizeParts, record: DiskRecord): Promise<void> {
   try {
-    await replica.truncate(record.sizeBytes);
+    await replica.resize(record.sizeBytes);
     await tableFiles.resize(geometryOf(record));
   } catch (error) {
     throw sizeError(error, paths.directory, record.name, record.sizeBytes);
@@ -80,7 +81,9 @@ export async function shrunkDigest(
   const digest = new Uint8Array(before.length);
   try {
     const length = blockLength(geometry, block);
-    content.fill(0, storage.lanes.read(replica.fd, content.subarray(0, length), block * blockBytes));
+    const place = replica.places([block])?.[0] ?? block;
+    const held = place < 0 ? 0 : storage.lanes.read(replica.fd, content.subarray(0, length), place * blockBytes);
+    content.fill(0, held);
   } catch (error) {
     if (errnoOf(error) === undefined) throw error;
     return before;

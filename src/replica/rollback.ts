@@ -93,8 +93,9 @@ async function putBackPage(
       content.fill(0);
       await reader.read(content.subarray(0, Math.min(geometry.blockBytes, reader.sizeBytes - offset)), offset);
       const bytes = content.subarray(0, blockLength(geometry, block));
+      const [place = block] = (await replica.claim([block])) ?? [];
       writing(disk, offset, () => {
-        storage.lanes.write(replica.fd, bytes, offset);
+        storage.lanes.write(replica.fd, bytes, place * geometry.blockBytes);
       });
       table.set(block, 1, digest);
     }
@@ -115,11 +116,14 @@ async function digestsOf(reader: PointReader, page: number): Promise<Uint8Array 
 
 function clearBlock({ storage, replica, table }: RollbackParts, disk: string, block: number, zeros: Buffer): void {
   const { lanes } = storage;
-  const offset = block * table.geometry.blockBytes;
+  const { blockBytes } = table.geometry;
   const length = blockLength(table.geometry, block);
-  writing(disk, offset, () => {
-    if (lanes.punch(replica.fd, offset, length)) return;
-    lanes.write(replica.fd, zeros.fill(0).subarray(0, length), offset);
+  const [place = block] = replica.places([block]) ?? [];
+  if (place < 0) return;
+  const at = place * blockBytes;
+  writing(disk, block * blockBytes, () => {
+    if (lanes.punch(replica.fd, at, length)) return;
+    lanes.write(replica.fd, zeros.fill(0).subarray(0, length), at);
   });
 }
 

@@ -20,7 +20,7 @@ import { readRecord } from "./disk-record.ts";
 import { isDiskName } from "../base/disk-name.ts";
 import { type CutState, loadCutStates } from "./cuts.ts";
 import { type DiskPaths, diskPaths, type StorePaths, storePaths } from "./layout.ts";
-import { notFound, openDisk, type OpenResult, type StoreParts } from "./open-disk.ts";
+import { type NewDisks, notFound, openDisk, type OpenResult, type StoreParts } from "./open-disk.ts";
 import type { Hold } from "./points/point.ts";
 import { listDiskPoints, openPoint, type PointReader } from "./points/reader.ts";
 import { dropOldest, holdPoint, type OldestPoint, type PruneOptions, prunePoints } from "./prune.ts";
@@ -40,7 +40,8 @@ export type { DiskSummary } from "./disk-summary.ts";
 export type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 export { inspectStoreFile, type StoreFileDescription } from "./inspect.ts";
 export type { Verdict } from "./retention/decide.ts";
-export type { OpenResult } from "./open-disk.ts";
+export type { NewDisks, OpenResult } from "./open-disk.ts";
+export { checkWholeSectors } from "./replica-file.ts";
 export type { Cut, Hold, Point } from "./points/point.ts";
 export type { DiskPoints, PointReader } from "./points/reader.ts";
 export type { OldestPoint } from "./prune.ts";
@@ -141,6 +142,8 @@ export interface StoreOptions {
   readonly keep?: string | undefined;
   /** IANA name, for calendar periods of a policy; default UTC. */
   readonly timeZone?: string | undefined;
+  /** What replicas of disks made from now on are; default raw images. */
+  readonly newDisks?: NewDisks | undefined;
   /** Works without kernel locks, at the user's word (`--single-process`). */
   readonly singleProcess?: boolean;
 }
@@ -166,7 +169,10 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     policy: parsePolicy((await policyOf(diskPaths(path, name))).keep),
     timeZone: options.timeZone ?? "UTC",
   });
-  const parts: StoreParts = { path, storage, clock, random, log, locks, host, pid: options.pid ?? 0, retention };
+  const parts: StoreParts = {
+    ...{ path, storage, clock, random, log, locks, host, pid: options.pid ?? 0, retention },
+    newDisks: options.newDisks,
+  };
   return {
     path,
     id,

@@ -4,7 +4,7 @@ import { toReplicationError } from "../base/errors.ts";
 import { pageCount } from "../base/units.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import type { Adopted, ImageToAdopt, Store } from "../replica/store.ts";
-import { rebuildTable } from "./rebuild.ts";
+import { type RebuildOptions, rebuildTable } from "./rebuild.ts";
 
 export interface AdoptOptions extends ImageToAdopt {
   readonly lanes: Lanes;
@@ -30,7 +30,8 @@ export async function adoptDisk(store: Store, disk: string, options: AdoptOption
     }
     const { sizeBytes } = geometry;
     try {
-      const what = { disk, file: image, geometry, replicaFd: fd, nextData, table, lanes, slots, signal };
+      const runs: RebuildOptions["runs"] = (offset, length) => [{ kind: "file", fd, offset, length }];
+      const what = { disk, file: image, geometry, runs, nextData, table, lanes, slots, signal };
       const onPage = (bytes: number): void => onProgress?.(Math.min(bytes, sizeBytes), sizeBytes);
       await rebuildTable({ ...what, onProgress: onPage }, 0, pageCount(geometry));
       signal.throwIfAborted();

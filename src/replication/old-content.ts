@@ -245,6 +245,7 @@ export class OldContent {
       contentAt,
       disk,
       fd: writer.replicaFd,
+      places: writer.places(wanted.blocks),
       sizeBytes,
       blocks: wanted.blocks,
       masks: Buffer.concat(wanted.masks),

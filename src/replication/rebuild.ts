@@ -11,7 +11,7 @@ import {
   pageBlocks,
   pageCount,
 } from "../base/units.ts";
-import type { BlockReader } from "../image/block-device.ts";
+import type { BlockReader, FileRun } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import type { DigestTable } from "../table/digest-table.ts";
 import { DataCursor } from "./data-cursor.ts";
@@ -21,7 +21,8 @@ export interface RebuildOptions {
   /** What is read, for messages; default the disk's replica. */
   readonly file?: string | undefined;
   readonly geometry: Geometry;
-  readonly replicaFd: number;
+  /** Where a range of the disk lies. */
+  readonly runs: (offset: number, length: number) => readonly FileRun[];
   readonly nextData: (offset: number) => { readonly start: number; readonly end: number } | undefined;
   readonly table: DigestTable;
   readonly lanes: Lanes;
@@ -140,7 +141,7 @@ export async function digestPiece(
   const result = await lanes.run("scan", {
     slot: slot.index,
     file: options.file ?? `replica of ${options.disk}`,
-    pieces: [{ runs: [{ kind: "file", fd: options.replicaFd, offset, length }], length }],
+    pieces: [{ runs: options.runs(offset, length), length }],
     base: "unknown",
     codec: "stored",
     blockBytes: geometry.blockBytes,

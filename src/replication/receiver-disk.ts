@@ -176,7 +176,8 @@ export class SessionDisk {
   async #reconcile(): Promise<readonly { readonly first: number; readonly end: number }[]> {
     const { writer, lanes, name, slots, signal, onProgress, log } = this.#o;
     const differing = await reconcile({
-      ...{ disk: name, geometry: this.geometry, replicaFd: writer.replicaFd, table: writer.table },
+      ...{ disk: name, geometry: this.geometry, table: writer.table },
+      runs: (offset, length) => writer.runs(offset, length),
       nextData: (offset) => writer.nextData(offset),
       ...{ lanes, slots, signal, onProgress, writer, old: this.#old },
       page: (page) => this.page(page),
@@ -197,7 +198,7 @@ export class SessionDisk {
     const how = {
       disk: name,
       geometry: writer.table.geometry,
-      replicaFd: writer.replicaFd,
+      runs: (offset: number, length: number) => writer.runs(offset, length),
       nextData: (offset: number) => writer.nextData(offset),
       table: writer.table,
       lanes,
@@ -264,7 +265,8 @@ export class SessionDisk {
     const { writer, lanes, name } = this.#o;
     const base = await this.digestsOf(blocks);
     const { sizeBytes, blockBytes, digestKind } = this.geometry;
-    const request = { disk: name, fd: writer.replicaFd, sizeBytes, blocks, base, blockBytes, digestKind };
+    const places = writer.places(blocks);
+    const request = { disk: name, fd: writer.replicaFd, sizeBytes, blocks, places, base, blockBytes, digestKind };
     const result = await lanes.run("oldParts", request);
     this.#known.add(blocks, result.wide);
     return result;
@@ -284,12 +286,14 @@ export class SessionDisk {
     const frame = { payloadBytes, codec, rawBytes, blocks, masks, digests };
     const checked = await this.#old.keep(frame, base, slot, this.#known);
     const { sizeBytes, blockBytes, digestKind } = this.geometry;
+    const places = await writer.claim(blocks);
     const result = await lanes.run("apply", {
       slot: slot.index,
       disk: name,
       fd: writer.replicaFd,
       directFd: writer.replicaDirectFd,
       sizeBytes,
+      places,
       ...frame,
       base,
       checked,
@@ -297,7 +301,9 @@ export class SessionDisk {
       blockBytes,
       digestKind,
     });
-    const [first, last] = [blocks[0], blocks.at(-1)];
+    const inFile = places ?? blocks;
+    const [first, last] =
+      places === undefined ? [inFile[0], inFile.at(-1)] : [Math.min(...places), Math.max(...places)];
     if (first !== undefined && last !== undefined) {
       this.#writeback.wrote(first * blockBytes, (last + 1) * blockBytes, result.cachedBytes);
     }
@@ -313,9 +319,12 @@ export class SessionDisk {
     const width = digestBytes(this.geometry.digestKind);
     const ranges: { offset: number; length: number }[] = [];
     await this.#old.keepWhole(blocks, digests);
+    const places = writer.places(blocks) ?? blocks;
     for (const [index, block] of blocks.entries()) {
       if (isZero(digests.subarray(index * width, (index + 1) * width))) continue;
-      const offset = block * this.geometry.blockBytes;
+      const offset = (places[index] ?? 0) * this.geometry.blockBytes;
+      // Nowhere in the file: what the table says of it is not there any more, and it is zero.
+      if (offset < 0) continue;
       const length = blockLength(this.geometry, block);
       const last = ranges.at(-1);
       if (last !== undefined && last.offset + last.length === offset) last.length += length;

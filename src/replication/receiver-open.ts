@@ -1,7 +1,14 @@
 /** Which disk a sender gets, and how: authorised, made when it is new, claimed and locked. */
 import { ReplicationError } from "../base/errors.ts";
 import { BLOCK_BYTES_DEFAULT, type Geometry, isBlockSize } from "../base/units.ts";
-import type { DiskSummary, DiskWriter, OpenResult, Point, Store } from "../replica/store.ts";
+import {
+  checkWholeSectors,
+  type DiskSummary,
+  type DiskWriter,
+  type OpenResult,
+  type Point,
+  type Store,
+} from "../replica/store.ts";
 import type { Open, Opened } from "../wire/messages.ts";
 import { makeRoom } from "./make-room.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
@@ -27,6 +34,7 @@ export async function openForSender(
   await allowedSummary(surroundings, session, open);
   await surroundings.claim(open.disk, session);
   const summary = await allowedSummary(surroundings, session, open);
+  if (summary !== undefined) checkWholeSectors(open.disk, summary.record, open.sizeBytes);
   await makeRoom(surroundings, open.disk, summary === undefined);
   if (open.sizeBytes > (summary?.record.sizeBytes ?? -1)) {
     const owner = summary?.record.owner ?? session.peer.name;

@@ -11,6 +11,7 @@ const idle: DiskFindings = {
   openLog: "none",
   session: undefined,
   replica,
+  replicaBytes: 100,
   replicaModified: 500n,
   committedModified: 500n,
   sizeBytes: 100,
@@ -38,6 +39,7 @@ const cases: readonly (readonly [string, DiskFindings, RegExp | undefined])[] = 
   ],
   ["a record of another log", { ...laidAside, session: { ...session, undo: 3 } }, /did not end cleanly/],
   ["a record of another table", { ...laidAside, tableRoot: "cc" }, /not the one/],
+  ["a file of another length", { ...laidAside, replica: { ...replica, sizeBytes: 99 } }, /touched/],
   ["another file", { ...laidAside, replica: { ...replica, inode: "8" } }, /not the file/],
   ["a touched file", { ...laidAside, replica: { ...replica, changedNanos: "1001" } }, /touched/],
 ];

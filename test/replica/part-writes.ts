@@ -1,4 +1,5 @@
 /** A disk of any bytes, changed part by part as a receiver changes it. */
+import { punchBlock, readBlock, writeBlock } from "./in-replica.ts";
 import { createHash } from "node:crypto";
 import { KIB } from "../../src/base/units.ts";
 import { fileError } from "../../src/replica/file-error.ts";
@@ -43,7 +44,7 @@ async function putBytes(
 ): Promise<number> {
   const { block, bytes, digest, base } = change;
   const old = Buffer.alloc(bytes.length);
-  lanes.read(writer.replicaFd, old, block * blockBytes);
+  readBlock(writer, lanes, block, old);
   const zero = digest.every((byte) => byte === 0);
   let mask = 0;
   for (let at = 0, bit = 1; at < bytes.length; at += partBytes, bit <<= 1) {
@@ -52,14 +53,15 @@ async function putBytes(
   }
   await keepParts(writer, lanes, block, mask, base);
   if (zero) {
-    lanes.punch(writer.replicaFd, block * blockBytes, bytes.length);
+    punchBlock(writer, lanes, block, bytes.length);
     writer.table.clear(block, 1);
     return mask;
   }
+  const pieces: { within: number; bytes: Uint8Array }[] = [];
   for (let at = 0, bit = 1; at < bytes.length; at += partBytes, bit <<= 1) {
-    if ((mask & bit) === 0) continue;
-    lanes.write(writer.replicaFd, bytes.subarray(at, at + partBytes), block * blockBytes + at);
+    if ((mask & bit) !== 0) pieces.push({ within: at, bytes: bytes.subarray(at, at + partBytes) });
   }
+  await writeBlock(writer, lanes, block, pieces);
   writer.table.set(block, 1, digest);
   return mask;
 }

@@ -1,4 +1,5 @@
 /** A store on a simulated disk, and the blocks of one replica as a model. */
+import { punchBlock, readBlock, writeBlock } from "./in-replica.ts";
 import { createHash, hash } from "node:crypto";
 import { toReplicationError } from "../../src/base/errors.ts";
 import { silentLogger } from "../../src/base/logger.ts";
@@ -142,7 +143,7 @@ function keeperOf(writer: DiskWriter, storage: LaneStorage): OldContent {
 export async function putBlock(writer: DiskWriter, lanes: LaneStorage, block: number, value: number): Promise<void> {
   try {
     await keeperOf(writer, lanes).keepWhole([block], Uint8Array.from(writer.table.get(block)));
-    writeBlock(writer, lanes, block, value);
+    await writeValue(writer, lanes, block, value);
   } catch (error) {
     writer.poison();
     throw toReplicationError(error, "write-failed");
@@ -184,15 +185,15 @@ export async function keepParts(
   }
 }
 
-function writeBlock(writer: DiskWriter, lanes: LaneStorage, block: number, value: number): void {
+async function writeValue(writer: DiskWriter, lanes: LaneStorage, block: number, value: number): Promise<void> {
   const disk = writer.table.geometry;
   const content = blockContent(value).subarray(0, blockLength(disk, block));
   if (value === 0) {
-    lanes.punch(writer.replicaFd, block * blockBytes, content.length);
+    punchBlock(writer, lanes, block, content.length);
     writer.table.clear(block, 1);
     return;
   }
-  lanes.write(writer.replicaFd, content, block * blockBytes);
+  await writeBlock(writer, lanes, block, [{ within: 0, bytes: content }]);
   writer.table.set(block, 1, digestOf(content));
 }
 
@@ -224,7 +225,7 @@ const replicaBlock = Buffer.alloc(blockBytes);
 
 function digestReplica(writer: DiskWriter, lanes: LaneStorage, block: number): Buffer {
   const content = replicaBlock.subarray(0, blockLength(writer.table.geometry, block));
-  if (lanes.read(writer.replicaFd, content, block * blockBytes) !== content.length) {
+  if (readBlock(writer, lanes, block, content) !== content.length) {
     throw new Error(`the replica ends before the end of block ${block}`);
   }
   return digestOf(content);
@@ -237,7 +238,8 @@ export async function rebuild(writer: DiskWriter, lanes: LaneStorage): Promise<v
   const slot = await pool.acquire();
   try {
     const how = {
-      ...{ disk: diskName, geometry: table.geometry, replicaFd: writer.replicaFd, table, slots: [slot] },
+      ...{ disk: diskName, geometry: table.geometry, table, slots: [slot] },
+      runs: (offset: number, length: number) => writer.runs(offset, length),
       nextData: (offset: number) => writer.nextData(offset),
       lanes: lanesOver(lanes),
       signal: new AbortController().signal,

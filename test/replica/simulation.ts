@@ -3,6 +3,7 @@
  * readers all along, failing operations, kills, losses of power. One seed, one life. After every step readers see what they opened; after every crash
  * every point that was told durable has the size it had and reads as it did.
  */
+import { punchBlock, readBlock, writeBlock } from "./in-replica.ts";
 import { hash } from "node:crypto";
 import { ReplicationError, toReplicationError } from "../../src/base/errors.ts";
 import { KIB } from "../../src/base/units.ts";
@@ -362,7 +363,7 @@ class Life {
     const length = lengthOf(writer.record.sizeBytes, block);
     try {
       const old = bytesToFill(blockBytes).fill(0, length);
-      lanes.read(writer.replicaFd, old.subarray(0, length), block * blockBytes);
+      readBlock(writer, lanes, block, old.subarray(0, length));
       const zero = digest.equals(zeroBlock.digest);
       let mask = 0;
       for (let part = 0; part < perBlock; part++) {
@@ -371,15 +372,17 @@ class Life {
       }
       await keepParts(writer, lanes, block, mask, base);
       if (zero) {
-        lanes.punch(writer.replicaFd, block * blockBytes, length);
+        punchBlock(writer, lanes, block, length);
         writer.table.clear(block, 1);
         return;
       }
+      const pieces: { within: number; bytes: Uint8Array }[] = [];
       for (let part = 0; part < perBlock; part++) {
         const at = part * partBytes;
         if ((mask & (1 << part)) === 0 || at >= length) continue;
-        lanes.write(writer.replicaFd, wanted.subarray(at, Math.min(at + partBytes, length)), block * blockBytes + at);
+        pieces.push({ within: at, bytes: wanted.subarray(at, Math.min(at + partBytes, length)) });
       }
+      await writeBlock(writer, lanes, block, pieces);
       writer.table.set(block, 1, digest);
     } catch (error) {
       writer.poison();
@@ -459,7 +462,7 @@ class Life {
     for (let block = 0; block * blockBytes < writer.record.sizeBytes; block++) {
       const length = lengthOf(writer.record.sizeBytes, block);
       const found = bytesToFill(blockBytes).fill(0, length);
-      this.#process.lanes.read(writer.replicaFd, found.subarray(0, length), block * blockBytes);
+      readBlock(writer, this.#process.lanes, block, found.subarray(0, length));
       const wanted = block * blockBytes < of.sizeBytes ? paddedOf(of.content, of.sizeBytes, block) : zeroBlock;
       if (!wanted.bytes.equals(found))
         throw new Error(`rolled back to point ${point}, the replica is wrong in block ${block}`);

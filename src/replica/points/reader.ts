@@ -21,7 +21,7 @@ import { isZero } from "../../base/zero.ts";
 import { createDigester, type Digester } from "../../codec/digest.ts";
 import type { BlockReader, Extent } from "../../image/block-device.ts";
 import { checkRange } from "../../image/range.ts";
-import type { FileLock, StorageFile } from "../../storage/seam.ts";
+import type { FileLock } from "../../storage/seam.ts";
 import { type DiskRecord, pathsOf, readRecord } from "../disk-record.ts";
 import { inFile } from "../file-error.ts";
 import { diskPaths, type DiskPaths } from "../layout.ts";
@@ -32,6 +32,7 @@ import { type ChainParts, openChain, type PageView, type PointChain, pointNotFou
 import { ChainFollower, closeLogs } from "./follower.ts";
 import { lockPoint } from "./lock.ts";
 import { openReplicaToRead } from "../replica-file.ts";
+import type { ReplicaReader } from "../replica.ts";
 import type { BlockRange } from "./sources.ts";
 import { saysZero, type TablePage, TablePages } from "./table.ts";
 import { settleAll } from "../table-files.ts";
@@ -99,7 +100,7 @@ export async function openPoint(store: StoreParts, name: string, sequence: numbe
     closers.push(() => closeLogs(chain.logs));
     const table = await TablePages.open(storage, paths);
     closers.push(() => table.close());
-    const replica = await openReplicaToRead(storage, pathsOf(paths, disk));
+    const replica = await openReplicaToRead(storage, pathsOf(paths, disk), disk);
     return new OpenPoint({ parts, disk, chain, table, replica, lock, digester });
   } catch (error) {
     for (const close of closers.reverse()) await close();
@@ -139,7 +140,7 @@ interface OpenParts {
   readonly disk: DiskRecord;
   readonly chain: PointChain;
   readonly table: TablePages;
-  readonly replica: StorageFile;
+  readonly replica: ReplicaReader;
   readonly lock: FileLock;
   readonly digester: Digester;
 }
