@@ -8,7 +8,7 @@ import { tableFileBytes } from "../table/digest-table.ts";
 import { type DiskRecord, readRecord, writeRecord } from "./disk-record.ts";
 import { fileError, inFile } from "./file-error.ts";
 import { type DiskPaths, diskPaths, storePaths } from "./layout.ts";
-import type { StoreParts } from "./open-disk.ts";
+import type { NewDisks, StoreParts } from "./open-disk.ts";
 import { checkFits, checkWholeSectors, REPLICA_MODE, sizeError } from "./replica-file.ts";
 import { damaged, newName, syncDirectory } from "./state-file.ts";
 import { makeVhdxReplica, payloadBlockBytesDefault } from "./vhdx-replica.ts";
@@ -17,6 +17,8 @@ export interface NewDisk {
   readonly geometry: Geometry;
   readonly owner: string;
   readonly sectorBytes: number;
+  /** What its replica is; default what the store was opened with. */
+  readonly replica?: NewDisks | undefined;
 }
 
 /**
@@ -38,7 +40,7 @@ export async function createDisk(store: StoreParts, name: string, facts: NewDisk
       { details: { sizeBytes: geometry.sizeBytes, sizeBytesMax: limits.diskBytesMax } },
     );
   }
-  const { format = "raw", payloadBlockBytes = payloadBlockBytesDefault } = store.newDisks ?? {};
+  const { format = "raw", payloadBlockBytes = payloadBlockBytesDefault } = facts.replica ?? store.newDisks ?? {};
   checkWholeSectors(name, { format, sectorBytes: facts.sectorBytes }, geometry.sizeBytes);
   await checkFits(storage, store.path, name, geometry.sizeBytes);
   const lock = await lockNewDisk(store, name);

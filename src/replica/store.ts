@@ -8,11 +8,10 @@ import { ReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
 import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
-import type { Geometry } from "../base/units.ts";
 import type { Storage } from "../storage/seam.ts";
 import { type Adopted, adoptImage, type ImageToAdopt, type TableToFill } from "./adopt.ts";
 import { type Compaction, compactDisk } from "./compact.ts";
-import { createDisk } from "./create-disk.ts";
+import { createDisk, type NewDisk } from "./create-disk.ts";
 import { DiskLocks, locksUnsupported } from "./disk-lock.ts";
 import { type DiskSummary, summarize } from "./disk-summary.ts";
 import { inFile } from "./file-error.ts";
@@ -60,13 +59,10 @@ export interface Store {
    */
   summary(name: string): Promise<DiskSummary | undefined>;
   /**
-   * A new disk: directories, an empty sparse replica, disk.json last. One that exists stays as it is. Throws `target-too-small`,
+   * A new disk: directories, an empty sparse replica, disk.json last. One that exists stays as it is. Throws `target-too-small`, `target-unsuitable`,
    * `no-space`, `disk-name-invalid`, `limit-exceeded`, `disk-busy`; `store-damaged` when points without a disk.json lie under the name.
    */
-  create(
-    name: string,
-    facts: { readonly geometry: Geometry; readonly owner: string; readonly sectorBytes: number },
-  ): Promise<void>;
+  create(name: string, facts: NewDisk): Promise<void>;
   /** A new disk whose replica is an image that exists; `fill` digests it. Contract and errors: {@link adoptImage}. */
   adopt(name: string, image: ImageToAdopt, fill: (work: TableToFill) => Promise<void>): Promise<Adopted>;
   /**

@@ -1,4 +1,5 @@
 /** What was promised of a disk, and whether a crash kept it: nothing durable is lost, the table is true or in doubt, the next delta goes through. */
+import type { NewDisks } from "../../src/replica/store.ts";
 import { expect } from "vitest";
 import { toReplicationError } from "../../src/base/errors.ts";
 import { blockCount, type Geometry } from "../../src/base/units.ts";
@@ -63,6 +64,8 @@ const last = stateOf(
 export interface History {
   /** What is being done, for who looks at operations. */
   doing: string;
+  /** What the disk's replica is to be. */
+  readonly replica: NewDisks | undefined;
   /** The disk was told to be there. */
   created: boolean;
   readonly durable: State[];
@@ -81,10 +84,11 @@ export interface History {
   restored: { readonly of: State; told: boolean } | undefined;
 }
 
-export function createHistory(): History {
+export function createHistory(replica?: NewDisks): History {
   const quiet = { doing: "", tableLost: false, quiet: true, rolledBack: false };
   return {
     ...quiet,
+    replica,
     created: false,
     durable: [],
     asked: undefined,
@@ -101,7 +105,8 @@ export async function during<T>(history: History, doing: string, work: () => Pro
 }
 
 export async function createDisk(store: Store, history: History): Promise<void> {
-  await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512 });
+  const { replica } = history;
+  await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512, replica });
   history.created = true;
 }
 

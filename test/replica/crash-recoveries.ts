@@ -246,8 +246,9 @@ export async function cutOff(world: World, history: History): Promise<void> {
 }
 
 /** Two blocks, the second a short one; and a part of the first. */
-const shortBytes = blockBytes + 600;
-const shortestBytes = 600;
+// Whole sectors, which is what a VHDX can have.
+const shortBytes = blockBytes + 1_536;
+const shortestBytes = 512;
 
 /** Cut within a delta and by a delta, grown again, with the old tail's content never to be seen again but in its points. */
 export async function shorter(world: World, history: History): Promise<void> {

@@ -1,4 +1,5 @@
 /** Ends a life of a disk at one operation, in one way, and looks at what is left. */
+import type { NewDisks } from "../../src/replica/store.ts";
 import { expect } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import type { Survives } from "../../src/testing/simulated-node.ts";
@@ -43,14 +44,15 @@ class Lived implements World {
   readonly #fault: (step: Step) => Fault | undefined;
   readonly #change: Change;
   readonly #survives: Survives;
-  readonly history = createHistory();
+  readonly history: History;
   #trap: ((step: Step) => Fault | undefined) | undefined;
 
-  constructor(disk: SimulatedDisk, fault: (step: Step) => Fault | undefined, change: Change, survives: Survives) {
+  constructor(disk: SimulatedDisk, fault: (step: Step) => Fault | undefined, options: LifeOptions) {
     this.disk = disk;
+    this.history = createHistory(options.replica);
     this.#fault = fault;
-    this.#change = change;
-    this.#survives = survives;
+    this.#change = options.change ?? {};
+    this.#survives = half(options.seed ?? 1);
   }
 
   start(): SimulatedProcess {
@@ -105,6 +107,8 @@ export interface LifeOptions {
   readonly seed?: number;
   readonly change?: Change;
   readonly disk?: DiskOptions;
+  /** What the disk's replica is; default a raw image. */
+  readonly replica?: NewDisks;
   /** Whether power is lost once more after all was looked at, and all is looked at again. Default: with a change. */
   readonly twice?: boolean;
 }
@@ -113,13 +117,7 @@ export interface LifeOptions {
 export async function crashAt(life: Life, end: End, options: LifeOptions = {}): Promise<"crashed" | "ended"> {
   const { at, survives } = end;
   const disk = createSimulatedDisk(options.disk);
-  const change = options.change ?? {};
-  const lived = new Lived(
-    disk,
-    ({ index }) => (index === at ? { kind: "kill" } : undefined),
-    change,
-    half(options.seed ?? 1),
-  );
+  const lived = new Lived(disk, ({ index }) => (index === at ? { kind: "kill" } : undefined), options);
   const { history } = lived;
   let crashed = false;
   try {
@@ -163,7 +161,7 @@ export async function failAt(life: Life, at: number, errno: string, options: Lif
   const disk = createSimulatedDisk(options.disk);
   const change = options.change ?? {};
   const fault = ({ index }: Step): Fault | undefined => (index === at ? { kind: "errno", errno } : undefined);
-  const lived = new Lived(disk, fault, change, half(options.seed ?? 1));
+  const lived = new Lived(disk, fault, options);
   const { history } = lived;
   let failed = false;
   try {
@@ -191,7 +189,7 @@ export async function liveQuietly(life: Life, options: LifeOptions = {}): Promis
     if (found !== undefined) touched.push(step.index);
     return found;
   };
-  const lived = new Lived(createSimulatedDisk(options.disk), note, change, half(options.seed ?? 1));
+  const lived = new Lived(createSimulatedDisk(options.disk), note, { ...options, change });
   const { history } = lived;
   await life(lived, history);
   await checkAfterCrash(lived.start(), history);
@@ -204,7 +202,7 @@ export async function operationsOf(life: Life, options: LifeOptions = {}): Promi
   const note = (step: Step): undefined => {
     steps.push(step);
   };
-  const lived = new Lived(createSimulatedDisk(options.disk), note, options.change ?? {}, half(options.seed ?? 1));
+  const lived = new Lived(createSimulatedDisk(options.disk), note, options);
   await life(lived, lived.history);
   return steps;
 }

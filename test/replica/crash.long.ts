@@ -1,4 +1,14 @@
-/** Each operation of each life is the last one of its process, in each way, or fails once. */
+/** Each operation of each life is the last one of its process, in each way, or fails once; with a raw replica, and with a VHDX. */
+import { describe } from "vitest";
+import { MIB } from "../../src/base/units.ts";
 import { crashTests } from "./crash-kit.ts";
 
-crashTests({ chosen: () => true, whole: () => true, options: { twice: true } });
+for (const format of ["raw", "vhdx"] as const) {
+  describe(format, () => {
+    crashTests({
+      chosen: () => true,
+      whole: () => true,
+      options: { twice: true, replica: { format, payloadBlockBytes: MIB } },
+    });
+  });
+}

@@ -17,7 +17,14 @@ import { OldContent } from "../../src/replication/old-content.ts";
 import { rebuildTable } from "../../src/replication/rebuild.ts";
 import type { LaneStorage, Storage } from "../../src/storage/seam.ts";
 import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
-import { type DiskWriter, openStore, type Point, type PointReader, type Store } from "../../src/replica/store.ts";
+import {
+  type DiskWriter,
+  openStore,
+  type Point,
+  type PointReader,
+  type Store,
+  type StoreOptions,
+} from "../../src/replica/store.ts";
 
 export const storePath = "/store";
 export const diskName = "vm1.sda";
@@ -59,7 +66,7 @@ export function createChance(seed: number): () => number {
 export function openTestStore(
   storage: Storage,
   path = storePath,
-  more: { readonly keep?: string; readonly reserveBytes?: number } = {},
+  more: Pick<StoreOptions, "keep" | "reserveBytes" | "newDisks"> = {},
 ): Promise<Store> {
   return openStore({
     path,

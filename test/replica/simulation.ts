@@ -6,7 +6,7 @@
 import { punchBlock, readBlock, writeBlock } from "./in-replica.ts";
 import { hash } from "node:crypto";
 import { ReplicationError, toReplicationError } from "../../src/base/errors.ts";
-import { KIB } from "../../src/base/units.ts";
+import { KIB, MIB } from "../../src/base/units.ts";
 import type { DiskWriter, Store } from "../../src/replica/store.ts";
 import {
   createSimulatedDisk,
@@ -108,6 +108,8 @@ export interface LifeOptions {
   /** What is taken out of the program. */
   readonly change?: Change;
   readonly disk?: DiskOptions;
+  /** What the replica is; default `raw`. A VHDX has payload blocks of 1 MiB, and its disk is so large that it has several. */
+  readonly format?: "raw" | "vhdx";
 }
 
 /** What a life was made of, for a look at whether it was one. */
@@ -155,12 +157,18 @@ class Life {
   #asked: Omit<Committed, "point"> | undefined;
   /** What the sender wants the disk to be. */
   #target = new Map<number, readonly number[]>();
-  #sizeBytes = 20 * blockBytes + 512;
+  #sizeBytes: number;
+  readonly #format: "raw" | "vhdx";
+  /** Only each so-manieth block is ever used, or the one behind it. */
+  readonly #spread: number;
   #cycle = 0;
   /** Operation of this process at which it fails, and how. */
   #fate: { readonly at: number; readonly fault: Fault } | undefined;
 
-  constructor({ seed, change = {}, disk = {} }: LifeOptions) {
+  constructor({ seed, change = {}, disk = {}, format = "raw" }: LifeOptions) {
+    this.#format = format;
+    this.#spread = format === "raw" ? 1 : 12;
+    this.#sizeBytes = 20 * this.#spread * blockBytes + 512;
     this.#chance = createChance(seed);
     this.#machine = createSimulatedDisk(disk);
     this.#change = change;
@@ -231,7 +239,8 @@ class Life {
     await this.#process.makeDirectory(storePath).catch((error: unknown) => {
       throw toReplicationError(error, "write-failed");
     });
-    const store = await openTestStore(this.#process, storePath, { keep: "all" });
+    const newDisks = { format: this.#format, payloadBlockBytes: MIB };
+    const store = await openTestStore(this.#process, storePath, { keep: "all", newDisks });
     if ((await store.summary(diskName)) === undefined) {
       if (this.#durable.size > 0) throw new Error("the disk is gone");
       await store.create(diskName, { geometry: geometry(this.#sizeBytes), owner: "sender", sectorBytes: 512 });
@@ -294,7 +303,7 @@ class Life {
   #changeTarget(): void {
     const blocks = Math.ceil(this.#sizeBytes / blockBytes);
     for (let change = this.#below(8); change >= 0; change--) {
-      const block = this.#below(blocks);
+      const block = this.#someBlock(blocks);
       const parts = [...(this.#target.get(block) ?? [0, 0, 0, 0])];
       const dice = this.#chance();
       if (dice < 0.2) parts.fill(0);
@@ -303,6 +312,11 @@ class Life {
       if (parts.every((value) => value === 0)) this.#target.delete(block);
       else this.#target.set(block, parts);
     }
+  }
+
+  #someBlock(blocks: number): number {
+    if (this.#spread === 1) return this.#below(blocks);
+    return Math.min(blocks - 1, this.#below(Math.ceil(blocks / this.#spread)) * this.#spread + this.#below(2));
   }
 
   async #resize(writer: DiskWriter): Promise<void> {
@@ -329,13 +343,13 @@ class Life {
       if (clean.every((value) => value === 0)) this.#target.delete(last);
       else this.#target.set(last, clean);
     }
-    this.#sizeBytes += 512 + this.#below(3) * blockBytes;
+    this.#sizeBytes += 512 + this.#below(3) * blockBytes * this.#spread;
   }
 
   /** By a few blocks, now and then by most of the disk; the new end lies between blocks, between parts, or anywhere. */
   #shrinkTarget(): void {
-    const most = this.#chance() < 0.1 ? this.#sizeBytes : 4 * blockBytes;
-    const grain = [blockBytes, partBytes, 512, 1][this.#below(4)] ?? 1;
+    const most = this.#chance() < 0.1 ? this.#sizeBytes : 4 * blockBytes * this.#spread;
+    const grain = [blockBytes, partBytes, 512, this.#format === "raw" ? 1 : 512][this.#below(4)] ?? 1;
     const sizeBytes = this.#sizeBytes - 1 - this.#below(most);
     this.#sizeBytes = Math.max(512, sizeBytes - (sizeBytes % grain));
     for (const [block, parts] of this.#target) {

@@ -153,8 +153,9 @@ export class VhdxPlaces {
     await next;
   }
 
-  /** Gives the disk another size, with the next flush. What lies behind the smaller of both reads as zeros from now on. Nothing else is done meanwhile. */
+  /** Gives the disk another size, of whole sectors, with the next flush. What lies behind the smaller of both reads as zeros from now on. Nothing else is done meanwhile. */
   async resize(sizeBytes: number): Promise<void> {
+    invariant(sizeBytes % this.disk.sectorBytes === 0, "a VHDX has whole sectors");
     const from = Math.min(sizeBytes, this.#sizeBytes);
     await this.#clearFrom(from);
     if (sizeBytes === this.#sizeBytes) return;
