@@ -14,13 +14,12 @@ import { type BlockMap, type BlockStretch, MappedReader } from "../mapped-reader
 import { PlainFile } from "../plain-file.ts";
 import { checkRange } from "../range.ts";
 import { zeroRaw } from "../raw.ts";
-import { Bat, presentEntry } from "./bat.ts";
+import { Bat, batEntries, presentEntry } from "./bat.ts";
 import { vhdxDamaged, vhdxUnsupported } from "./damage.ts";
 import { noGuid } from "./guid.ts";
 import { encodeHeader, headerOffsets, type VhdxHeader } from "./headers.ts";
 import { completeSector, encodeEntry, LOG_SECTOR_BYTES } from "./log-entries.ts";
-import { readVhdxFacts, takenPlaces, type VhdxFacts } from "./open.ts";
-import type { LogOverlay } from "./replay.ts";
+import { batOf, readVhdxFacts, takenPlaces, type VhdxFacts } from "./open.ts";
 
 /** Sectors of the table in one entry of a log, which has 1 MiB at least. */
 const sectorsPerEntry = 128;
@@ -28,38 +27,73 @@ const sequenceMax = 2n ** 64n - 1n;
 
 /**
  * Opens a file for writing (itself opened so) that nobody else has open. A log that was not written out is, first. Takes the file over. Errors: those of reading;
- * `image-format-unsupported` for a differencing file. Methods of the writer throw the system's errors unchanged; after a flush that failed, all
- * further ones throw.
+ * `image-format-unsupported` for a differencing file; `image-truncated` for one that does not hold all of its content. Methods of the writer throw
+ * the system's errors unchanged; after a flush that failed, or a header that could not be written, all further ones throw.
  */
 export async function openVhdxWriter(
   file: StorageFile,
   options: { readonly storage: Storage; readonly random: Random },
 ): Promise<BlockWriter> {
-  const { storage, random } = options;
+  const { storage } = options;
   try {
     let facts = await readVhdxFacts(file, storage);
+    // Before anything is written: a file that is not to be written to stays as it is.
+    if (facts.disk.hasParent) throw vhdxUnsupported(file.path, "it is a differencing image to be written to");
+    await endOf(facts);
     if (facts.overlay !== undefined) {
-      await writeOutLog(file, facts.header, facts.overlay);
+      await writeOutLog(facts, file, options);
       facts = await readVhdxFacts(file, storage);
     }
-    if (facts.disk.hasParent) throw vhdxUnsupported(file.path, "it is a differencing image to be written to");
-    return new VhdxWriter(facts, file, storage, random).asWriter();
+    return new VhdxWriter(facts, await endOf(facts), { file, ...options }).asWriter();
   } catch (error) {
     await file.close();
     throw error;
   }
 }
 
-/** Order: changes of the log made and durable → the header names no log any more. */
-async function writeOutLog(file: StorageFile, header: VhdxHeader, overlay: LogOverlay): Promise<void> {
+/**
+ * Where new payload blocks may lie: behind everything that the tables name. Errors: `image-truncated` when the file does not hold all of that, so that
+ * what is missing would come to lie over what is new.
+ */
+async function endOf(facts: VhdxFacts): Promise<number> {
+  const { file, disk, bat: region } = facts;
+  const { sizeBytes: fileBytes } = file;
+  const { sizeBytes, payloadBlockBytes } = disk;
+  const tableEnd = region.offset + batEntries(disk) * 8;
+  if (tableEnd > fileBytes) throw file.truncated(fileBytes, `the BAT reaches to ${tableEnd}`);
+  let end = fileBytes;
+  for (const { offset, length } of takenPlaces(facts)) end = Math.max(end, offset + length);
+  const bat = batOf(facts);
+  const blocks = Math.ceil(sizeBytes / payloadBlockBytes);
+  for (let block = 0; block < blocks; ) {
+    await bat.fetch(block);
+    const stretch = bat.stretch(block, blocks);
+    if (stretch.kind === "present") {
+      const stop = stretch.at + Math.min(payloadBlockBytes, sizeBytes - block * payloadBlockBytes);
+      if (stop > fileBytes) {
+        throw file.truncated(fileBytes, `payload block ${block} at ${stretch.at} reaches to ${stop}`);
+      }
+      end = Math.max(end, stretch.at + payloadBlockBytes);
+    }
+    block = stretch.end;
+  }
+  return end;
+}
+
+/** Order: a header that says that the file is changed → changes of the log made and durable → the header names no log any more. */
+async function writeOutLog(
+  { header, overlay }: VhdxFacts,
+  file: StorageFile,
+  { storage, random }: { readonly storage: Storage; readonly random: Random },
+): Promise<void> {
+  if (overlay === undefined) return;
+  const touched = await writeHeader(file, header, { fileWriteGuid: random.uuid() });
+  await file.datasync();
   const { sizeBytes } = await file.stat();
-  if (sizeBytes < overlay.lastFileBytes) await file.truncate(overlay.lastFileBytes);
   for (const change of overlay.changes()) {
     if (change.kind === "zero") {
-      const zeros = new Uint8Array(Math.min(change.length, MIB));
-      for (let done = 0; done < change.length; done += zeros.length) {
-        await file.write(zeros.subarray(0, change.length - done), change.offset + done);
-      }
+      // What lies behind the end is zero when the file is made longer.
+      if (change.start < sizeBytes) await zeroRaw(file, storage, change.start, Math.min(change.end, sizeBytes));
       continue;
     }
     const sector = new Uint8Array(LOG_SECTOR_BYTES);
@@ -67,8 +101,9 @@ async function writeOutLog(file: StorageFile, header: VhdxHeader, overlay: LogOv
     completeSector(sector, 0, change);
     await file.write(sector, change.offset);
   }
+  if (sizeBytes < overlay.fileBytes) await file.truncate(overlay.fileBytes);
   await file.datasync();
-  await writeHeader(file, header, { logGuid: noGuid });
+  await writeHeader(file, touched, { logGuid: noGuid });
   await file.datasync();
 }
 
@@ -101,13 +136,19 @@ class VhdxWriter {
   readonly #map: PendingMap;
   readonly #reader: BlockReader;
   #header: VhdxHeader;
+  /** Of everything that has a place in the file; the file itself may be shorter. */
+  #end: number;
   #touched = false;
   #logSequence = 1n;
   /** One call after the other. */
   #turn: Promise<unknown> = Promise.resolve();
   #failed: { readonly error: unknown } | undefined;
 
-  constructor(facts: VhdxFacts, file: StorageFile, storage: Storage, random: Random) {
+  constructor(
+    facts: VhdxFacts,
+    end: number,
+    { file, storage, random }: { readonly file: StorageFile; readonly storage: Storage; readonly random: Random },
+  ) {
     const { disk, header } = facts;
     this.#file = file;
     this.#storage = storage;
@@ -115,6 +156,7 @@ class VhdxWriter {
     this.#blockBytes = disk.payloadBlockBytes;
     this.#sizeBytes = disk.sizeBytes;
     this.#header = header;
+    this.#end = end;
     this.#plain = new PlainFile(file, storage.lanes, facts.file.sizeBytes);
     this.#bat = new Bat({ file: this.#plain, disk, region: facts.bat, taken: takenPlaces(facts) });
     this.#map = new PendingMap(this.#bat);
@@ -138,7 +180,7 @@ class VhdxWriter {
         checkRange(this.#sizeBytes, offset, length);
         await this.#after(() => this.#zero(offset, length));
       },
-      flush: () => this.#after(() => this.#flushOrFail()),
+      flush: () => this.#after(() => this.#orFail(() => this.#flush())),
       close: () => this.#after(() => reader.close(), true),
     };
   }
@@ -171,9 +213,10 @@ class VhdxWriter {
   async #placeOf(block: number): Promise<number> {
     const stretch = this.#map.stretch(block, block + 1);
     if (stretch.kind === "present") return stretch.at;
-    const place = Math.ceil(this.#plain.sizeBytes / MIB) * MIB;
+    const place = Math.ceil(this.#end / MIB) * MIB;
     await this.#file.truncate(place + this.#blockBytes);
-    this.#plain.grew(place + this.#blockBytes);
+    this.#end = place + this.#blockBytes;
+    this.#plain.grew(this.#end);
     this.#map.add(block, place);
     return place;
   }
@@ -198,14 +241,17 @@ class VhdxWriter {
   async #touch(): Promise<void> {
     if (this.#touched) return;
     const guids = { fileWriteGuid: this.#random.uuid(), dataWriteGuid: this.#random.uuid() };
-    this.#header = await writeHeader(this.#file, this.#header, guids);
-    await this.#file.datasync();
+    await this.#orFail(async () => {
+      this.#header = await writeHeader(this.#file, this.#header, guids);
+      await this.#file.datasync();
+    });
     this.#touched = true;
   }
 
-  async #flushOrFail(): Promise<void> {
+  /** After a header or a table that may be anything by now, the next one could take the place of the last that is whole. */
+  async #orFail(work: () => Promise<void>): Promise<void> {
     try {
-      await this.#flush();
+      await work();
     } catch (error) {
       this.#failed = { error };
       throw error;
