@@ -64,6 +64,8 @@ export class Bat implements BlockMap {
     readonly disk: VhdxDisk;
     readonly region: Region;
     readonly taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[];
+    /** Default: all that the tables of one image may have. */
+    readonly cacheBytes?: number;
   }) {
     this.#file = options.file;
     this.#disk = options.disk;
@@ -72,7 +74,7 @@ export class Bat implements BlockMap {
     this.#taken = options.taken;
     this.#ratio = chunkRatio(options.disk);
     this.#entries = batEntries(options.disk);
-    this.#pages = new TablePages(options.file);
+    this.#pages = new TablePages(options.file, { cacheBytes: options.cacheBytes });
   }
 
   /** Has the entry of a block in memory, and those around it. */

@@ -1,8 +1,11 @@
 /** What a VHDX file may look like and still be read, and what is damage: files made for each case. */
+import { mkdir } from "node:fs/promises";
 import { describe, expect, test } from "vitest";
+import type { ReplicationError } from "../../../src/base/errors.ts";
 import { KIB, MIB, TIB } from "../../../src/base/units.ts";
 import { openVhdx } from "../../../src/image/vhdx/open.ts";
 import { createNodeStorage } from "../../../src/storage/node-storage.ts";
+import type { Storage } from "../../../src/storage/seam.ts";
 import { createScratch } from "../../storage/scratch.ts";
 import { extentsOf, pattern, readRange } from "../conformance.ts";
 import { bytesOf } from "../pieces.ts";
@@ -755,6 +758,106 @@ describe("differencing images", () => {
     }
     expect(await contentOf(bytes, { "/vm/parent.vhdx": parent })).toHaveLength(sizeBytes);
     expect(await contentOf(bytes, at)).toHaveLength(sizeBytes);
+  });
+
+  describe("C-13 names of Windows, whatever their case", () => {
+    const naming = (path: string): Buffer =>
+      bytesOf(buildVhdx(child({ parent: { parent_linkage: `{${guids.data}}`, relative_path: path } })));
+    const other = bytesOf(buildVhdx({ ...base, dataGuid: guids.log }));
+
+    test("one file that differs by case is the parent, in folders that do as well", async () => {
+      for (const [named, path] of [
+        [".\\Parent.VHDX", "/images/parent.vhdx"],
+        ["..\\VM Disks\\\u00c4.VHDX", "/vm disks/\u00e4.vhdx"],
+        ["C:\\Disks\\PARENT.vhdx", "/images/Parent.vhdx"],
+      ] as const) {
+        expect(await contentOf(naming(named), { [path]: parent }), path).toHaveLength(sizeBytes);
+      }
+    });
+
+    test("of two that differ by case neither is taken, unless it has exactly that name", async () => {
+      const two = { "/images/parent.vhdx": parent, "/images/PARENT.vhdx": other };
+      const error = await failure(naming(".\\Parent.VHDX"), two);
+      expect(error).toMatchObject({ code: "image-not-found" });
+      for (const words of ["/images/disk.vhdx", "Parent.VHDX", "/images/parent.vhdx", "/images/PARENT.vhdx"]) {
+        expect(error.message).toContain(words);
+      }
+      expect(await contentOf(naming(".\\parent.vhdx"), two)).toHaveLength(sizeBytes);
+      expect(await failure(naming(".\\PARENT.vhdx"), two)).toMatchObject({ code: "image-damaged" });
+    });
+
+    test("in a real folder", async () => {
+      const scratch = await createScratch();
+      try {
+        const storage = createNodeStorage();
+        await mkdir(scratch.file("Disks"));
+        await writeVhdx(scratch.file("Disks/parent.vhdx"), base);
+        await writeVhdx(
+          scratch.file("child.avhdx"),
+          child({ parent: { ...locator, relative_path: ".\\DISKS\\Parent.VHDX" } }),
+        );
+        const { reader, files } = await openVhdx(await storage.open(scratch.file("child.avhdx")), storage);
+        expect(files[1]?.file.path).toBe(scratch.file("Disks/parent.vhdx"));
+        await reader.close();
+      } finally {
+        await scratch.remove();
+      }
+    });
+  });
+
+  test("paths that no file can have, or that may not be opened, are errors with names", async () => {
+    const scratch = await createScratch();
+    try {
+      const storage = createNodeStorage();
+      const path = scratch.file("child.avhdx");
+      await writeVhdx(scratch.file("a.vhdx"), base);
+      const long = "x".repeat(20_000);
+      for (const relative_path of [long, `.\\${"y\\".repeat(9_000)}z`, "a.vhdx\\b", ".\\", "..", "\ud800", "a\0b"]) {
+        await writeVhdx(path, child({ parent: { ...locator, relative_path, absolute_win32_path: long } }));
+        const error = await openVhdx(await storage.open(path), storage).then(
+          () => expect.unreachable("it was opened"),
+          (thrown: unknown) => thrown as ReplicationError,
+        );
+        expect(error).toMatchObject({ code: "image-not-found" });
+        expect(error.message.length).toBeLessThan(4_000);
+      }
+      await writeVhdx(path, child({ parent: { ...locator, relative_path: "a.vhdx" } }));
+      const denied: Storage = {
+        ...storage,
+        open: (name, options) =>
+          name.endsWith("a.vhdx")
+            ? Promise.reject(Object.assign(new Error("EACCES"), { code: "EACCES" }))
+            : storage.open(name, options),
+      };
+      await expect(openVhdx(await storage.open(path), denied)).rejects.toMatchObject({
+        code: "image-unreadable",
+        message: expect.stringMatching(/child\.avhdx.*a\.vhdx.*EACCES/),
+      });
+    } finally {
+      await scratch.remove();
+    }
+  });
+
+  test("logs of a chain make no more changes together than one may", async () => {
+    const zeros = Array.from({ length: 30_000 }, (_unused, index) => ({
+      offset: 8 * MIB + index * 8192,
+      length: 4096,
+    }));
+    const log = [{ sequence: 5n, tail: 0, flushed: MIB, last: MIB, zeros }];
+    const ids = [guids.log, guids.diskId, guids.data];
+    const plans = ids.map((dataGuid, index): VhdxPlan => {
+      const parentOf = { parent_linkage: `{${ids[index + 1] ?? ""}}`, relative_path: `d${index + 1}.avhdx` };
+      return { sizeBytes: MIB, dataGuid, log, ...(index < 2 ? { parent: parentOf } : {}) };
+    });
+    const files = plans.map((plan) => bytesOf(buildVhdx(plan)));
+    const rest = { "/images/d2.avhdx": files[2] ?? new Uint8Array() };
+    expect(
+      await failure(files[0] ?? new Uint8Array(), { ...rest, "/images/d1.avhdx": files[1] ?? new Uint8Array() }),
+    ).toMatchObject({
+      code: "image-format-unsupported",
+      message: expect.stringMatching(/90000 changes/),
+    });
+    expect(await contentOf(files[1] ?? new Uint8Array(), rest)).toHaveLength(MIB);
   });
 
   test("a parent that was changed since is refused, with both files and both GUIDs", async () => {
