@@ -1,5 +1,6 @@
 /** The block allocation table of a VHDX file, read page by page. [MS-VHDX] 2.5 */
 import type { ReplicationError } from "../../base/errors.ts";
+import { firstFrom } from "../../base/halving.ts";
 import { limits } from "../../base/limits.ts";
 import { PagedBits } from "../../base/paged-bits.ts";
 import { GIB, MIB } from "../../base/units.ts";
@@ -47,7 +48,7 @@ export class Bat implements BlockMap {
   readonly #region: Region;
   readonly #ratio: number;
   readonly #entries: number;
-  /** Where nothing of a disk's content can lie. */
+  /** Where nothing of a disk's content can lie, none over another, ascending. */
   readonly #taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[];
   readonly #pages: TablePages;
   /** Pages of the table of which every entry was looked at, by number. */
@@ -71,7 +72,7 @@ export class Bat implements BlockMap {
     this.#disk = options.disk;
     this.payloadBlockBytes = options.disk.payloadBlockBytes;
     this.#region = options.region;
-    this.#taken = options.taken;
+    this.#taken = [...options.taken].sort((a, b) => a.offset - b.offset);
     this.#ratio = chunkRatio(options.disk);
     this.#entries = batEntries(options.disk);
     this.#pages = new TablePages(options.file, { cacheBytes: options.cacheBytes });
@@ -250,8 +251,13 @@ export class Bat implements BlockMap {
     if (place < headerSectionBytes || place + length > limits.imageFileBytesMax) {
       throw this.#damaged(`${name} lies at ${place}, where there is no room for it`, place);
     }
-    const over = this.#taken.find((taken) => place < taken.offset + taken.length && place + length > taken.offset);
-    if (over !== undefined) throw this.#damaged(`${name} at ${place} lies over ${over.name}`, place);
+    const next = firstFrom(this.#taken.length, (index) => {
+      const taken = this.#taken[index];
+      return taken === undefined || taken.offset + taken.length > place;
+    });
+    const over = this.#taken[next];
+    if (over !== undefined && place + length > over.offset)
+      throw this.#damaged(`${name} at ${place} lies over ${over.name}`, place);
   }
 }
 

@@ -2,6 +2,7 @@
  * The log of a VHDX file, replayed in memory: a file that was not closed in order is read as it would be after its log was written out, and
  * not touched. Only places are kept of what the log holds; content is read from the log when it is asked for.
  */
+import { firstFrom } from "../../base/halving.ts";
 import { limits } from "../../base/limits.ts";
 import { MIB } from "../../base/units.ts";
 import type { StorageFile } from "../../storage/seam.ts";
@@ -131,18 +132,6 @@ function joinedRanges(ranges: Range[]): Range[] {
     else if (range.end > last.end) joined[joined.length - 1] = { start: last.start, end: range.end };
   }
   return joined;
-}
-
-/** The first index of which something is true that is true of all behind it; `count`: of none. */
-function firstFrom(count: number, isTrue: (index: number) => boolean): number {
-  let low = 0;
-  let high = count;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if (isTrue(middle)) high = middle;
-    else low = middle + 1;
-  }
-  return low;
 }
 
 /** Where the log must not write, and what it says the file is. */
