@@ -1,5 +1,6 @@
 /** Writing VHDX files: like any other writer; whole after a crash at any operation; as others read them. */
 import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import { readFileSync, truncateSync } from "node:fs";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -16,6 +17,7 @@ import { createSimulatedDisk, type SimulatedDisk } from "../../../src/testing/si
 import { createScratch, hasCommand, type Scratch } from "../../storage/scratch.ts";
 import { extentsOf, pattern, readRange, writerConformance } from "../conformance.ts";
 import { type BuiltVhdx, buildVhdx, guids, places, regionTable, type VhdxPlan, writeVhdx } from "./kit.ts";
+import { askLibvhdi, noLibvhdi } from "./libvhdi.ts";
 
 const storage = createNodeStorage();
 const random = systemRandom;
@@ -554,53 +556,62 @@ describe("files", () => {
     { name: "fixed", shape: { sizeBytes: 70 * MIB, fixed: true } },
     { name: "3 TiB", shape: { sizeBytes: 3 * TIB } },
     { name: "64 TiB", shape: { sizeBytes: 64 * TIB } },
-  ])(`C-08 qemu-img takes it as whole, and reads the same: $name${noQemu}`, async ({ shape: wanted }) => {
-    const file = scratch.file("disk.vhdx");
-    const disk = await make(storage, file, wanted);
-    const { sizeBytes } = wanted;
-    const offsets = [0, 33 * MIB + 512, Math.floor(sizeBytes / 2 / 512) * 512, sizeBytes - 4096];
-    for (const [index, offset] of offsets.entries()) await disk.write(pattern(4096, index), offset);
-    await disk.zero(33 * MIB + 1024, 512);
-    await disk.flush();
-    await disk.close();
-    execFileSync("qemu-img", ["check", "-q", "-f", "vhdx", file]);
-    const info = JSON.parse(
-      execFileSync("qemu-img", ["info", "--output=json", "-f", "vhdx", file], { encoding: "utf8" }),
-    ) as {
-      readonly "virtual-size": number;
-    };
-    expect(info["virtual-size"]).toBe(sizeBytes);
-    const { reader } = await openVhdx(await storage.open(file), storage);
-    for (const [index, offset] of offsets.entries()) {
-      const right = pattern(4096, index);
-      if (offset === 33 * MIB + 512) right.fill(0, 512, 1024);
-      expect(await readRange(reader, offset, 4096)).toEqual(right);
-      // What QEMU reads there.
-      const dump = execFileSync(
-        "qemu-img",
-        [
-          "dd",
-          "-f",
-          "vhdx",
-          "-O",
-          "raw",
-          "bs=512",
-          `skip=${offset / 512}`,
-          `count=${offset / 512 + 8}`,
-          `if=${file}`,
-          `of=${scratch.file("piece")}`,
-        ],
-        { stdio: "pipe" },
-      );
-      expect(dump.length).toBe(0);
-      const piece = await storage.open(scratch.file("piece"));
-      const found = new Uint8Array(4096);
-      await piece.read(found, 0);
-      await piece.close();
-      expect(found).toEqual(right);
-    }
-    const data = (await extentsOf(reader, 0, sizeBytes)).filter(({ kind }) => kind === "data");
-    expect(data.reduce((sum, { length }) => sum + length, 0)).toBeLessThan(MIB);
-    await reader.close();
-  });
+  ])(
+    `C-08 qemu-img takes it as whole, and reads the same, as libvhdi does: $name${noQemu}${noLibvhdi}`,
+    async ({ shape: wanted }) => {
+      const file = scratch.file("disk.vhdx");
+      const disk = await make(storage, file, wanted);
+      const { sizeBytes } = wanted;
+      const offsets = [0, 33 * MIB + 512, Math.floor(sizeBytes / 2 / 512) * 512, sizeBytes - 4096];
+      for (const [index, offset] of offsets.entries()) await disk.write(pattern(4096, index), offset);
+      await disk.zero(33 * MIB + 1024, 512);
+      await disk.flush();
+      await disk.close();
+      execFileSync("qemu-img", ["check", "-q", "-f", "vhdx", file]);
+      const info = JSON.parse(
+        execFileSync("qemu-img", ["info", "--output=json", "-f", "vhdx", file], { encoding: "utf8" }),
+      ) as {
+        readonly "virtual-size": number;
+      };
+      expect(info["virtual-size"]).toBe(sizeBytes);
+      const { reader } = await openVhdx(await storage.open(file), storage);
+      for (const [index, offset] of offsets.entries()) {
+        const right = pattern(4096, index);
+        if (offset === 33 * MIB + 512) right.fill(0, 512, 1024);
+        expect(await readRange(reader, offset, 4096)).toEqual(right);
+        // What QEMU reads there.
+        const dump = execFileSync(
+          "qemu-img",
+          [
+            "dd",
+            "-f",
+            "vhdx",
+            "-O",
+            "raw",
+            "bs=512",
+            `skip=${offset / 512}`,
+            `count=${offset / 512 + 8}`,
+            `if=${file}`,
+            `of=${scratch.file("piece")}`,
+          ],
+          { stdio: "pipe" },
+        );
+        expect(dump.length).toBe(0);
+        const piece = await storage.open(scratch.file("piece"));
+        const found = new Uint8Array(4096);
+        await piece.read(found, 0);
+        await piece.close();
+        expect(found).toEqual(right);
+      }
+      if (noLibvhdi === "") {
+        const right = createHash("sha256");
+        for (const offset of offsets) right.update(await readRange(reader, offset, 4096));
+        const pieces = offsets.map((offset) => [offset, 4096] as const);
+        expect(askLibvhdi([file], pieces)).toEqual({ sizeBytes, digest: right.digest("hex") });
+      }
+      const data = (await extentsOf(reader, 0, sizeBytes)).filter(({ kind }) => kind === "data");
+      expect(data.reduce((sum, { length }) => sum + length, 0)).toBeLessThan(MIB);
+      await reader.close();
+    },
+  );
 });
