@@ -6,6 +6,10 @@ export const limits = {
   diskBytesMax: 64 * TIB,
   /** Of the log of a VHDX image. */
   vhdxLogBytesMax: 256 * MIB,
+  /** Changes that logs of VHDX images hold which were not written out: of all files of a chain. */
+  vhdxLogChangesMax: 65_536,
+  /** An image file with a table in which content lies further behind is none. */
+  imageFileBytesMax: 128 * TIB,
   /** Files of a chain of differencing images. */
   chainFilesMax: 64,
   /** Pages of the tables of one image file kept in memory, in bytes. */

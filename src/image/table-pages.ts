@@ -4,6 +4,7 @@ import { KIB } from "../base/units.ts";
 import type { MappedFile } from "./mapped-reader.ts";
 
 export const TABLE_PAGE_BYTES: number = 64 * KIB;
+const pagesMin = 4;
 
 /** A file whose tables can be read at once. */
 export interface TableFile extends MappedFile {
@@ -18,9 +19,17 @@ export class TablePages {
   /** A power of two. */
   readonly pageBytes: number;
 
-  constructor(file: TableFile, pageBytes: number = TABLE_PAGE_BYTES) {
+  readonly #pagesMax: number;
+
+  /** At least a few pages are kept: of a table, and of the bitmap that it names. */
+  constructor(
+    file: TableFile,
+    options: { readonly pageBytes?: number | undefined; readonly cacheBytes?: number | undefined } = {},
+  ) {
+    const { pageBytes = TABLE_PAGE_BYTES, cacheBytes = limits.imageTableCacheBytes } = options;
     this.#file = file;
     this.pageBytes = pageBytes;
+    this.#pagesMax = Math.max(pagesMin, Math.floor(cacheBytes / pageBytes));
   }
 
   /** A page of the file, at a multiple of {@link pageBytes}; shorter at the end of the file, never empty. Not to be changed. */
@@ -72,7 +81,7 @@ export class TablePages {
 
   #keep(at: number, page: Uint8Array): Uint8Array {
     this.#pages.set(at, page);
-    if (this.#pages.size * this.pageBytes > limits.imageTableCacheBytes) {
+    if (this.#pages.size > this.#pagesMax) {
       const [oldest] = this.#pages.keys();
       if (oldest !== undefined) this.#pages.delete(oldest);
     }

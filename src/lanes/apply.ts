@@ -40,6 +40,7 @@ const longRunBytes = 256 * KIB;
  */
 export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
   const raw = unpack(lane, request.slot, request, areaA);
+  checkEnd(request, raw);
   const states = request.checked ?? new Uint8Array(request.blocks.length).fill(applyState.unchecked);
   if (states.includes(applyState.unchecked)) {
     checkWithoutOld(lane, request, raw, states);
@@ -51,6 +52,34 @@ export function apply(lane: Lane, request: ApplyRequest): ApplyResult {
     lane.storage.startWriteback(request.fd, request.writeback.offset, request.writeback.length);
   }
   return { states, writtenBytes: writer.bytes, cachedBytes: writer.cachedBytes };
+}
+
+/**
+ * Behind the end of the disk there are zeros. A digest over anything else would come out here, and be that of no block a replica can hold: what lies
+ * behind the end is not written. Throws `message-malformed`.
+ */
+function checkEnd({ disk, sizeBytes, blockBytes, blocks, masks }: ApplyRequest, raw: Uint8Array): void {
+  const block = blocks.at(-1);
+  if (block === undefined || (block + 1) * blockBytes <= sizeBytes) return;
+  const mask = masks.subarray(-maskBytes(blockBytes));
+  const content = raw.subarray(raw.length - countParts(mask) * PART_BYTES);
+  const end = Math.max(0, sizeBytes - block * blockBytes);
+  forEachRun(mask, (first, count, before) => {
+    const behind = Math.max(0, end - first * PART_BYTES);
+    if (
+      isZero(
+        content.subarray(
+          Math.min(before * PART_BYTES + behind, (before + count) * PART_BYTES),
+          (before + count) * PART_BYTES,
+        ),
+      )
+    )
+      return;
+    throw new ReplicationError(
+      "message-malformed",
+      `data for disk ${disk}: block ${block} has content behind the end of the disk, which has ${sizeBytes} bytes`,
+    );
+  });
 }
 
 /** Blocks that come whole, and parts over zeros: nothing has to be read for them. */

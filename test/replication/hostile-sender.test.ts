@@ -245,6 +245,40 @@ describe("blocks", () => {
     }
   });
 
+  test.each([
+    ["whole", undefined],
+    ["as parts, some of them behind the end", [0, 1, 2]],
+    ["as a part that lies behind the end", [3]],
+    ["as the part over the end", [1]],
+  ] as const)("C-11 a block that begins within the disk and has content behind its end, %s", async (_name, parts) => {
+    // All of the replica is content, so that whatever is written or added shows.
+    const image = createMemoryImage(sizeBytes);
+    await image.write(randomBytes(sizeBytes), 0);
+    await kit.send(image, { instance: "honest" });
+    await kit.idle();
+    const before = kit.replica();
+    expect(before).toHaveLength(sizeBytes);
+    const { end } = await open({ source: "image-1" });
+    // The disk ends 5,000 bytes into its last block.
+    const last = Math.floor(sizeBytes / (64 * KIB));
+    const content = Buffer.alloc(64 * KIB);
+    before.copy(content, 0, last * 64 * KIB);
+    const named = parts ?? Array.from({ length: 16 }, (_unused, part) => part);
+    const masks = Buffer.alloc(2);
+    for (const part of named) {
+      randomBytes(PART_BYTES).copy(content, part * PART_BYTES);
+      masks.writeUInt16LE(masks.readUInt16LE() | (1 << part));
+    }
+    const payload = Buffer.concat(named.map((part) => content.subarray(part * PART_BYTES, (part + 1) * PART_BYTES)));
+    const message = { ...whole(last, content), masks, rawBytes: payload.length };
+    end.payload(message, payload);
+    await end.next("ask-repeat");
+    expect(await end.end()).toBe("message-malformed");
+    await kit.idle();
+    expect(kit.replica().equals(before)).toBe(true);
+    expect(await points()).toBe(1);
+  });
+
   test("a payload that does not decompress", async () => {
     const { end } = await open();
     const content = block();

@@ -125,6 +125,8 @@ describe("limits", () => {
       "vhdxLogBytesMax",
       "chainFilesMax",
       "imageTableCacheBytes",
+      "imageFileBytesMax",
+      "vhdxLogChangesMax",
       "poolBytesDefault",
       "stateFileBytesMax",
       "tableCacheBytes",

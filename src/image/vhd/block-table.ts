@@ -28,12 +28,13 @@ export class VhdBlockTable implements BlockMap {
     file: TableFile,
     header: VhdHeader,
     taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[],
+    cacheBytes?: number,
   ) {
     this.#file = file;
     this.payloadBlockBytes = header.payloadBlockBytes;
     this.#tableAt = header.tableAt;
     this.#taken = taken;
-    this.#pages = new TablePages(file, pageBytes);
+    this.#pages = new TablePages(file, { pageBytes, cacheBytes });
   }
 
   async fetch(block: number): Promise<void> {

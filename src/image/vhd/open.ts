@@ -1,5 +1,6 @@
 /** Opens a VHD file, and the files it builds upon. */
 import { invariant, ReplicationError } from "../../base/errors.ts";
+import { limits } from "../../base/limits.ts";
 import type { Storage, StorageFile } from "../../storage/seam.ts";
 import type { BlockReader } from "../block-device.ts";
 import { MappedReader } from "../mapped-reader.ts";
@@ -67,15 +68,16 @@ export async function readVhdFacts(file: StorageFile, storage: Storage): Promise
   return { ...base, header, parentPaths };
 }
 
-/** The table of a file that is not fixed. */
-export function tableOf({ file, footer, header }: VhdFacts): VhdBlockTable {
+/** The table of a file that is not fixed; one of `files` that are read together, and share the memory for pages of their tables. */
+export function tableOf({ file, footer, header }: VhdFacts, files = 1): VhdBlockTable {
   invariant(header !== undefined, "a fixed file has no table");
   const entries = Math.ceil(footer.sizeBytes / header.payloadBlockBytes);
-  return new VhdBlockTable(file, header, [
+  const taken = [
     { name: "the copy of the footer", offset: 0, length: footerBytes },
     { name: "the dynamic header", offset: footer.headerAt, length: dynamicHeaderBytes },
     { name: "the table", offset: header.tableAt, length: entries * 4 },
-  ]);
+  ];
+  return new VhdBlockTable(file, header, taken, limits.imageTableCacheBytes / files);
 }
 
 export interface VhdChain {
@@ -106,7 +108,7 @@ export async function openVhd(
       opened.push(next);
     }
     let reader: BlockReader | undefined;
-    for (const { facts } of [...files].reverse()) reader = readerOf(facts, reader);
+    for (const { facts } of [...files].reverse()) reader = readerOf(facts, files.length, reader);
     invariant(reader !== undefined, "a chain has a file");
     return { reader, files };
   } catch (error) {
@@ -115,11 +117,11 @@ export async function openVhd(
   }
 }
 
-function readerOf(facts: VhdFacts, parent: BlockReader | undefined): BlockReader {
+function readerOf(facts: VhdFacts, files: number, parent: BlockReader | undefined): BlockReader {
   const { file, footer } = facts;
   const { sizeBytes } = footer;
   if (footer.type === "fixed") return createRawReader(file.file, { sizeBytes });
-  return new MappedReader({ sizeBytes, sectorBytes: 512, file, map: tableOf(facts), parent });
+  return new MappedReader({ sizeBytes, sectorBytes: 512, file, map: tableOf(facts, files), parent });
 }
 
 /** The newest file of `files` is the right parent of the one before it. */

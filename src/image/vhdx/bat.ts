@@ -1,6 +1,9 @@
 /** The block allocation table of a VHDX file, read page by page. [MS-VHDX] 2.5 */
 import type { ReplicationError } from "../../base/errors.ts";
-import { MIB } from "../../base/units.ts";
+import { firstFrom } from "../../base/halving.ts";
+import { limits } from "../../base/limits.ts";
+import { PagedBits } from "../../base/paged-bits.ts";
+import { GIB, MIB } from "../../base/units.ts";
 import { vhdxDamaged } from "./damage.ts";
 import type { VhdxDisk } from "./metadata.ts";
 import type { BlockMap, BlockStretch } from "../mapped-reader.ts";
@@ -23,6 +26,8 @@ const entryBytes = 8;
 /** Sectors whose bits one bitmap block has. */
 const sectorsPerBitmap = 2 ** 23;
 const bitmapBlockBytes = MIB;
+/** Of regions: their length has 32 bits. */
+const tableBytesMax = 4 * GIB;
 
 /** Payload blocks between two entries of sector bitmaps. A power of two. */
 export function chunkRatio({ sectorBytes, payloadBlockBytes }: VhdxDisk): number {
@@ -42,9 +47,16 @@ export class Bat implements BlockMap {
   readonly #disk: VhdxDisk;
   readonly #region: Region;
   readonly #ratio: number;
-  /** Where nothing of a disk's content can lie. */
+  readonly #entries: number;
+  /** Where nothing of a disk's content can lie, none over another, ascending. */
   readonly #taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[];
   readonly #pages: TablePages;
+  /** Pages of the table of which every entry was looked at, by number. */
+  readonly #checked = new PagedBits(tableBytesMax / TABLE_PAGE_BYTES);
+  /** What of the file, in MiB, an entry of those pages gives to a block. */
+  readonly #given = new PagedBits(limits.imageFileBytesMax / MIB);
+  /** That it gave one place twice: then no entry of it is believed. */
+  #broken: ReplicationError | undefined;
 
   readonly payloadBlockBytes: number;
 
@@ -53,14 +65,17 @@ export class Bat implements BlockMap {
     readonly disk: VhdxDisk;
     readonly region: Region;
     readonly taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[];
+    /** Default: all that the tables of one image may have. */
+    readonly cacheBytes?: number;
   }) {
     this.#file = options.file;
     this.#disk = options.disk;
     this.payloadBlockBytes = options.disk.payloadBlockBytes;
     this.#region = options.region;
-    this.#taken = options.taken;
+    this.#taken = [...options.taken].sort((a, b) => a.offset - b.offset);
     this.#ratio = chunkRatio(options.disk);
-    this.#pages = new TablePages(options.file);
+    this.#entries = batEntries(options.disk);
+    this.#pages = new TablePages(options.file, { cacheBytes: options.cacheBytes });
   }
 
   /** Has the entry of a block in memory, and those around it. */
@@ -83,6 +98,7 @@ export class Bat implements BlockMap {
     const { page, within } = this.#place(index);
     const bytes = this.#pages.page(page);
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    this.#checkPage(page, view);
     // The file may end in the middle of the table.
     if (within + entryBytes > bytes.length) this.#pages.view(page + within, entryBytes);
     const kind = this.#kindOf(view, within, first);
@@ -195,6 +211,8 @@ export class Bat implements BlockMap {
   #bitmapPlace(chunk: number, block: number): number {
     const { page, within } = this.#place(chunk * (this.#ratio + 1) + this.#ratio);
     const view = this.#pages.view(page + within, entryBytes);
+    const bytes = this.#pages.page(page);
+    this.#checkPage(page, new DataView(bytes.buffer, bytes.byteOffset, bytes.length));
     if ((view.getUint8(0) & 7) !== bitmapPresent) {
       throw this.#damaged(`payload block ${block} is partly present, but its sector bitmap ${chunk} is not there`);
     }
@@ -203,16 +221,53 @@ export class Bat implements BlockMap {
     return place;
   }
 
+  /**
+   * No place is given to two blocks, which only the other entries can tell. A page of the table is looked at as a whole when it is first used. What lies where it
+   * must not, or behind the end of the file, is found when it is read.
+   */
+  #checkPage(page: number, view: DataView): void {
+    if (this.#broken !== undefined) throw this.#broken;
+    if (!this.#checked.add((page - this.#region.offset) / TABLE_PAGE_BYTES)) return;
+    const first = (page - this.#region.offset) / entryBytes;
+    const count = Math.min(Math.floor(view.byteLength / entryBytes), this.#entries - first);
+    for (let nth = 0; nth < count; nth++) {
+      const state = view.getUint8(nth * entryBytes) & 7;
+      if (state < payloadState.present) continue;
+      const isBitmap = (first + nth) % (this.#ratio + 1) === this.#ratio;
+      // Without a parent they say nothing.
+      if (isBitmap && !this.#disk.hasParent) continue;
+      const place = offsetOf(view, nth * entryBytes);
+      const length = isBitmap ? bitmapBlockBytes : this.#disk.payloadBlockBytes;
+      if (place + length > limits.imageFileBytesMax || place >= this.#file.sizeBytes) continue;
+      for (let unit = place / MIB; unit < (place + length) / MIB; unit++) {
+        if (this.#given.add(unit)) continue;
+        this.#broken = this.#damaged(`${this.#nameOf(first + nth)} at ${place} lies over another one`, place);
+        throw this.#broken;
+      }
+    }
+  }
+
+  #nameOf(index: number): string {
+    const chunk = Math.floor(index / (this.#ratio + 1));
+    const within = index % (this.#ratio + 1);
+    return within === this.#ratio ? `sector bitmap ${chunk}` : `payload block ${chunk * this.#ratio + within}`;
+  }
+
   #damaged(what: string, offset?: number): ReplicationError {
     return vhdxDamaged(this.#file.file.path, what, offset === undefined ? {} : { offset });
   }
 
   #checkPlace(place: number, length: number, name: string): void {
-    if (place < headerSectionBytes || !Number.isSafeInteger(place + length)) {
+    if (place < headerSectionBytes || place + length > limits.imageFileBytesMax) {
       throw this.#damaged(`${name} lies at ${place}, where there is no room for it`, place);
     }
-    const over = this.#taken.find((taken) => place < taken.offset + taken.length && place + length > taken.offset);
-    if (over !== undefined) throw this.#damaged(`${name} at ${place} lies over ${over.name}`, place);
+    const next = firstFrom(this.#taken.length, (index) => {
+      const taken = this.#taken[index];
+      return taken === undefined || taken.offset + taken.length > place;
+    });
+    const over = this.#taken[next];
+    if (over !== undefined && place + length > over.offset)
+      throw this.#damaged(`${name} at ${place} lies over ${over.name}`, place);
   }
 }
 

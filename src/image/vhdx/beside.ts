@@ -68,7 +68,7 @@ async function loggedSectors(file: StorageFile, { overlay }: VhdxFacts): Promise
   const sectors = new Map<number, Uint8Array>();
   for (const change of overlay?.changes() ?? []) {
     if (change.kind === "zero") {
-      for (let at = change.offset; at < change.offset + change.length; at += LOG_SECTOR_BYTES) {
+      for (let at = change.start; at < change.end; at += LOG_SECTOR_BYTES) {
         sectors.set(at, new Uint8Array(LOG_SECTOR_BYTES));
       }
       continue;

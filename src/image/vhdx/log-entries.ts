@@ -66,7 +66,7 @@ export type LogChange =
     };
 
 /**
- * The changes of an entry whose checksum is right. `bytes`: head and descriptors. Undefined: they do not hold together, which makes it no entry.
+ * The changes of an entry whose checksum is right. `bytes`: head and descriptors, which the changes keep. Undefined: they do not hold together, which makes it no entry.
  */
 export function parseChanges(bytes: Uint8Array, head: EntryHead): LogChange[] | undefined {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
@@ -87,8 +87,8 @@ export function parseChanges(bytes: Uint8Array, head: EntryHead): LogChange[] | 
         kind: "data",
         offset,
         sector,
-        first: bytes.slice(at + 8, at + 16),
-        last: bytes.slice(at + 4, at + 8),
+        first: bytes.subarray(at + 8, at + 16),
+        last: bytes.subarray(at + 4, at + 8),
       });
       sector++;
     } else return undefined;

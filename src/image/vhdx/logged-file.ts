@@ -25,7 +25,7 @@ export class LoggedFile implements TableFile {
     this.#plain = new PlainFile(options.file, options.lanes, options.fileBytes);
     this.#fileBytes = options.fileBytes;
     this.#overlay = options.overlay;
-    this.sizeBytes = Math.max(options.fileBytes, options.overlay?.lastFileBytes ?? 0);
+    this.sizeBytes = Math.max(options.fileBytes, options.overlay?.fileBytes ?? 0);
   }
 
   get path(): string {

@@ -117,10 +117,11 @@ export function takenPlaces({ regions, header }: VhdxFacts): ConstructorParamete
   ];
 }
 
-/** The BAT of a file. */
-export function batOf(facts: VhdxFacts): Bat {
+/** The BAT of one of `files` files that are read together, and share the memory for pages of their tables. */
+export function batOf(facts: VhdxFacts, files = 1): Bat {
   const { file, disk, bat } = facts;
-  return new Bat({ file, disk, region: bat, taken: takenPlaces(facts) });
+  const cacheBytes = limits.imageTableCacheBytes / files;
+  return new Bat({ file, disk, region: bat, taken: takenPlaces(facts), cacheBytes });
 }
 
 /** A file of a chain: the image itself, then its parent, and so on. */
@@ -154,6 +155,7 @@ export async function openVhdx(
         files.push({ file: next, facts });
         unread = undefined;
         checkChild(files);
+        checkLogs(files);
         next = facts.parent === undefined ? undefined : await openParent(files, wantedParent(facts.parent), storage);
         unread = next;
       }
@@ -163,7 +165,8 @@ export async function openVhdx(
     let reader: BlockReader | undefined;
     for (const { facts } of [...files].reverse()) {
       const { sizeBytes, sectorBytes } = facts.disk;
-      reader = new MappedReader({ sizeBytes, sectorBytes, file: facts.file, map: batOf(facts), parent: reader });
+      const map = batOf(facts, files.length);
+      reader = new MappedReader({ sizeBytes, sectorBytes, file: facts.file, map, parent: reader });
     }
     invariant(reader !== undefined, "a chain has a file");
     return { reader, files };
@@ -200,6 +203,16 @@ function checkChild(files: readonly ChainFile[]): void {
       { details: { file: child.file.path, parent: parent.file.path } },
     );
   }
+}
+
+/** One log may be as long as all of them together. */
+function checkLogs(files: readonly ChainFile[]): void {
+  const count = files.reduce((sum, { facts }) => sum + (facts.overlay?.changeCount ?? 0), 0);
+  if (count <= limits.vhdxLogChangesMax) return;
+  throw vhdxUnsupported(
+    files[0]?.file.path ?? "",
+    `logs of its chain of parents make ${count} changes, more than ${limits.vhdxLogChangesMax}`,
+  );
 }
 
 async function openLog(file: StorageFile, header: VhdxHeader, fileBytes: number): Promise<LogOverlay | undefined> {

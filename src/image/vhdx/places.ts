@@ -12,16 +12,15 @@ import type { Storage, StorageFile } from "../../storage/seam.ts";
 import type { BlockMap } from "../mapped-reader.ts";
 import { PlainFile } from "../plain-file.ts";
 import { zeroRaw } from "../raw.ts";
-import { Bat, presentEntry } from "./bat.ts";
+import { Bat, batEntries, presentEntry } from "./bat.ts";
 import { vhdxDamaged, vhdxUnsupported } from "./damage.ts";
 import { noGuid } from "./guid.ts";
 import { encodeHeader, headerOffsets, type VhdxHeader } from "./headers.ts";
 import { completeSector, encodeEntry, LOG_SECTOR_BYTES } from "./log-entries.ts";
 import { metadataItems, type VhdxDisk } from "./metadata.ts";
-import { readVhdxFacts, takenPlaces, type VhdxFacts } from "./open.ts";
+import { batOf, readVhdxFacts, takenPlaces, type VhdxFacts } from "./open.ts";
 import { PendingMap } from "./pending-map.ts";
 import { metadataRegion } from "./region-table.ts";
-import type { LogOverlay } from "./replay.ts";
 
 /** Sectors of the tables in one entry of a log, which has 1 MiB at least. */
 const sectorsPerEntry = 128;
@@ -49,6 +48,7 @@ export class VhdxPlaces {
   #resized = false;
   #header: VhdxHeader;
   #touched: Promise<void> | undefined;
+  #failed: { readonly error: unknown } | undefined;
   #logSequence = 1n;
   /** Where the next place begins. */
   #end: number;
@@ -57,19 +57,21 @@ export class VhdxPlaces {
 
   /**
    * `file` is open for writing, and nobody else has it so. A log that was not written out is, first. Errors: those of reading; `image-format-unsupported` for a
-   * differencing file; the system's, unchanged. The file stays the caller's.
+   * differencing file; `image-truncated` for one that does not hold all of its content; the system's, unchanged. The file stays the caller's.
    */
   static async open(file: StorageFile, options: PlacesOptions): Promise<VhdxPlaces> {
     let facts = await readVhdxFacts(file, options.storage);
+    // Before anything is written: a file that is not to be written to stays as it is.
+    if (facts.disk.hasParent) throw vhdxUnsupported(file.path, "it is a differencing image to be written to");
+    await endOf(facts);
     if (facts.overlay !== undefined) {
-      await writeOutLog(file, facts.header, facts.overlay);
+      await writeOutLog(facts, file, options);
       facts = await readVhdxFacts(file, options.storage);
     }
-    if (facts.disk.hasParent) throw vhdxUnsupported(file.path, "it is a differencing image to be written to");
-    return new VhdxPlaces(facts, file, options);
+    return new VhdxPlaces(facts, await endOf(facts), file, options);
   }
 
-  private constructor(facts: VhdxFacts, file: StorageFile, { storage, random }: PlacesOptions) {
+  private constructor(facts: VhdxFacts, end: number, file: StorageFile, { storage, random }: PlacesOptions) {
     const { disk, header, bat } = facts;
     this.#storage = storage;
     this.#random = random;
@@ -77,7 +79,7 @@ export class VhdxPlaces {
     this.#sizeBytes = disk.sizeBytes;
     this.#header = header;
     this.file = new PlainFile(file, storage.lanes, facts.file.sizeBytes);
-    this.#end = Math.ceil(facts.file.sizeBytes / MIB) * MIB;
+    this.#end = Math.ceil(end / MIB) * MIB;
     this.#bat = new Bat({ file: this.file, disk, region: bat, taken: takenPlaces(facts) });
     this.#blocksMax = this.#bat.blocksMax;
     this.#pending = new PendingMap(this.#bat);
@@ -120,10 +122,11 @@ export class VhdxPlaces {
    * calls do nothing.
    */
   touch(): Promise<void> {
-    this.#touched ??= this.#writeHeader({
-      fileWriteGuid: this.#random.uuid(),
-      dataWriteGuid: this.#random.uuid(),
-    }).then(() => this.file.file.datasync());
+    const guids = { fileWriteGuid: this.#random.uuid(), dataWriteGuid: this.#random.uuid() };
+    this.#touched ??= this.#orFail(async () => {
+      await this.#writeHeader(guids);
+      await this.file.file.datasync();
+    });
     return this.#touched;
   }
 
@@ -179,8 +182,24 @@ export class VhdxPlaces {
   /**
    * Order: content, and an entry of a log that no header names yet, durable → a header that names it → the table itself → a header that names none. So
    * there is never a log without a whole entry, nor a place in the table whose content is not there. Places that are claimed meanwhile are of the next flush.
+   * After a flush or a {@link touch} that failed, all further ones do.
    */
-  async flush(): Promise<void> {
+  flush(): Promise<void> {
+    return this.#orFail(() => this.#flush());
+  }
+
+  /** After a header or a table that may be anything by now, the next one could take the place of the last that is whole. */
+  async #orFail(work: () => Promise<void>): Promise<void> {
+    if (this.#failed !== undefined) throw this.#failed.error;
+    try {
+      await work();
+    } catch (error) {
+      this.#failed = { error };
+      throw error;
+    }
+  }
+
+  async #flush(): Promise<void> {
     const { file } = this.file;
     const places = this.#pending.ready();
     const resized = this.#resized;
@@ -268,16 +287,49 @@ export class VhdxPlaces {
   }
 }
 
-/** Order: changes of the log made and durable → the header names no log any more. */
-async function writeOutLog(file: StorageFile, header: VhdxHeader, overlay: LogOverlay): Promise<void> {
+/**
+ * Where new payload blocks may lie: behind everything that the tables name. Errors: `image-truncated` when the file does not hold all of that, so that
+ * what is missing would come to lie over what is new.
+ */
+async function endOf(facts: VhdxFacts): Promise<number> {
+  const { file, disk, bat: region } = facts;
+  const { sizeBytes: fileBytes } = file;
+  const { sizeBytes, payloadBlockBytes } = disk;
+  const tableEnd = region.offset + batEntries(disk) * 8;
+  if (tableEnd > fileBytes) throw file.truncated(fileBytes, `the BAT reaches to ${tableEnd}`);
+  let end = fileBytes;
+  for (const { offset, length } of takenPlaces(facts)) end = Math.max(end, offset + length);
+  const bat = batOf(facts);
+  const blocks = Math.ceil(sizeBytes / payloadBlockBytes);
+  for (let block = 0; block < blocks; ) {
+    await bat.fetch(block);
+    const stretch = bat.stretch(block, blocks);
+    if (stretch.kind === "present") {
+      const stop = stretch.at + Math.min(payloadBlockBytes, sizeBytes - block * payloadBlockBytes);
+      if (stop > fileBytes) {
+        throw file.truncated(fileBytes, `payload block ${block} at ${stretch.at} reaches to ${stop}`);
+      }
+      end = Math.max(end, stretch.at + payloadBlockBytes);
+    }
+    block = stretch.end;
+  }
+  return end;
+}
+
+/** Order: a header that says that the file is changed → changes of the log made and durable → the header names no log any more. */
+async function writeOutLog(
+  { header, overlay }: VhdxFacts,
+  file: StorageFile,
+  { storage, random }: PlacesOptions,
+): Promise<void> {
+  if (overlay === undefined) return;
+  const touched = await writeHeader(file, header, { fileWriteGuid: random.uuid() });
+  await file.datasync();
   const { sizeBytes } = await file.stat();
-  if (sizeBytes < overlay.lastFileBytes) await file.truncate(overlay.lastFileBytes);
   for (const change of overlay.changes()) {
     if (change.kind === "zero") {
-      const zeros = new Uint8Array(Math.min(change.length, MIB));
-      for (let done = 0; done < change.length; done += zeros.length) {
-        await file.write(zeros.subarray(0, change.length - done), change.offset + done);
-      }
+      // What lies behind the end is zero when the file is made longer.
+      if (change.start < sizeBytes) await zeroRaw(file, storage, change.start, Math.min(change.end, sizeBytes));
       continue;
     }
     const sector = new Uint8Array(LOG_SECTOR_BYTES);
@@ -285,8 +337,9 @@ async function writeOutLog(file: StorageFile, header: VhdxHeader, overlay: LogOv
     completeSector(sector, 0, change);
     await file.write(sector, change.offset);
   }
+  if (sizeBytes < overlay.fileBytes) await file.truncate(overlay.fileBytes);
   await file.datasync();
-  await writeHeader(file, header, { logGuid: noGuid });
+  await writeHeader(file, touched, { logGuid: noGuid });
   await file.datasync();
 }
 

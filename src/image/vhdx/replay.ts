@@ -2,6 +2,7 @@
  * The log of a VHDX file, replayed in memory: a file that was not closed in order is read as it would be after its log was written out, and
  * not touched. Only places are kept of what the log holds; content is read from the log when it is asked for.
  */
+import { firstFrom } from "../../base/halving.ts";
 import { limits } from "../../base/limits.ts";
 import { MIB } from "../../base/units.ts";
 import type { StorageFile } from "../../storage/seam.ts";
@@ -14,6 +15,7 @@ import {
   type EntryHead,
   isDataSector,
   LOG_SECTOR_BYTES,
+  type LogChange,
   parseChanges,
   parseEntryHead,
 } from "./log-entries.ts";
@@ -21,17 +23,16 @@ import {
 /** What the log puts in place of a sector of the file. */
 interface Content {
   readonly kind: "data";
+  /** Where in the file. */
   readonly logAt: number;
   readonly first: Uint8Array;
   readonly last: Uint8Array;
-  /** Changes are numbered in the order in which they are made. */
-  readonly order: number;
 }
 
-interface ZeroRange {
+/** From `start` to `end`, exclusive. */
+interface Range {
   readonly start: number;
   readonly end: number;
-  readonly order: number;
 }
 
 /** Entries that overlap in the log would have it read again and again: real ones do not. */
@@ -40,77 +41,97 @@ const pieceBytes = MIB;
 
 /** What a log changes of its file. */
 export class LogOverlay {
-  readonly #header: VhdxHeader;
-  readonly #sectors = new Map<number, Content>();
-  readonly #zeros: ZeroRange[] = [];
-  #order = 0;
+  readonly #sectors: ReadonlyMap<number, Content>;
+  /** Those of the sectors, ascending. */
+  readonly #offsets: Float64Array;
+  /** Zeros where no sector is, ascending, none beside another. */
+  readonly #zeros: readonly Range[];
   /** The file is at least this long. */
-  lastFileBytes = 0;
-  /** First and last byte that is changed, exclusive. */
-  #start = Number.POSITIVE_INFINITY;
-  #end = 0;
+  readonly fileBytes: number;
   /** Entries that were replayed. */
-  entries = 0;
+  readonly entries: number;
+  /** Changes that they made. */
+  readonly changeCount: number;
 
-  constructor(header: VhdxHeader) {
-    this.#header = header;
-  }
-
-  add(entry: EntryHead, changes: NonNullable<ReturnType<typeof parseChanges>>): void {
-    const { logBytes, logOffset } = this.#header;
-    this.lastFileBytes = Math.max(this.lastFileBytes, entry.lastFileBytes);
-    this.entries++;
-    for (const change of changes) {
-      const order = this.#order++;
-      const { offset } = change;
-      const end = offset + (change.kind === "zero" ? change.length : LOG_SECTOR_BYTES);
-      if (change.kind === "zero") this.#zeros.push({ start: offset, end, order });
-      else {
-        const logAt = logOffset + ((entry.at + change.sector * LOG_SECTOR_BYTES) % logBytes);
-        this.#sectors.set(offset, { kind: "data", logAt, first: change.first, last: change.last, order });
+  constructor(
+    header: VhdxHeader,
+    entries: readonly { readonly head: EntryHead; readonly changes: readonly LogChange[] }[],
+  ) {
+    const { logBytes, logOffset } = header;
+    const sectors = new Map<number, Content>();
+    const zeros: Range[] = [];
+    let fileBytes = entries.at(-1)?.head.lastFileBytes ?? 0;
+    for (const { head, changes } of entries) {
+      for (const change of changes) {
+        const { offset } = change;
+        const end = offset + changeBytes(change);
+        // A change behind the end makes the file longer.
+        fileBytes = Math.max(fileBytes, end);
+        if (change.kind === "zero") {
+          if (end > offset) zeros.push({ start: offset, end });
+          dropRange(sectors, offset, end);
+        } else {
+          const logAt = logOffset + ((head.at + change.sector * LOG_SECTOR_BYTES) % logBytes);
+          sectors.set(offset, { kind: "data", logAt, first: change.first, last: change.last });
+        }
       }
-      this.#start = Math.min(this.#start, offset);
-      this.#end = Math.max(this.#end, end);
     }
+    this.#sectors = sectors;
+    this.#offsets = Float64Array.from(sectors.keys()).sort();
+    this.#zeros = joinedRanges(zeros);
+    this.fileBytes = fileBytes;
+    this.entries = entries.length;
+    this.changeCount = entries.reduce((sum, { changes }) => sum + changes.length, 0);
   }
 
   /** Whether any byte of the range is another one than in the file. */
   touches(offset: number, length: number): boolean {
     const end = offset + length;
-    if (end <= this.#start || offset >= this.#end) return false;
-    if (this.#zeros.some((zero) => zero.start < end && zero.end > offset)) return true;
-    const first = Math.floor(offset / LOG_SECTOR_BYTES) * LOG_SECTOR_BYTES;
-    if ((end - first) / LOG_SECTOR_BYTES > this.#sectors.size) {
-      for (const at of this.#sectors.keys()) if (at < end && at + LOG_SECTOR_BYTES > offset) return true;
-      return false;
-    }
-    for (let at = first; at < end; at += LOG_SECTOR_BYTES) if (this.#sectors.has(at)) return true;
-    return false;
+    const zero = this.#zeros[firstFrom(this.#zeros.length, (index) => (this.#zeros[index]?.end ?? 0) > offset)];
+    if (zero !== undefined && zero.start < end) return true;
+    const at =
+      this.#offsets[
+        firstFrom(this.#offsets.length, (index) => (this.#offsets[index] ?? 0) + LOG_SECTOR_BYTES > offset)
+      ];
+    return at !== undefined && at < end;
   }
 
-  /** All changes in the order in which they are made. `logAt`: where in the file the content is. */
-  *changes(): Generator<
-    | { readonly kind: "zero"; readonly offset: number; readonly length: number }
-    | ({ readonly offset: number } & Content)
-  > {
-    const all = [
-      ...this.#zeros.map((zero) => ({ order: zero.order, zero, offset: zero.start, content: undefined })),
-      ...[...this.#sectors].map(([offset, content]) => ({ order: content.order, zero: undefined, offset, content })),
-    ].sort((a, b) => a.order - b.order);
-    for (const { zero, offset, content } of all) {
-      if (zero !== undefined) yield { kind: "zero", offset, length: zero.end - zero.start };
-      else if (content !== undefined) yield { ...content, offset };
-    }
+  /** All changes, of which none undoes another once they are made in this order. */
+  *changes(): Generator<({ readonly kind: "zero" } & Range) | ({ readonly offset: number } & Content)> {
+    for (const zero of this.#zeros) yield { kind: "zero", ...zero };
+    for (const [offset, content] of this.#sectors) yield { ...content, offset };
   }
 
   /** What is in place of the sector at `offset`: undefined: what the file has. */
   sector(offset: number): "zero" | Content | undefined {
     const content = this.#sectors.get(offset);
-    let zeroed = -1;
-    for (const { start, end, order } of this.#zeros) if (start <= offset && offset < end) zeroed = order;
-    if (zeroed >= 0 && (content === undefined || content.order < zeroed)) return "zero";
-    return content;
+    if (content !== undefined) return content;
+    const zero = this.#zeros[firstFrom(this.#zeros.length, (index) => (this.#zeros[index]?.end ?? 0) > offset)];
+    return zero !== undefined && zero.start <= offset ? "zero" : undefined;
   }
+}
+
+function changeBytes(change: LogChange): number {
+  return change.kind === "zero" ? change.length : LOG_SECTOR_BYTES;
+}
+
+/** What was written before zeros came over it. */
+function dropRange(sectors: Map<number, Content>, start: number, end: number): void {
+  if ((end - start) / LOG_SECTOR_BYTES > sectors.size) {
+    for (const at of sectors.keys()) if (at >= start && at < end) sectors.delete(at);
+    return;
+  }
+  for (let at = start; at < end; at += LOG_SECTOR_BYTES) sectors.delete(at);
+}
+
+function joinedRanges(ranges: Range[]): Range[] {
+  const joined: Range[] = [];
+  for (const range of ranges.sort((a, b) => a.start - b.start)) {
+    const last = joined.at(-1);
+    if (last === undefined || range.start > last.end) joined.push(range);
+    else if (range.end > last.end) joined[joined.length - 1] = { start: last.start, end: range.end };
+  }
+  return joined;
 }
 
 /** Where the log must not write, and what it says the file is. */
@@ -146,16 +167,26 @@ export async function replayInMemory(file: StorageFile, header: VhdxHeader, boun
       { offset: logOffset },
     );
   }
-  const flushed = Math.max(...sequence.map((entry) => entry.flushedFileBytes));
+  // The newest entry says how long the file is: one that was made shorter since an older one was written is whole.
+  const { flushedFileBytes: flushed, lastFileBytes } = last;
   if (bounds.fileBytes < flushed) {
     throw vhdxDamaged(
       file.path,
       `it has ${bounds.fileBytes} bytes, and had at least ${flushed} when its log was written: it was cut short`,
     );
   }
-  const overlay = new LogOverlay(header);
-  for (const entry of sequence) overlay.add(entry, await log.changes(entry, bounds));
-  return overlay;
+  if (!Number.isSafeInteger(lastFileBytes)) {
+    throw vhdxDamaged(file.path, `its log says that it has ${lastFileBytes} bytes, as no file has`, {
+      offset: logOffset,
+    });
+  }
+  const count = sequence.reduce((sum, { descriptors }) => sum + descriptors, 0);
+  if (count > limits.vhdxLogChangesMax) {
+    throw vhdxUnsupported(file.path, `its log makes ${count} changes, more than ${limits.vhdxLogChangesMax}`);
+  }
+  const entries: { readonly head: EntryHead; readonly changes: readonly LogChange[] }[] = [];
+  for (const head of sequence) entries.push({ head, changes: await log.changes(head, bounds) });
+  return new LogOverlay(header, entries);
 }
 
 class Log {
@@ -191,7 +222,7 @@ class Log {
     const { logOffset, logBytes } = this.#header;
     for (const change of changes) {
       const { offset } = change;
-      const end = offset + (change.kind === "zero" ? change.length : LOG_SECTOR_BYTES);
+      const end = offset + changeBytes(change);
       const intoLog = offset < logOffset + logBytes && end > logOffset;
       if (offset < bounds.headersEnd || intoLog) {
         throw vhdxDamaged(
@@ -206,20 +237,21 @@ class Log {
 
   /** Its checksum is right, and everything in it belongs to it. */
   async #isWhole(head: EntryHead): Promise<boolean> {
-    const first = descriptorSectors(head) * LOG_SECTOR_BYTES;
-    const front = new Uint8Array(first);
+    const frontBytes = descriptorSectors(head) * LOG_SECTOR_BYTES;
+    // One with more changes than can be replayed is whole by its checksum alone: what it claims is not brought into memory.
+    const isLong = head.descriptors > limits.vhdxLogChangesMax;
+    const front = new Uint8Array(isLong ? LOG_SECTOR_BYTES : frontBytes);
     await this.#fill(front, head.at);
     const checksum = new DataView(front.buffer).getUint32(4, true);
-    const changes = parseChanges(front, head);
-    if (changes === undefined) return false;
+    if (!isLong && parseChanges(front, head) === undefined) return false;
     front.fill(0, 4, 8);
     let crc = crc32c(front);
-    const piece = new Uint8Array(Math.min(pieceBytes, head.length - first));
-    for (let done = first; done < head.length; ) {
+    const piece = new Uint8Array(Math.min(pieceBytes, head.length - front.length));
+    for (let done = front.length; done < head.length; ) {
       const part = piece.subarray(0, head.length - done);
       await this.#fill(part, head.at + done);
       crc = crc32c(part, crc);
-      for (let at = 0; at < part.length; at += LOG_SECTOR_BYTES) {
+      for (let at = Math.max(0, frontBytes - done); at < part.length; at += LOG_SECTOR_BYTES) {
         if (!isDataSector(part.subarray(at, at + LOG_SECTOR_BYTES), head.sequence)) return false;
       }
       done += part.length;

@@ -9,8 +9,8 @@ import { type PlacesOptions, VhdxPlaces } from "./places.ts";
 
 /**
  * Opens a file for writing (itself opened so) that nobody else has open. A log that was not written out is, first. Takes the file over. Errors: those of reading;
- * `image-format-unsupported` for a differencing file. Methods of the writer throw the system's errors unchanged; after a flush that failed, all
- * further ones throw.
+ * `image-format-unsupported` for a differencing file; `image-truncated` for one that does not hold all of its content. Methods of the writer throw
+ * the system's errors unchanged; after a flush that failed, or a header that could not be written, all further ones throw.
  */
 export async function openVhdxWriter(file: StorageFile, options: PlacesOptions): Promise<BlockWriter> {
   try {
@@ -56,7 +56,7 @@ class VhdxWriter {
         checkRange(sizeBytes, offset, length);
         await this.#after(() => this.#zero(offset, length));
       },
-      flush: () => this.#after(() => this.#flush()),
+      flush: () => this.#after(() => this.#orFail(() => this.#places.flush())),
       close: () => this.#after(() => reader.close(), true),
     };
   }
@@ -75,7 +75,7 @@ class VhdxWriter {
 
   async #write(source: Uint8Array, offset: number): Promise<void> {
     const { payloadBlockBytes } = this.#places;
-    await this.#places.touch();
+    await this.#orFail(() => this.#places.touch());
     for (let done = 0; done < source.length; ) {
       const position = offset + done;
       const block = Math.floor(position / payloadBlockBytes);
@@ -88,7 +88,7 @@ class VhdxWriter {
 
   async #zero(offset: number, length: number): Promise<void> {
     const { payloadBlockBytes } = this.#places;
-    await this.#places.touch();
+    await this.#orFail(() => this.#places.touch());
     const end = offset + length;
     for (let at = this.#places.nextPlaced(offset, end); at !== undefined; at = this.#places.nextPlaced(at, end)) {
       const stop = Math.min(end, (Math.floor(at / payloadBlockBytes) + 1) * payloadBlockBytes);
@@ -98,9 +98,9 @@ class VhdxWriter {
     }
   }
 
-  async #flush(): Promise<void> {
+  async #orFail(work: () => Promise<void>): Promise<void> {
     try {
-      await this.#places.flush();
+      await work();
     } catch (error) {
       this.#failed = { error };
       throw error;

@@ -349,6 +349,11 @@ export function memoryStorage(files: ReadonlyMap<string, Uint8Array>): Storage &
       } as StorageFile;
     },
     stat: async (path: string) => statOf(path),
+    list: async (folder: string) => {
+      const start = folder.endsWith("/") ? folder : `${folder}/`;
+      const inside = [...files.keys()].filter((path) => path.startsWith(start));
+      return [...new Set(inside.map((path) => path.slice(start.length).split("/", 1)[0] ?? ""))].sort();
+    },
   };
   return storage as unknown as Storage & { readonly opened: () => number };
 }

@@ -1,8 +1,11 @@
 /** What a VHDX file may look like and still be read, and what is damage: files made for each case. */
+import { mkdir } from "node:fs/promises";
 import { describe, expect, test } from "vitest";
+import type { ReplicationError } from "../../../src/base/errors.ts";
 import { KIB, MIB, TIB } from "../../../src/base/units.ts";
 import { openVhdx } from "../../../src/image/vhdx/open.ts";
 import { createNodeStorage } from "../../../src/storage/node-storage.ts";
+import type { Storage } from "../../../src/storage/seam.ts";
 import { createScratch } from "../../storage/scratch.ts";
 import { extentsOf, pattern, readRange } from "../conformance.ts";
 import { bytesOf } from "../pieces.ts";
@@ -298,6 +301,64 @@ describe("the BAT", () => {
     expect(Buffer.from(await readRange(reader, MIB + 500, content.length)).equals(content)).toBe(true);
   });
 
+  test("two blocks at one place, or over each other, are damage; what only looks so is not", async () => {
+    const plan: VhdxPlan = {
+      sizeBytes: 64 * MIB,
+      payloadBlockBytes: 8 * MIB,
+      pieces: [0, 1, 2].map((block) => ({ offset: block * 8 * MIB, bytes: pattern(100, block) })),
+    };
+    const built = buildVhdx(plan);
+    const whole = bytesOf(built);
+    const first = built.blockPlaces.get(0) ?? 0;
+    for (const place of [first, first + MIB, first + 15 * MIB]) {
+      const over = changed(whole, (copy) => setEntry(copy, built, 5, blockState.present, place));
+      // Wherever it is read: no other entry of the table can say which of the two is right.
+      for (const block of [0, 5]) {
+        const { reader } = await openBytes(over);
+        await expect(readRange(reader, block * 8 * MIB, 512)).rejects.toMatchObject({ code: "image-damaged" });
+        await expect(extentsOf(reader, 0, plan.sizeBytes)).rejects.toMatchObject({ code: "image-damaged" });
+      }
+    }
+    // Entries of other states, of bitmaps without a parent, and behind the last one that is needed have no place.
+    const harmless = changed(whole, (copy) => {
+      setEntry(copy, built, 4, blockState.zero, first);
+      setEntry(copy, built, 5, blockState.unmapped, first);
+      setEntry(copy, built, 8, blockState.present, first);
+      copy.writeBigUInt64LE(BigInt(first) | 6n, built.entryOf(511) + 8);
+    });
+    await expectContent(harmless, plan);
+  });
+
+  test("blocks of one place in pages of the table that lie far from each other", async () => {
+    const plan: VhdxPlan = { sizeBytes: 20_480 * MIB, pieces: [{ offset: MIB, bytes: content }] };
+    const built = buildVhdx(plan);
+    const bytes = changed(bytesOf(built), (copy) =>
+      setEntry(copy, built, 17_000, blockState.present, built.blockPlaces.get(1)),
+    );
+    const { reader } = await openBytes(bytes);
+    await expect(extentsOf(reader, 0, plan.sizeBytes)).rejects.toMatchObject({
+      code: "image-damaged",
+      message: expect.stringContaining("payload block 17000"),
+    });
+  });
+
+  test("a payload block that begins behind the end of the file is missing, not zeros", async () => {
+    const built = buildVhdx(simple);
+    for (const place of [built.sizeBytes, 2 ** 45, 2 ** 46]) {
+      const bytes = changed(bytesOf(built), (copy) => setEntry(copy, built, 2, blockState.present, place));
+      const { reader } = await openBytes(bytes);
+      await expect(readRange(reader, 2 * MIB, 512)).rejects.toMatchObject({ code: "image-truncated" });
+      expect(reader.runs?.(2 * MIB, 512)).toBeUndefined();
+      expect((await extentsOf(reader, 2 * MIB, MIB)).map(({ kind }) => kind)).toEqual(["data"]);
+    }
+    // More than any file.
+    for (const place of [2 ** 47, 2 ** 62, 2 ** 64 - 2 ** 20]) {
+      const bytes = changed(bytesOf(built), (copy) => copy.writeBigUInt64LE(BigInt(place) | 6n, built.entryOf(2)));
+      const { reader } = await openBytes(bytes);
+      await expect(readRange(reader, 2 * MIB, 512)).rejects.toMatchObject({ code: "image-damaged" });
+    }
+  });
+
   test("C-19 a file cut short: what is missing is an error with payload block and offset, the rest reads", async () => {
     const plan: VhdxPlan = {
       sizeBytes: 8 * MIB,
@@ -409,18 +470,30 @@ describe("the log", () => {
     try {
       const storage = createNodeStorage();
       const block = 17_000;
-      const large: VhdxPlan = { sizeBytes: 20_480 * MIB, pieces: [{ offset: MIB, bytes: content }] };
+      const other = pattern(10_000, 4);
+      const large: VhdxPlan = {
+        sizeBytes: 20_480 * MIB,
+        pieces: [
+          { offset: MIB, bytes: content },
+          { offset: 2 * MIB, bytes: other },
+        ],
+      };
       const first = buildVhdx(large);
       const at = first.entryOf(block);
-      const page = Buffer.alloc(4096);
-      page.writeBigUInt64LE(BigInt(first.blockPlaces.get(1) ?? 0) | 6n, at % 4096);
-      const sectors = [{ offset: at - (at % 4096), bytes: page }];
+      // Block 2 moves.
+      const [front, page] = [Buffer.alloc(4096), Buffer.alloc(4096)];
+      front.writeBigUInt64LE(BigInt(first.blockPlaces.get(1) ?? 0) | 6n, 8);
+      page.writeBigUInt64LE(BigInt(first.blockPlaces.get(2) ?? 0) | 6n, at % 4096);
+      const sectors = [
+        { offset: places.bat, bytes: front },
+        { offset: at - (at % 4096), bytes: page },
+      ];
       const log = [{ sequence: 5n, tail: 0, flushed: first.sizeBytes, last: first.sizeBytes, sectors }];
       await writeVhdx(scratch.file("disk.vhdx"), { ...large, log });
       const { reader } = await openVhdx(await storage.open(scratch.file("disk.vhdx")), storage);
       const data = (await extentsOf(reader, 0, large.sizeBytes)).filter(({ kind }) => kind === "data");
       expect(data.map(({ offset }) => Math.floor(offset / MIB))).toEqual([1, block]);
-      expect(Buffer.from(await readRange(reader, block * MIB, content.length)).equals(content)).toBe(true);
+      expect(Buffer.from(await readRange(reader, block * MIB, other.length)).equals(other)).toBe(true);
       await reader.close();
     } finally {
       await scratch.remove();
@@ -455,6 +528,99 @@ describe("the log", () => {
       code: "image-damaged",
       message: expect.stringMatching(new RegExp(`had at least ${flushed}`)),
     });
+  });
+
+  test("C-05 the newest entry alone says how long the file is: it may have been made shorter since an older one", async () => {
+    const longer = { flushed: fileBytes + 8 * MIB, last: fileBytes + 8 * MIB };
+    expect(await blockOf(withLog([entry(5n, 0, 1, longer), entry(6n, 0, 2)]))).toBe(2);
+    const { files } = await openBytes(withLog([entry(5n, 0, 1, longer), entry(6n, 0, 2)]));
+    expect(files[0]?.facts.file.sizeBytes).toBe(fileBytes);
+    expect(await failure(withLog([entry(5n, 0, 1), entry(6n, 0, 2, longer)]))).toMatchObject({ code: "image-damaged" });
+  });
+
+  test("that changes what lies behind the end of the file makes it longer", async () => {
+    const page = Buffer.from(batPage(1));
+    page.writeBigUInt64LE(BigInt(fileBytes) | 6n, built.entryOf(3) - places.bat);
+    const behind = { offset: fileBytes + 8192, bytes: pattern(4096, 77) };
+    const log = [{ ...entry(5n, 0, 1), sectors: [{ offset: places.bat, bytes: page }, behind] }];
+    const { reader, files } = await openBytes(withLog(log));
+    expect(files[0]?.facts.file.sizeBytes).toBe(fileBytes + 3 * 4096);
+    expect(await readRange(reader, 3 * MIB + 8192, 4096)).toEqual(behind.bytes);
+    expect(await readRange(reader, 3 * MIB, 8192)).toEqual(new Uint8Array(8192));
+    await expect(readRange(reader, 3 * MIB + 3 * 4096, 512)).rejects.toMatchObject({ code: "image-truncated" });
+  });
+
+  test("lengths that no file has are damage, or lie behind everything", async () => {
+    for (const size of [2 ** 53, 2 ** 63, 2 ** 64 - 4096]) {
+      expect(await failure(withLog([entry(5n, 0, 2, { flushed: size })]))).toMatchObject({ code: "image-damaged" });
+      expect(await failure(withLog([entry(5n, 0, 2, { last: size })]))).toMatchObject({ code: "image-damaged" });
+      // An entry whose descriptor cannot be is none.
+      for (const zero of [
+        { offset: size, length: 4096 },
+        { offset: 8 * MIB, length: size },
+      ]) {
+        expect(await failure(withLog([entry(5n, 0, 2, { zeros: [zero] })]))).toMatchObject({ code: "image-damaged" });
+      }
+    }
+    const far = { zeros: [{ offset: fileBytes, length: 2 ** 52 }] };
+    expect(await blockOf(withLog([entry(5n, 0, 2, far)]))).toBe(2);
+  });
+
+  test("zeros over zeros and content, in any order, as a file that they are written to", async () => {
+    // Places of a payload block, in sectors.
+    const pieces = 40;
+    for (let seed = 1; seed <= 30; seed++) {
+      let state = seed;
+      const next = (below: number): number => {
+        state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+        return Math.floor((state / 2 ** 32) * below);
+      };
+      const right = expected(plan);
+      const log: NonNullable<VhdxPlan["log"]>[number][] = [];
+      for (let number = 0; number < 6; number++) {
+        const start = next(pieces);
+        const length = next(6);
+        const offset = next(pieces);
+        const bytes = pattern(4096, seed * 10 + number);
+        const zeros = [{ offset: place + start * 4096, length: length * 4096 }];
+        log.push({ ...entry(5n + BigInt(number), 0, 1), sectors: [{ offset: place + offset * 4096, bytes }], zeros });
+        right.fill(0, MIB + start * 4096, MIB + (start + length) * 4096);
+        right.set(bytes, MIB + offset * 4096);
+      }
+      expect(Buffer.compare(await contentOf(withLog(log)), right)).toBe(0);
+    }
+  });
+
+  test("of more changes than anybody makes is refused; one of as many as may be is read in time", async () => {
+    const zeros = Array.from({ length: 30_000 }, (_unused, index) => ({
+      offset: 8 * MIB + index * 8192,
+      length: 4096,
+    }));
+    const one = (sequence: bigint, count: number) => entry(sequence, 0, 2, { zeros: zeros.slice(0, count) });
+    const bytes = (log: NonNullable<VhdxPlan["log"]>): Buffer => {
+      const made = Buffer.concat(log.map((each) => logEntry(each)));
+      const file = bytesOf(buildVhdx({ ...plan, log: [] }));
+      made.copy(file, places.log);
+      return file;
+    };
+    expect(await blockOf(bytes([one(5n, 30_000)]))).toBe(2);
+    // All of one entry in a log of 3 MiB, before the metadata.
+    const more = await failure(
+      (() => {
+        const long = logEntry(entry(5n, 0, 2, { zeros: Array.from({ length: 65_536 }, () => zeros[0]) }));
+        const file = bytesOf(buildVhdx({ ...plan, log: [] }));
+        const moved = Buffer.concat([file, Buffer.alloc(4 * MIB)]);
+        long.copy(moved, file.length);
+        for (const [index, at] of places.headers.entries()) {
+          const header = headerBytes(BigInt(index + 1), { log: [] });
+          header.writeUInt32LE(3 * MIB, 68);
+          header.writeBigUInt64LE(BigInt(file.length), 72);
+          sealed(header).copy(moved, at);
+        }
+        return moved;
+      })(),
+    );
+    expect(more).toMatchObject({ code: "image-format-unsupported", message: expect.stringContaining("65537 changes") });
   });
 
   test("that makes the file longer: what it adds reads as zeros", async () => {
@@ -592,6 +758,106 @@ describe("differencing images", () => {
     }
     expect(await contentOf(bytes, { "/vm/parent.vhdx": parent })).toHaveLength(sizeBytes);
     expect(await contentOf(bytes, at)).toHaveLength(sizeBytes);
+  });
+
+  describe("C-13 names of Windows, whatever their case", () => {
+    const naming = (path: string): Buffer =>
+      bytesOf(buildVhdx(child({ parent: { parent_linkage: `{${guids.data}}`, relative_path: path } })));
+    const other = bytesOf(buildVhdx({ ...base, dataGuid: guids.log }));
+
+    test("one file that differs by case is the parent, in folders that do as well", async () => {
+      for (const [named, path] of [
+        [".\\Parent.VHDX", "/images/parent.vhdx"],
+        ["..\\VM Disks\\\u00c4.VHDX", "/vm disks/\u00e4.vhdx"],
+        ["C:\\Disks\\PARENT.vhdx", "/images/Parent.vhdx"],
+      ] as const) {
+        expect(await contentOf(naming(named), { [path]: parent }), path).toHaveLength(sizeBytes);
+      }
+    });
+
+    test("of two that differ by case neither is taken, unless it has exactly that name", async () => {
+      const two = { "/images/parent.vhdx": parent, "/images/PARENT.vhdx": other };
+      const error = await failure(naming(".\\Parent.VHDX"), two);
+      expect(error).toMatchObject({ code: "image-not-found" });
+      for (const words of ["/images/disk.vhdx", "Parent.VHDX", "/images/parent.vhdx", "/images/PARENT.vhdx"]) {
+        expect(error.message).toContain(words);
+      }
+      expect(await contentOf(naming(".\\parent.vhdx"), two)).toHaveLength(sizeBytes);
+      expect(await failure(naming(".\\PARENT.vhdx"), two)).toMatchObject({ code: "image-damaged" });
+    });
+
+    test("in a real folder", async () => {
+      const scratch = await createScratch();
+      try {
+        const storage = createNodeStorage();
+        await mkdir(scratch.file("Disks"));
+        await writeVhdx(scratch.file("Disks/parent.vhdx"), base);
+        await writeVhdx(
+          scratch.file("child.avhdx"),
+          child({ parent: { ...locator, relative_path: ".\\DISKS\\Parent.VHDX" } }),
+        );
+        const { reader, files } = await openVhdx(await storage.open(scratch.file("child.avhdx")), storage);
+        expect(files[1]?.file.path).toBe(scratch.file("Disks/parent.vhdx"));
+        await reader.close();
+      } finally {
+        await scratch.remove();
+      }
+    });
+  });
+
+  test("paths that no file can have, or that may not be opened, are errors with names", async () => {
+    const scratch = await createScratch();
+    try {
+      const storage = createNodeStorage();
+      const path = scratch.file("child.avhdx");
+      await writeVhdx(scratch.file("a.vhdx"), base);
+      const long = "x".repeat(20_000);
+      for (const relative_path of [long, `.\\${"y\\".repeat(9_000)}z`, "a.vhdx\\b", ".\\", "..", "\ud800", "a\0b"]) {
+        await writeVhdx(path, child({ parent: { ...locator, relative_path, absolute_win32_path: long } }));
+        const error = await openVhdx(await storage.open(path), storage).then(
+          () => expect.unreachable("it was opened"),
+          (thrown: unknown) => thrown as ReplicationError,
+        );
+        expect(error).toMatchObject({ code: "image-not-found" });
+        expect(error.message.length).toBeLessThan(4_000);
+      }
+      await writeVhdx(path, child({ parent: { ...locator, relative_path: "a.vhdx" } }));
+      const denied: Storage = {
+        ...storage,
+        open: (name, options) =>
+          name.endsWith("a.vhdx")
+            ? Promise.reject(Object.assign(new Error("EACCES"), { code: "EACCES" }))
+            : storage.open(name, options),
+      };
+      await expect(openVhdx(await storage.open(path), denied)).rejects.toMatchObject({
+        code: "image-unreadable",
+        message: expect.stringMatching(/child\.avhdx.*a\.vhdx.*EACCES/),
+      });
+    } finally {
+      await scratch.remove();
+    }
+  });
+
+  test("logs of a chain make no more changes together than one may", async () => {
+    const zeros = Array.from({ length: 30_000 }, (_unused, index) => ({
+      offset: 8 * MIB + index * 8192,
+      length: 4096,
+    }));
+    const log = [{ sequence: 5n, tail: 0, flushed: MIB, last: MIB, zeros }];
+    const ids = [guids.log, guids.diskId, guids.data];
+    const plans = ids.map((dataGuid, index): VhdxPlan => {
+      const parentOf = { parent_linkage: `{${ids[index + 1] ?? ""}}`, relative_path: `d${index + 1}.avhdx` };
+      return { sizeBytes: MIB, dataGuid, log, ...(index < 2 ? { parent: parentOf } : {}) };
+    });
+    const files = plans.map((plan) => bytesOf(buildVhdx(plan)));
+    const rest = { "/images/d2.avhdx": files[2] ?? new Uint8Array() };
+    expect(
+      await failure(files[0] ?? new Uint8Array(), { ...rest, "/images/d1.avhdx": files[1] ?? new Uint8Array() }),
+    ).toMatchObject({
+      code: "image-format-unsupported",
+      message: expect.stringMatching(/90000 changes/),
+    });
+    expect(await contentOf(files[1] ?? new Uint8Array(), rest)).toHaveLength(MIB);
   });
 
   test("a parent that was changed since is refused, with both files and both GUIDs", async () => {

@@ -1,5 +1,8 @@
 /** Writing VHDX files: like any other writer; whole after a crash at any operation; as others read them. */
 import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { readFileSync, truncateSync } from "node:fs";
+import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { systemRandom } from "../../../src/base/random.ts";
 import { MIB, TIB } from "../../../src/base/units.ts";
@@ -13,7 +16,8 @@ import type { Operation, ProcessOptions } from "../../../src/testing/simulated-f
 import { createSimulatedDisk, type SimulatedDisk } from "../../../src/testing/simulated-storage.ts";
 import { createScratch, hasCommand, type Scratch } from "../../storage/scratch.ts";
 import { extentsOf, pattern, readRange, writerConformance } from "../conformance.ts";
-import { writeVhdx } from "./kit.ts";
+import { type BuiltVhdx, buildVhdx, guids, places, regionTable, type VhdxPlan, writeVhdx } from "./kit.ts";
+import { askLibvhdi, noLibvhdi } from "./libvhdi.ts";
 
 const storage = createNodeStorage();
 const random = systemRandom;
@@ -46,6 +50,85 @@ for (const sectorBytes of [512, 4096] as const) {
     });
   }
 }
+
+interface Step {
+  readonly kind: "write" | "zero" | "flush" | "reopen" | "read";
+  readonly sector: number;
+  readonly sectors: number;
+  readonly seed: number;
+}
+
+/** Mostly around the ends of payload blocks, where what is written is of two of them. */
+function steps(sectorBytes: number, sizeBytes: number, payloadBlockBytes: number): fc.Arbitrary<Step[]> {
+  const sectors = sizeBytes / sectorBytes;
+  const edge = fc
+    .tuple(fc.nat(Math.ceil(sizeBytes / payloadBlockBytes)), fc.integer({ min: -12, max: 12 }))
+    .map(([block, by]) => Math.min(sectors - 1, Math.max(0, (block * payloadBlockBytes) / sectorBytes + by)));
+  const kind = fc.constantFrom("write", "write", "zero", "flush", "reopen", "read");
+  const sector = fc.oneof(edge, fc.nat(sectors - 1));
+  const length = fc.oneof(fc.integer({ min: 1, max: 24 }), fc.integer({ min: 1, max: sectors }));
+  const step = fc.tuple(kind, sector, length, fc.nat(200)).map(
+    ([what, first, count, seed]): Step => ({
+      ...{ kind: what as Step["kind"], sector: first, seed },
+      // Content is short, zeros may be of everything.
+      sectors: Math.min(what === "zero" ? count : Math.min(count, 64), sectors - first),
+    }),
+  );
+  return fc.array(step, { minLength: 1, maxLength: 20 });
+}
+
+describe.each([512, 4096] as const)("sectors of %d bytes", (sectorBytes) => {
+  test.each([
+    { name: "payload blocks of 1 MiB", more: { payloadBlockBytes: MIB } },
+    { name: "payload blocks of 2 MiB, fixed", more: { payloadBlockBytes: 2 * MIB, fixed: true } },
+  ])("any order of write, zero, flush, reopen and read is as in memory: $name", async ({ more }) => {
+    const sizeBytes = 5 * MIB + 3 * sectorBytes;
+    const { payloadBlockBytes } = more;
+    const scratch = await createScratch();
+    try {
+      let made = 0;
+      await fc.assert(
+        fc.asyncProperty(steps(sectorBytes, sizeBytes, payloadBlockBytes), async (all) => {
+          const file = scratch.file(`disk-${made++}.vhdx`);
+          let disk = await make(storage, file, { sizeBytes, sectorBytes, ...more });
+          const right = new Uint8Array(sizeBytes);
+          const reopen = async (): Promise<void> => {
+            await disk.flush();
+            await disk.close();
+            // As others read it, and then again to write.
+            const { reader, files } = await openVhdx(await storage.open(file), storage);
+            expect(files[0]?.facts).toMatchObject({ overlay: undefined, remarks: [] });
+            expect(Buffer.compare(await readRange(reader, 0, sizeBytes), right)).toBe(0);
+            await reader.close();
+            disk = await openVhdxWriter(await storage.open(file, { write: true }), { storage, random });
+          };
+          for (const { kind, sector, sectors, seed } of all) {
+            const [offset, length] = [sector * sectorBytes, sectors * sectorBytes];
+            if (kind === "write") {
+              await disk.write(pattern(length, seed), offset);
+              right.set(pattern(length, seed), offset);
+            } else if (kind === "zero") {
+              await disk.zero(offset, length);
+              right.fill(0, offset, offset + length);
+            } else if (kind === "flush") await disk.flush();
+            else if (kind === "reopen") await reopen();
+            else {
+              const found = await readRange(disk, offset, length);
+              expect(Buffer.compare(found, right.subarray(offset, offset + length))).toBe(0);
+            }
+          }
+          await reopen();
+          expect(Buffer.compare(await readRange(disk, 0, sizeBytes), right)).toBe(0);
+          await disk.close();
+          await storage.unlink(file);
+        }),
+        { numRuns: 40, seed: sectorBytes },
+      );
+    } finally {
+      await scratch.remove();
+    }
+  });
+});
 
 const path = "/disk.vhdx";
 const blockBytes = 32 * MIB;
@@ -84,7 +167,7 @@ class Model {
   }
 }
 
-const places = [0, 7, 100, perBlock, perBlock + 1, 3 * perBlock + 5];
+const units = [0, 7, 100, perBlock, perBlock + 1, 3 * perBlock + 5];
 
 /** A life of a disk: new payload blocks, content over content, zeros, three flushes. */
 async function live(where: Storage, model: Model): Promise<void> {
@@ -164,7 +247,7 @@ async function crash(fault: NonNullable<ProcessOptions["fault"]>, loss: string, 
   const writing = machine.start();
   const disk = await openVhdxWriter(await writing.open(path, { write: true }), { storage: writing, random });
   await model.check(disk);
-  for (const at of places) {
+  for (const at of units) {
     await disk.write(new Uint8Array(unit).fill(200), at * unit);
     model.set(at, 200);
   }
@@ -231,6 +314,33 @@ describe("a crash at every operation", () => {
         }
       }
       expect(`sync ${sync} ${caught ? "is needed" : "is not"}`).toBe(`sync ${sync} is needed`);
+    }
+  });
+
+  test("a header that may not be there is the last that is written: the other one is all there is", async () => {
+    for (const kind of ["write", "sync"] as const) {
+      const machine = await prepared();
+      let failed = false;
+      const process = machine.start({
+        fault(operation) {
+          if (failed || operation.kind !== kind) return undefined;
+          failed = true;
+          return { kind: "errno", errno: "EIO" };
+        },
+      });
+      const disk = await openVhdxWriter(await process.open(path, { write: true }), { storage: process, random });
+      const headers = async (): Promise<Uint8Array> => {
+        const bytes = new Uint8Array(192 * 1024);
+        const file = await machine.start().open(path);
+        await file.read(bytes, 0);
+        return bytes;
+      };
+      await expect(disk.write(new Uint8Array(unit), 0)).rejects.toMatchObject({ code: "EIO" });
+      const left = await headers();
+      await expect(disk.write(new Uint8Array(unit), 0)).rejects.toMatchObject({ code: "EIO" });
+      await expect(disk.zero(0, unit)).rejects.toMatchObject({ code: "EIO" });
+      expect(Buffer.compare(await headers(), left)).toBe(0);
+      await disk.close();
     }
   });
 
@@ -317,6 +427,128 @@ describe("files", () => {
     await reader.close();
   });
 
+  const dirtyLog = (built: BuiltVhdx, zeros: NonNullable<VhdxPlan["log"]>[number]["zeros"] = []) => ({
+    log: [
+      {
+        sequence: 5n,
+        tail: 0,
+        flushed: MIB,
+        last: MIB,
+        zeros: [...zeros, { offset: built.entryOf(0) + 8192, length: 4096 }],
+      },
+    ],
+  });
+
+  test("writing out a log changes the GUID of the file, and not that of its data", async () => {
+    const file = scratch.file("disk.vhdx");
+    const plan = { sizeBytes: 4 * MIB, pieces: [{ offset: MIB, bytes: pattern(5_000, 1) }] };
+    await writeVhdx(file, { ...plan, ...dirtyLog(buildVhdx(plan)) });
+    const headerOf = async () => {
+      const opened = await storage.open(file);
+      const { header } = await readVhdxFacts(opened, storage);
+      await opened.close();
+      return header;
+    };
+    const before = await headerOf();
+    await (await openVhdxWriter(await storage.open(file, { write: true }), { storage, random })).close();
+    const after = await headerOf();
+    expect(after.logGuid).not.toBe(before.logGuid);
+    expect(after.fileWriteGuid).not.toBe(before.fileWriteGuid);
+    expect(after.dataWriteGuid).toBe(before.dataWriteGuid);
+  });
+
+  test("a log that zeros a large part of its file is written out as holes", async () => {
+    const file = scratch.file("disk.vhdx");
+    const plan: VhdxPlan = { sizeBytes: 4 * MIB, pieces: [{ offset: MIB, bytes: pattern(5_000, 1) }] };
+    const zeros = [{ offset: 64 * MIB, length: TIB }];
+    await writeVhdx(file, { ...plan, ...dirtyLog(buildVhdx(plan), zeros) });
+    const longer = await storage.open(file, { write: true });
+    await longer.truncate(TIB / 2);
+    await longer.write(pattern(4096, 3), TIB / 4);
+    const disk = await openVhdxWriter(longer, { storage, random });
+    expect(await readRange(disk, MIB, 5_000)).toEqual(pattern(5_000, 1));
+    await disk.close();
+    const written = await storage.open(file);
+    expect(await written.stat()).toMatchObject({ sizeBytes: TIB + 64 * MIB });
+    expect((await written.stat()).allocatedBytes).toBeLessThan(8 * MIB);
+    await written.close();
+  });
+
+  test("a differencing image is refused as it is: its log is not written out", async () => {
+    const file = scratch.file("disk.avhdx");
+    const plan: VhdxPlan = { sizeBytes: 4 * MIB, parent: { parent_linkage: `{${guids.data}}`, relative_path: "x" } };
+    await writeVhdx(file, { ...plan, ...dirtyLog(buildVhdx(plan)) });
+    const before = readFileSync(file);
+    await expect(openVhdxWriter(await storage.open(file, { write: true }), { storage, random })).rejects.toMatchObject({
+      code: "image-format-unsupported",
+    });
+    expect(readFileSync(file).equals(before)).toBe(true);
+  });
+
+  test.each([
+    ["a payload block", 1, "payload block 3"],
+    ["the BAT", 9 * MIB - 5, "the BAT"],
+  ])(
+    "C-19 a file that was cut within %s is not written to: what is missing would lie under what is new",
+    async (_name, missing, words) => {
+      const file = scratch.file("disk.vhdx");
+      const plan: VhdxPlan = {
+        sizeBytes: 16 * MIB,
+        payloadBlockBytes: 2 * MIB,
+        pieces: [0, 1, 2, 3].map((block) => ({ offset: block * 2 * MIB, bytes: pattern(2 * MIB, block) })),
+      };
+      const built = await writeVhdx(file, { ...plan });
+      truncateSync(file, built.sizeBytes - missing);
+      const before = readFileSync(file);
+      await expect(
+        openVhdxWriter(await storage.open(file, { write: true }), { storage, random }),
+      ).rejects.toMatchObject({ code: "image-truncated", message: expect.stringContaining(words) });
+      expect(readFileSync(file).equals(before)).toBe(true);
+    },
+  );
+
+  test("a file that ends where its disk ends, within its last payload block: a new one lies behind that block", async () => {
+    const file = scratch.file("disk.vhdx");
+    const sizeBytes = 37 * MIB + 512;
+    const plan: VhdxPlan = {
+      sizeBytes,
+      payloadBlockBytes: 32 * MIB,
+      pieces: [{ offset: sizeBytes - 512, bytes: pattern(512, 1) }],
+    };
+    const built = await writeVhdx(file, plan);
+    const last = built.blockPlaces.get(1) ?? 0;
+    truncateSync(file, last + 5 * MIB + 512);
+    const disk = await openVhdxWriter(await storage.open(file, { write: true }), { storage, random });
+    await disk.write(pattern(4096, 2), 0);
+    await disk.flush();
+    await disk.close();
+    const { reader, files } = await openVhdx(await storage.open(file), storage);
+    expect(files[0]?.facts.file.sizeBytes).toBe(last + 64 * MIB);
+    expect(await readRange(reader, 0, 4096)).toEqual(pattern(4096, 2));
+    expect(await readRange(reader, sizeBytes - 512, 512)).toEqual(pattern(512, 1));
+    await reader.close();
+  });
+
+  test("a file that ends within its BAT, of which no entry that is needed is missing: a new block lies behind it", async () => {
+    const file = scratch.file("disk.vhdx");
+    const built = await writeVhdx(file, { sizeBytes: 4 * MIB, payloadBlockBytes: MIB });
+    const regions = regionTable([
+      { guid: guids.bat, offset: places.bat, length: 4 * MIB, required: true },
+      { guid: guids.metadata, offset: places.metadata, length: MIB, required: true },
+    ]);
+    const cut = await storage.open(file, { write: true });
+    for (const at of places.regionTables) await cut.write(regions, at);
+    await cut.truncate(built.entryOf(0) + 4096);
+    await cut.close();
+    const disk = await openVhdxWriter(await storage.open(file, { write: true }), { storage, random });
+    await disk.write(pattern(4096, 2), MIB);
+    await disk.flush();
+    await disk.close();
+    const { reader } = await openVhdx(await storage.open(file), storage);
+    expect(await readRange(reader, MIB, 4096)).toEqual(pattern(4096, 2));
+    await reader.close();
+  });
+
   const noQemu = hasCommand("qemu-img", "--version") ? "" : " (skipped: no qemu-img)";
   test.skipIf(noQemu !== "").each([
     { name: "dynamic", shape: { sizeBytes: 300 * MIB + 512 } },
@@ -324,53 +556,62 @@ describe("files", () => {
     { name: "fixed", shape: { sizeBytes: 70 * MIB, fixed: true } },
     { name: "3 TiB", shape: { sizeBytes: 3 * TIB } },
     { name: "64 TiB", shape: { sizeBytes: 64 * TIB } },
-  ])(`C-08 qemu-img takes it as whole, and reads the same: $name${noQemu}`, async ({ shape: wanted }) => {
-    const file = scratch.file("disk.vhdx");
-    const disk = await make(storage, file, wanted);
-    const { sizeBytes } = wanted;
-    const offsets = [0, 33 * MIB + 512, Math.floor(sizeBytes / 2 / 512) * 512, sizeBytes - 4096];
-    for (const [index, offset] of offsets.entries()) await disk.write(pattern(4096, index), offset);
-    await disk.zero(33 * MIB + 1024, 512);
-    await disk.flush();
-    await disk.close();
-    execFileSync("qemu-img", ["check", "-q", "-f", "vhdx", file]);
-    const info = JSON.parse(
-      execFileSync("qemu-img", ["info", "--output=json", "-f", "vhdx", file], { encoding: "utf8" }),
-    ) as {
-      readonly "virtual-size": number;
-    };
-    expect(info["virtual-size"]).toBe(sizeBytes);
-    const { reader } = await openVhdx(await storage.open(file), storage);
-    for (const [index, offset] of offsets.entries()) {
-      const right = pattern(4096, index);
-      if (offset === 33 * MIB + 512) right.fill(0, 512, 1024);
-      expect(await readRange(reader, offset, 4096)).toEqual(right);
-      // What QEMU reads there.
-      const dump = execFileSync(
-        "qemu-img",
-        [
-          "dd",
-          "-f",
-          "vhdx",
-          "-O",
-          "raw",
-          "bs=512",
-          `skip=${offset / 512}`,
-          `count=${offset / 512 + 8}`,
-          `if=${file}`,
-          `of=${scratch.file("piece")}`,
-        ],
-        { stdio: "pipe" },
-      );
-      expect(dump.length).toBe(0);
-      const piece = await storage.open(scratch.file("piece"));
-      const found = new Uint8Array(4096);
-      await piece.read(found, 0);
-      await piece.close();
-      expect(found).toEqual(right);
-    }
-    const data = (await extentsOf(reader, 0, sizeBytes)).filter(({ kind }) => kind === "data");
-    expect(data.reduce((sum, { length }) => sum + length, 0)).toBeLessThan(MIB);
-    await reader.close();
-  });
+  ])(
+    `C-08 qemu-img takes it as whole, and reads the same, as libvhdi does: $name${noQemu}${noLibvhdi}`,
+    async ({ shape: wanted }) => {
+      const file = scratch.file("disk.vhdx");
+      const disk = await make(storage, file, wanted);
+      const { sizeBytes } = wanted;
+      const offsets = [0, 33 * MIB + 512, Math.floor(sizeBytes / 2 / 512) * 512, sizeBytes - 4096];
+      for (const [index, offset] of offsets.entries()) await disk.write(pattern(4096, index), offset);
+      await disk.zero(33 * MIB + 1024, 512);
+      await disk.flush();
+      await disk.close();
+      execFileSync("qemu-img", ["check", "-q", "-f", "vhdx", file]);
+      const info = JSON.parse(
+        execFileSync("qemu-img", ["info", "--output=json", "-f", "vhdx", file], { encoding: "utf8" }),
+      ) as {
+        readonly "virtual-size": number;
+      };
+      expect(info["virtual-size"]).toBe(sizeBytes);
+      const { reader } = await openVhdx(await storage.open(file), storage);
+      for (const [index, offset] of offsets.entries()) {
+        const right = pattern(4096, index);
+        if (offset === 33 * MIB + 512) right.fill(0, 512, 1024);
+        expect(await readRange(reader, offset, 4096)).toEqual(right);
+        // What QEMU reads there.
+        const dump = execFileSync(
+          "qemu-img",
+          [
+            "dd",
+            "-f",
+            "vhdx",
+            "-O",
+            "raw",
+            "bs=512",
+            `skip=${offset / 512}`,
+            `count=${offset / 512 + 8}`,
+            `if=${file}`,
+            `of=${scratch.file("piece")}`,
+          ],
+          { stdio: "pipe" },
+        );
+        expect(dump.length).toBe(0);
+        const piece = await storage.open(scratch.file("piece"));
+        const found = new Uint8Array(4096);
+        await piece.read(found, 0);
+        await piece.close();
+        expect(found).toEqual(right);
+      }
+      if (noLibvhdi === "") {
+        const right = createHash("sha256");
+        for (const offset of offsets) right.update(await readRange(reader, offset, 4096));
+        const pieces = offsets.map((offset) => [offset, 4096] as const);
+        expect(askLibvhdi([file], pieces)).toEqual({ sizeBytes, digest: right.digest("hex") });
+      }
+      const data = (await extentsOf(reader, 0, sizeBytes)).filter(({ kind }) => kind === "data");
+      expect(data.reduce((sum, { length }) => sum + length, 0)).toBeLessThan(MIB);
+      await reader.close();
+    },
+  );
 });
