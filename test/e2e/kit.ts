@@ -434,6 +434,6 @@ export async function finish(child: CliProcess): Promise<SendResult> {
 }
 
 /** The replica of a disk in a receiver's store. */
-export function replicaPath(storeDir: string, disk: string): string {
-  return join(storeDir, "disks", disk, "replica.raw");
+export function replicaPath(storeDir: string, disk: string, format: "raw" | "vhdx" = "raw"): string {
+  return join(storeDir, "disks", disk, `replica.${format}`);
 }
