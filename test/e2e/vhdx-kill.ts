@@ -38,9 +38,10 @@ const file = {
   stat: () => opened.stat(),
   close: () => opened.close(),
 };
+// A file of which nobody was told that it is there may be anything: operations count from when it is.
 if ((await file.stat()).sizeBytes === 0) {
-  await createVhdx(file, { sizeBytes: ${sizeBytes}, payloadBlockBytes: ${32 * MIB} }, random);
-  await file.datasync();
+  await createVhdx(opened, { sizeBytes: ${sizeBytes}, payloadBlockBytes: ${32 * MIB} }, random);
+  await opened.datasync();
 }
 const disk = await openVhdxWriter(file, { storage, random });
 let state = Number(seed);
