@@ -1,0 +1,37 @@
+/** Limits of both ends of NBD: what a peer may make this process hold, and for how long. */
+import { KIB, MIB } from "../base/units.ts";
+
+export const nbdLimits = {
+  /** Of a string on the wire, by the protocol. */
+  stringBytesMax: 4_096,
+  /** Of the data of an option: a name and some queries. */
+  optionBytesMax: 32 * KIB,
+  /** Of the data of a reply to an option: a name with its description. */
+  optionReplyBytesMax: 16 * KIB,
+  /** Replies to one option: exports of a server that are listed. */
+  optionRepliesMax: 4_096,
+  /** Options of one negotiation at a server. */
+  optionsMax: 64,
+  /** Bytes a peer may send ahead of what negotiation has asked for. */
+  negotiationAheadBytes: 64 * KIB,
+  /** Contexts of one connection. */
+  contextsMax: 16,
+  /** Content of one request where the server names no maximum; by the protocol every server takes that. */
+  requestBytesDefault: 32 * MIB,
+  /** A client asks for at most so much with one request. */
+  clientRequestBytesMax: 4 * MIB,
+  /** Requests of a client under way on one connection. */
+  clientRequestsMax: 64,
+  /** Connections of one client where the server allows several. */
+  clientConnectionsMax: 4,
+  /** Of an error chunk. */
+  errorChunkBytesMax: 8 * KIB,
+  /** Of one block status chunk: QEMU sends up to 1 MiB of descriptors. */
+  statusChunkBytesMax: 2 * MIB,
+  /** Most pieces of content in the reply to one read that do not join: replies are not remembered beyond that. */
+  contentPiecesMax: 4_096,
+  /** For TCP, TLS and negotiation of one connection. */
+  handshakeMillis: 10_000,
+  /** A request that takes longer means a server that is gone. */
+  requestMillis: 120_000,
+} as const;
