@@ -10,7 +10,8 @@ import { createSeedTarget } from "../replication/seed/export.ts";
 import type { Sender, SenderOptions, SendSource } from "../replication/sender.ts";
 import { createSender as createBareSender } from "../replication/sender.ts";
 import type { FileLock } from "../storage/seam.ts";
-import { type CredentialSource, connectTls } from "../transport/tls.ts";
+import type { CredentialSource } from "../transport/credential-source.ts";
+import { connectTls } from "../transport/tls.ts";
 import { version } from "../version.ts";
 
 /**

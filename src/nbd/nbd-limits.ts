@@ -10,6 +10,8 @@ export const nbdLimits = {
   optionReplyBytesMax: 16 * KIB,
   /** Replies to one option: exports of a server that are listed. */
   optionRepliesMax: 4_096,
+  /** Data of these replies together. */
+  optionAnswersBytesMax: MIB,
   /** Options of one negotiation at a server. */
   optionsMax: 64,
   /** Bytes a peer may send ahead of what negotiation has asked for. */
