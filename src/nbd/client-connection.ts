@@ -34,7 +34,7 @@ export class ClientConnection {
       onEnd: (error) => this.#end(error ?? this.#lost("the server closed the connection")),
     });
     this.#stopLooking = clock.every(lookMillis, () => this.#look());
-    if (negotiated.ahead.length > 0) reader.push(negotiated.ahead);
+    reader.push(negotiated.ahead());
     negotiated.stream.receive(reader);
   }
 

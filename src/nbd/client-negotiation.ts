@@ -42,8 +42,8 @@ export interface NegotiationOptions {
 /** A connection whose next bytes are requests and replies. */
 export interface Negotiated {
   readonly stream: ByteStream;
-  /** What the server has sent already. */
-  readonly ahead: Buffer;
+  /** What the server has sent already. Taken by the sink that takes the stream over, at that moment: until then more may come. */
+  readonly ahead: () => Buffer;
   readonly info: ExportInfo;
   readonly blocks: BlockSizes;
   readonly structured: boolean;
@@ -70,7 +70,7 @@ export async function negotiate(stream: ByteStream, wanted: NegotiationOptions):
   const chosen = (await chooseExport(dialog, wanted)) ?? (await chooseByName(dialog, wanted, noZeroes));
   const { info, blocks } = chosen;
   if ((info.flags & exportFlags.hasFlags) === 0) throw violation("an export without flags");
-  return { stream: dialog.stream, ahead: dialog.rest(), info, blocks, structured, contexts };
+  return { stream: dialog.stream, ahead: () => dialog.rest(), info, blocks, structured, contexts };
 }
 
 interface Refusal {

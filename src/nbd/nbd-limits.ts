@@ -36,4 +36,20 @@ export const nbdLimits = {
   handshakeMillis: 10_000,
   /** A request that takes longer means a server that is gone. */
   requestMillis: 120_000,
+  /** Connections of one server; who has not finished negotiation makes room for newer ones. */
+  serverConnectionsMax: 64,
+  /** Of a connection: requests under way, beside those that are served at once. */
+  serverRequestsMax: 64,
+  /** Of a connection: what it has received and not looked at. */
+  serverLandingBytes: 320 * KIB,
+  /** Of a connection: replies its client has not taken; beyond that nothing more is asked of the disk. */
+  serverBacklogBytesMax: 4 * MIB,
+  /** Content read or written with one call, and of one chunk of a reply. */
+  serverPieceBytes: 512 * KIB,
+  /** Of a connection: content of requests under way. */
+  serverHeldBytesMax: 8 * MIB,
+  /** Of all connections of a server together; one request of each is served all the same. */
+  serverHeldBytesTotal: 64 * MIB,
+  /** Descriptors of one block status reply. */
+  statusDescriptorsMax: 8_192,
 } as const;

@@ -6,7 +6,7 @@ import type { PeerIdentity } from "./link.ts";
 
 /** Takes what arrives. Its owner says where each piece goes, so that content lands in its place without a copy. */
 export interface ByteSink {
-  /** Where the next bytes go; never empty. Asked again after each `filled`; the memory is on loan until then, or until another sink takes over. */
+  /** Where the next bytes go; not empty, unless the stream is paused. Asked again after each `filled` and each `resume`; the memory is on loan until then, or until another sink takes over. */
   room(): Uint8Array;
   /** `count` bytes, at least one, lie at the start of what `room` returned last. A throw ends the stream with that error. */
   filled(count: number): void;

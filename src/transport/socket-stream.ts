@@ -93,7 +93,10 @@ export class SocketStream implements ByteStream {
 
   resume(): void {
     this.#paused = false;
-    if (this.#ending === undefined && this.#sink !== undefined) this.#socket.resume();
+    if (this.#ending !== undefined || this.#sink === undefined) return;
+    // The sink may have made room meanwhile.
+    this.#direct?.redirect(this.#sink.room());
+    this.#socket.resume();
   }
 
   close(): void {

@@ -1,5 +1,5 @@
 /** TLS on a byte stream that is connected already, for protocols that ask for it in the middle (STARTTLS). Certificates on both sides, always. */
-import { isIP } from "node:net";
+import { isIP, type Socket } from "node:net";
 import * as tls from "node:tls";
 import type { Clock } from "../base/clock.ts";
 import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
@@ -29,18 +29,10 @@ export async function startTls(stream: ByteStream, options: StreamTlsOptions): P
   const { peer } = stream;
   const credentials = currentOf(options.credentials);
   const raw = stream.detach();
-  const shared = { ...contextOptions(credentials), rejectUnauthorized: false } as const;
-  const socket =
-    serverName === undefined
-      ? new tls.TLSSocket(raw, { ...shared, isServer: true, requestCert: true })
-      : tls.connect({
-          ...shared,
-          socket: raw,
-          ...(isIP(serverName) === 0 ? { servername: serverName } : {}),
-          checkServerIdentity: (_host, certificate) => tls.checkServerIdentity(serverName, certificate),
-        });
+  const context = { ...contextOptions(credentials), rejectUnauthorized: false } as const;
   try {
-    await secured(socket, serverName === undefined ? "secure" : "secureConnect", { peer, signal });
+    const begin = serverName === undefined ? acceptTls(raw, context) : connectTls(raw, context, serverName);
+    const socket = await secured(begin, raw, { peer, signal });
     const identity = checkPeer({
       ...certificateFacts(socket),
       ...{ address: peer, host: serverName, fingerprint: undefined },
@@ -48,37 +40,65 @@ export async function startTls(stream: ByteStream, options: StreamTlsOptions): P
     });
     return new SocketStream({ socket, peer, identity, clock });
   } catch (thrown) {
-    // What a dying socket says changes nothing any more.
-    socket.on("error", () => undefined);
-    socket.destroy();
     raw.destroy();
     throw toReplicationError(thrown, "tls-failed");
   }
 }
 
+type Context = tls.SecureContextOptions & { readonly rejectUnauthorized: false };
+
+/** Starts a handshake; calls back with the socket once it is secure, or with what went wrong, or both: the first counts. */
+type Begin = (done: (socket: tls.TLSSocket) => void, failed: (error: Error) => void) => void;
+
+/** A server that never listens: only a server's sockets tell whether the client's certificate was verified. */
+function acceptTls(raw: Socket, context: Context): Begin {
+  return (done, failed) => {
+    const server = tls.createServer({ ...context, requestCert: true });
+    server.on("tlsClientError", failed);
+    server.on("secureConnection", done);
+    server.emit("connection", raw);
+  };
+}
+
+function connectTls(raw: Socket, context: Context, serverName: string): Begin {
+  return (done, failed) => {
+    const socket = tls.connect({
+      ...context,
+      socket: raw,
+      ...(isIP(serverName) === 0 ? { servername: serverName } : {}),
+      checkServerIdentity: (_host, certificate) => tls.checkServerIdentity(serverName, certificate),
+    });
+    // Stays: what a dying socket says after the first error changes nothing.
+    socket.on("error", failed);
+    socket.once("secureConnect", () => {
+      done(socket);
+      socket.off("error", failed);
+    });
+  };
+}
+
 function secured(
-  socket: tls.TLSSocket,
-  event: "secure" | "secureConnect",
+  begin: Begin,
+  raw: Socket,
   { peer, signal }: { readonly peer: string; readonly signal: AbortSignal },
-): Promise<void> {
+): Promise<tls.TLSSocket> {
   return new Promise((resolve, reject) => {
     const phase = "TLS handshake";
-    const settle = (end: () => void): void => {
-      signal.removeEventListener("abort", onAbort);
-      socket.off("error", onError);
-      socket.off("close", onClose);
-      end();
-    };
-    const onAbort = (): void => settle(() => reject(toReplicationError(signal.reason)));
-    const onError = (error: Error): void => settle(() => reject(connectionError(error, { peer, phase })));
+    const onAbort = (): void => reject(toReplicationError(signal.reason));
     const onClose = (): void => {
       const text = `${peer}, ${phase}: the other side closed the connection`;
-      settle(() => reject(new ReplicationError("connection-lost", text, { details: { peer, phase } })));
+      reject(new ReplicationError("connection-lost", text, { details: { peer, phase } }));
     };
-    socket.on("error", onError);
-    socket.on("close", onClose);
+    const done = (socket: tls.TLSSocket): void => {
+      signal.removeEventListener("abort", onAbort);
+      raw.off("close", onClose);
+      // Until the stream has its own listener, and when the peer is refused for good.
+      socket.on("error", () => undefined);
+      resolve(socket);
+    };
+    raw.once("close", onClose);
     signal.addEventListener("abort", onAbort, { once: true });
-    socket.once(event, () => settle(resolve));
     if (signal.aborted) onAbort();
+    else begin(done, (error) => reject(connectionError(error, { peer, phase })));
   });
 }
