@@ -82,7 +82,8 @@ class Server implements NbdServer {
   readonly #o: NbdServerOptions;
   readonly #exports: readonly ExportedDisk[];
   readonly #budget = new MemoryBudget(nbdLimits.serverHeldBytesTotal);
-  readonly #note: (error: ReplicationError, address: string) => void;
+  readonly #noteEnd: (error: ReplicationError, address: string) => void;
+  readonly #noteTrouble: (error: ReplicationError, address: string) => void;
   readonly #clients = new Set<Client>();
   #closing = false;
   #onEmpty: (() => void) | undefined;
@@ -92,7 +93,9 @@ class Server implements NbdServer {
     this.#exports = options.exports.map((each) => new ExportedDisk(each));
     const names = new Set(this.#exports.map(({ name }) => name));
     invariant(names.size > 0 && names.size === this.#exports.length, "exports have names of their own");
-    this.#note = createRejectionLog(options.log, options.clock);
+    const { log, clock } = options;
+    this.#noteEnd = createRejectionLog(log, clock, "an NBD client was lost or sent away");
+    this.#noteTrouble = createRejectionLog(log, clock, "a request of an NBD client failed");
   }
 
   get connections(): number {
@@ -103,7 +106,7 @@ class Server implements NbdServer {
     if (this.#closing || !this.#makeRoom()) {
       stream.destroy();
       const text = `NBD: ${nbdLimits.serverConnectionsMax} clients are connected, another one was sent away`;
-      if (!this.#closing) this.#note(new ReplicationError("receiver-busy", text), stream.peer);
+      if (!this.#closing) this.#noteEnd(new ReplicationError("receiver-busy", text), stream.peer);
       return;
     }
     const client: Client = { negotiating: new AbortController(), connection: undefined };
@@ -137,7 +140,7 @@ class Server implements NbdServer {
 
   async #serve(client: Client, stream: ByteStream): Promise<void> {
     const gone = (error: ReplicationError | undefined): void => {
-      if (error !== undefined && error.code !== "aborted") this.#note(error, stream.peer);
+      if (error !== undefined && error.code !== "aborted") this.#noteEnd(error, stream.peer);
       this.#clients.delete(client);
       if (this.#clients.size === 0) this.#onEmpty?.();
     };
@@ -148,11 +151,10 @@ class Server implements NbdServer {
         return;
       }
       client.negotiating = undefined;
-      const { budget, note } = { budget: this.#budget, note: this.#note };
       client.connection = new ServerConnection({
         admitted,
-        budget,
-        onTrouble: (error) => note(toReplicationError(error, "image-unreadable"), stream.peer),
+        budget: this.#budget,
+        onTrouble: (error) => this.#noteTrouble(toReplicationError(error, "image-unreadable"), stream.peer),
         onEnd: gone,
       });
       if (this.#closing) client.connection.leave();

@@ -10,7 +10,10 @@ import { chunks, commandFlags, commands, optionReplies, options } from "../../sr
 import { createNbdServer, type NbdServer } from "../../src/nbd/server.ts";
 import { createFakeClock, type FakeClock } from "../../src/testing/fake-clock.ts";
 import { keepLog, until } from "../transport/kit.ts";
-import { connectTo, ScriptedClient } from "./server-kit.ts";
+import { makeImage } from "../e2e/kit.ts";
+import { createLinkedStreams } from "../../src/testing/linked-streams.ts";
+import { socketDir } from "./kit.ts";
+import { connectTo, exportFile, ScriptedClient } from "./server-kit.ts";
 
 interface Served {
   readonly server: NbdServer;
@@ -450,6 +453,26 @@ describe("memory", () => {
     client.request({ command: commands.disconnect });
     await client.gone();
     expect(server.connections).toBe(0);
+  });
+
+  test("a plain file: a client that takes nothing has a bounded amount of replies waiting, and gets them all in the end", async (t) => {
+    const path = `${socketDir(t)}/disk.raw`;
+    makeImage(path, 8 * MIB);
+    const exported = await exportFile(t, path, { direct: true });
+    const server = createNbdServer({ exports: [exported], clock: createFakeClock(), log: keepLog() });
+    const streams = createLinkedStreams();
+    server.accept(streams.server);
+    const client = new ScriptedClient(streams.client);
+    await client.go(true);
+    client.stream.pause();
+    for (let count = 0; count < 40; count++) client.request({ length: 8 * MIB, low: count });
+    for (let turn = 0; turn < 5_000; turn++) await Promise.resolve();
+    expect(streams.server.bytesQueued).toBeGreaterThan(nbdLimits.serverBacklogBytesMax);
+    expect(streams.server.bytesQueued).toBeLessThan(nbdLimits.serverBacklogBytesMax + 2 * nbdLimits.serverPieceBytes);
+    client.stream.resume();
+    for (let done = 0; done < 3; ) if ((await client.chunk()).done) done++;
+    client.stream.destroy();
+    await server.close();
   });
 
   test("writes to a slow disk: what is under way is bounded, for one client and for many", async () => {
