@@ -26,6 +26,7 @@ export const errorActions = {
   "receiver-busy": "reconnect",
   // TLS and identity
   "not-tls": "never",
+  "not-nbd": "never",
   "tls-failed": "never",
   "certificate-missing": "never",
   "certificate-expired": "never",

@@ -1,21 +1,25 @@
 import { resolve } from "node:path";
 import { ReplicationError } from "../base/errors.ts";
-import { createEngine } from "../replication/engine.ts";
-import { openImage } from "../image/open-image.ts";
+import { createEngine, type Engine } from "../replication/engine.ts";
+import { type LocationOptions, openLocation } from "../library/locations.ts";
+import { isNbdUri } from "../nbd/nbd-uri.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import { MIB } from "../base/units.ts";
-import type { Storage } from "../storage/seam.ts";
 import { parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
+import { disposable } from "./disposable.ts";
+import { createLog } from "./log.ts";
+import { nbdCredentials } from "./nbd-credentials.ts";
 import { openStoreAt } from "./open-store.ts";
 import { parseDiskPoint, withChosenPoint } from "./point-name.ts";
 import { formatSize, parseWord } from "./values.ts";
 import type { CliIo, Verb } from "./verb.ts";
 
-const help = `usage: replicate compare A B [--json] [--format raw]
+const help = `usage: replicate compare A B [--json] [--format raw] [--nbd-tls DIR/NAME]
 
-Compares two images byte by byte: equal, or which ranges differ (in pieces of 4 KiB). Holes are not read. An image is a raw
-file, a block device, or STORE/DISK@POINT, a recovery point of a store.
+Compares two images byte by byte: equal, or which ranges differ (in pieces of 4 KiB). Holes are not read. An image is a raw, VHDX or VHD
+file, a block device, an export of an NBD server (nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=/PATH, or nbds:// with the
+certificates of --nbd-tls), or STORE/DISK@POINT, a recovery point of a store.
 
 Exit codes: 0 equal, 3 they differ.
 
@@ -34,7 +38,7 @@ export const compareVerb: Verb = {
     const given = parseArguments(args, {
       verb: "compare",
       flags: ["json"],
-      options: ["format"],
+      options: ["format", "nbd-tls"],
       positionals: ["A", "B"],
     });
     const [nameA = "", nameB = ""] = given.positionals;
@@ -42,12 +46,12 @@ export const compareVerb: Verb = {
     const engine = await createEngine({ lanes: 0, poolBytes: 8 * MIB });
     const wanted = given.text("format");
     const format = wanted === undefined ? undefined : parseWord(wanted, "--format", ["raw"]);
-    const open = (name: string): Promise<BlockReader> => openSide(name, { storage: engine.storage, format, io, json });
-    const a = await open(nameA);
-    const b = await open(nameB);
+    const credentials = await nbdCredentials(given.text("nbd-tls"));
+    const log = createLog(io, { level: "warn", json });
+    const open = (name: string): Promise<BlockReader> => openSide(name, { engine, log, format, credentials, io, json });
+    await using a = disposable(await open(nameA));
+    await using b = disposable(await open(nameB));
     const found = await differences(a, b, io.signal);
-    await a.close();
-    await b.close();
     const sizes = a.sizeBytes === b.sizeBytes;
     const equal = sizes && found.bytes === 0;
     if (json) {
@@ -70,15 +74,21 @@ export const compareVerb: Verb = {
   },
 };
 
+interface SideOptions extends Pick<LocationOptions, "format" | "credentials" | "log"> {
+  readonly engine: Engine;
+  readonly io: CliIo;
+  readonly json: boolean;
+}
+
 /** A file of that name counts before a point. */
 async function openSide(
   name: string,
-  how: { readonly storage: Storage; readonly format: "raw" | undefined; readonly io: CliIo; readonly json: boolean },
+  { engine, log, format, credentials, io, json }: SideOptions,
 ): Promise<BlockReader> {
-  const { storage, format, io, json } = how;
-  const match = /^(.+)\/([^/@]+@[^/]+)$/.exec(name);
+  const { storage, clock } = engine;
+  const match = isNbdUri(name) ? null : /^(.+)\/([^/@]+@[^/]+)$/.exec(name);
   if (match === null || (await storage.stat(resolve(io.cwd, name))) !== undefined) {
-    return (await openImage(name, { storage, format, allowLive: true })).reader;
+    return (await openLocation(name, { storage, clock, log, format, credentials, allowLive: true })).reader;
   }
   const [, directory = "", point = ""] = match;
   const named = parseDiskPoint(point, "compare");

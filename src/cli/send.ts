@@ -4,7 +4,9 @@ import type { MachineReport } from "../replication/machine.ts";
 import type { SendReport } from "../replication/report.ts";
 import { type ParsedArguments, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
+import { disposable } from "./disposable.ts";
 import { createLog, parseLevel } from "./log.ts";
+import { nbdCredentials } from "./nbd-credentials.ts";
 import { doneEvent, funnelText, showMachineProgress, showProgress } from "./progress.ts";
 import { networkReceiver, parseDestination, parseMachine, sendOptions } from "./send-options.ts";
 import { formatSize, parseCount, parseWord } from "./values.ts";
@@ -17,12 +19,14 @@ const help = `usage: replicate send IMAGE HOST:PORT/DISK --tls DIR/NAME [options
 Sends the state of an image: only what differs from what the receiver holds. Ends when that state is a durable recovery point there.
 A lost connection is made again and the copy goes on; a send that was stopped goes on where it was when it is run again.
 
-  IMAGE                  a raw image, a VHDX or VHD image (parents of differencing ones are found), or a block device
+  IMAGE                  a raw image, a VHDX or VHD image (parents of differencing ones are found), a block device, or what an NBD server exports:
+                         nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=/PATH, nbds://HOST:PORT/EXPORT with certificates
   HOST:PORT/DISK         the receiver, and the name of the disk there (1 to 63 of a-z 0-9 . _ -)
   MACHINE                with --disk: its disks are sent as they are at one moment, as MACHINE.NAME each. A point is made of all or of none of
                          them, unless the sender dies in between: then the cut is incomplete, which replicate points tells
   --disk NAME=IMAGE      a disk of the machine; given once for each
   --tls DIR/NAME         folder with ca.pem, cert.pem and key.pem (see replicate pki)
+  --nbd-tls DIR/NAME     certificates for nbds:// images (default: those of --tls)
   --fingerprint SHA256   accept exactly the receiver certificate with this fingerprint
   --block SIZE           block of a new disk, 16KiB to 1MiB (default 64KiB)
   --digest KIND          xxh64 (default) or, where a guest may be hostile, sha256; of a new disk
@@ -58,6 +62,7 @@ export const sendVerb: Verb = {
       flags: ["json", "skip-empty", "adopt", "allow-live", "allow-shrink", "force"],
       options: [
         "tls",
+        "nbd-tls",
         "fingerprint",
         "block",
         "digest",
@@ -111,9 +116,12 @@ async function prepare(given: ParsedArguments, io: CliIo): Promise<Omit<Surround
   return { json, log, engine };
 }
 
-function imageOptions(given: ParsedArguments) {
+async function imageOptions(given: ParsedArguments) {
   const format = given.text("format");
+  const images = [given.positionals[0] ?? "", ...given.texts("disk")];
+  const secret = images.some((image) => /(^|=)nbds[:+]/.test(image));
   return {
+    credentials: await nbdCredentials(secret ? (given.text("nbd-tls") ?? given.text("tls")) : undefined),
     allowLive: given.flag("allow-live"),
     format: format === undefined ? undefined : parseWord(format, "--format", ["raw"]),
   };
@@ -124,7 +132,7 @@ async function sendDisk(given: ParsedArguments, { io, engine, log, json }: Surro
   const destination = parseDestination(given, place, io.cwd);
   const { createSender, openSource } = await import("../library/sending.ts");
   const receiver = "tls" in destination ? await networkReceiver(destination, log) : destination;
-  const how = imageOptions(given);
+  const how = await imageOptions(given);
   await using source = disposable(await openSource(image, { engine, ...how, target: destination.target }));
   const sender = createSender({
     engine,
@@ -150,7 +158,7 @@ async function sendMachine(given: ParsedArguments, { io, engine, log, json }: Su
   const { machine, images, ...network } = parseMachine(given);
   const { createMachineSender, openSource } = await import("../library/sending.ts");
   const receiver = await networkReceiver(network, log);
-  const how = imageOptions(given);
+  const how = await imageOptions(given);
   const disks: { name: string; source: SendSource & { close(): Promise<void> } }[] = [];
   let stop = (): void => {};
   try {
@@ -187,8 +195,4 @@ function seedText(report: SendReport, directory: string, json: boolean): string 
     `${disk}: the copy of ${formatSize(funnel.sizeBytes)} is in ${directory}: ${formatSize(funnel.wireBytes)}, in ${seconds.toFixed(1)} s. ` +
     `At the receiver: replicate recv --store STORE --from-dir DIR --owner NAME\n`
   );
-}
-
-function disposable<T extends { close(): Promise<void> }>(resource: T): T & AsyncDisposable {
-  return Object.assign(resource, { [Symbol.asyncDispose]: () => resource.close() });
 }

@@ -109,13 +109,33 @@ export function formatTitle(format: ImageFormat): string {
   return format === "raw" ? "a raw image" : formats[format].title;
 }
 
-/** What to do about an image that cannot be read as it is: whole commands, ready to paste. */
+/** How an image becomes a raw one: a whole command, ready to paste. */
 export function formatAdvice(format: Exclude<ImageFormat, "raw">, path: string): string {
   const { qemu, unpack } = formats[format];
   const quoted = shellQuote(path);
   if (unpack !== undefined) return `Unpack it first (${unpack} ${quoted})`;
   return `Convert it (qemu-img convert -f ${qemu} -O raw ${quoted} ${shellQuote(`${path}.raw`)})`;
 }
+
+/**
+ * What to do about an image that is not read directly: sentences, and whole commands on lines of their own, ready to paste. Formats that QEMU reads are
+ * served by `qemu-nbd`: nothing has to be converted, and deltas work.
+ */
+export function readingAdvice(format: Exclude<ImageFormat, "raw">, path: string): string {
+  const { qemu } = formats[format];
+  if (qemu === undefined) return `${formatAdvice(format, path)}. `;
+  const socket = Buffer.byteLength(path) + 5 <= socketPathBytesMax ? `${path}.sock` : "/tmp/replicate-nbd.sock";
+  const uri = `nbd+unix:///?socket=${socket.split("/").map(encodeURIComponent).join("/")}`;
+  return (
+    "Serve it read-only over NBD, in a terminal of its own:\n" +
+    `  qemu-nbd -r -t -f ${qemu} -k ${shellQuote(socket)} ${shellQuote(path)}\n` +
+    "and send what it serves:\n" +
+    `  replicate send ${shellQuote(uri)} HOST:PORT/DISK --tls DIR/NAME\n`
+  );
+}
+
+/** Longest path of a unix socket on Linux. */
+const socketPathBytesMax = 107;
 
 function holds(bytes: Uint8Array, at: number, text: string): boolean {
   if (at < 0 || at + text.length > bytes.length) return false;

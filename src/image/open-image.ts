@@ -9,10 +9,10 @@ import {
   detectFormat,
   detectHeadBytes,
   detectTailBytes,
-  formatAdvice,
   formatTitle,
   type ImageFormat,
   promisedFormat,
+  readingAdvice,
 } from "./detect.ts";
 import { createImageGuard, type ImageGuard, joinGuards } from "./guard.ts";
 import { createRawReader, rawSectorBytes } from "./raw.ts";
@@ -148,7 +148,7 @@ async function formatOf(file: StorageFile, stat: FileStat): Promise<OpenImage["f
   if (format !== "raw") {
     throw new ReplicationError(
       "image-format-unsupported",
-      `${file.path} is ${formatTitle(format)}, which is not read directly. ${formatAdvice(format, file.path)}. ${insist}`,
+      `${file.path} is ${formatTitle(format)}, which is not read directly. ${readingAdvice(format, file.path)}${insist}`,
       { details: { file: file.path, format } },
     );
   }

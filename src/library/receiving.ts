@@ -8,7 +8,8 @@ import type { IdentityLimits } from "../replication/identity-limits.ts";
 import type { Authorize } from "../replication/receiver.ts";
 import { createReceiver as createBareReceiver } from "../replication/receiver.ts";
 import { type ImportReport, importSeed as applySeed } from "../replication/seed/import.ts";
-import { type CredentialSource, listenTls } from "../transport/tls.ts";
+import type { CredentialSource } from "../transport/credential-source.ts";
+import { listenTls } from "../transport/tls.ts";
 import { version } from "../version.ts";
 
 export interface CreateReceiverOptions {

@@ -3,19 +3,21 @@ import { createHash } from "node:crypto";
 import { resolve } from "node:path";
 import { checkDiskName } from "../base/disk-name.ts";
 import { ReplicationError } from "../base/errors.ts";
-import { openImage } from "../image/open-image.ts";
 import type { Engine } from "../replication/engine.ts";
 import { createMachineSender as createBareMachineSender, type MachineSender } from "../replication/machine.ts";
 import { createSeedTarget } from "../replication/seed/export.ts";
 import type { Sender, SenderOptions, SendSource } from "../replication/sender.ts";
 import { createSender as createBareSender } from "../replication/sender.ts";
 import type { FileLock } from "../storage/seam.ts";
-import { type CredentialSource, connectTls } from "../transport/tls.ts";
+import type { CredentialSource } from "../transport/credential-source.ts";
+import { connectTls } from "../transport/tls.ts";
 import { version } from "../version.ts";
+import { nameOfLocation, openLocation } from "./locations.ts";
 
 /**
- * Opens what `location` names: a raw image, a VHDX image with those it builds upon, or a block device. What it is, is decided by content.
- * Errors: `image-not-found`, `image-format-unsupported`, `image-format-mismatch`, `image-damaged`, `image-in-use`, `image-unreadable`, `image-busy`
+ * Opens what `location` names: a raw image, a VHDX or VHD image with those it builds upon, a block device, or an export of an NBD server
+ * (`nbd://host:port/export`, `nbds://...`, `nbd+unix:///export?socket=/path`). What a file is, is decided by content.
+ * Errors: of the NBD client (docs/nbd.md); `image-not-found`, `image-format-unsupported`, `image-format-mismatch`, `image-damaged`, `image-in-use`, `image-unreadable`, `image-busy`
  * when a process of this user sends it to the same `target` already, and `locks-unsupported` when that cannot be told.
  */
 export async function openSource(
@@ -26,34 +28,28 @@ export async function openSource(
     readonly format?: "raw" | undefined;
     /** Send an image that changes meanwhile, at the user's word; the point says `none`. */
     readonly allowLive?: boolean;
+    /** Certificates of this side for an `nbds` address. */
+    readonly credentials?: CredentialSource | undefined;
     /** Where it will be sent, for the lock that keeps one host from sending the same image twice at a time. */
     readonly target?: string;
   },
 ): Promise<SendSource & { close(): Promise<void> }> {
   const { engine } = options;
-  const scheme = /^([a-z][a-z0-9+]+):\/\//.exec(location)?.[1];
-  if (scheme !== undefined) {
-    throw new ReplicationError(
-      "image-format-unsupported",
-      `${location}: images over ${scheme} are not supported by this version`,
-    );
-  }
-  const image = await openImage(location, {
-    storage: engine.storage,
-    clock: engine.clock,
-    format: options.format,
-    allowLive: options.allowLive ?? false,
-  });
-  for (const remark of image.remarks) engine.log.warn({ file: image.path }, remark);
+  const { storage, clock, log, host } = engine;
+  const { format, allowLive = false, credentials } = options;
+  const image = await openLocation(location, { storage, clock, log, format, allowLive, credentials });
+  const { name } = image;
+  for (const remark of image.remarks) log.warn({ image: name }, remark);
   const lock = await lockSource(location, options.target, engine).catch(async (error: unknown) => {
     await image.reader.close();
     throw error;
   });
   return {
     reader: image.reader,
-    name: image.path,
-    identity: hash(`${engine.host} ${image.path} ${image.identity}`),
-    guard: options.allowLive === true ? undefined : image.guard,
+    name,
+    // An address is the same image whoever reads it; a path is one of this host.
+    identity: hash(image.identity === undefined ? name : `${host} ${name} ${image.identity}`),
+    guard: allowLive ? undefined : image.guard,
     async close() {
       await image.reader.close();
       await lock?.release();
@@ -85,7 +81,7 @@ async function lockSource(location: string, target: string | undefined, engine: 
 
 /** Stable over restarts: the same image of the same host is the same sender, and takes over from itself at once. */
 function instanceOf(engine: Engine, location: string): string {
-  return hash(`${engine.host} ${resolve(location)}`);
+  return hash(`${engine.host} ${nameOfLocation(location)}`);
 }
 
 function hash(text: string): string {

@@ -32,6 +32,7 @@ const systemWords: Readonly<Record<string, string>> = {
   EADDRINUSE: "the address is in use by another program",
   EADDRNOTAVAIL: "this machine does not have the address",
   EACCES: "not permitted",
+  ENOENT: "there is no such socket: start the server, or check the path",
 };
 
 /** Alerts (RFC 8446 §6.2) by which a peer says what it has against our certificate. */

@@ -1,10 +1,10 @@
 /**
- * Has a TLS socket put what it decrypts into memory of ours. Node can do so (`onread`) but offers it for sockets it connects itself only, and
+ * Has a socket, of TLS above all, put what it receives into memory of ours. Node can do so (`onread`) but offers it for sockets it connects itself only, and
  * hands an accepted socket each record of 16 KiB in an array of its own: that was half of a receiver's processor time (measured). So
  * the same switch is set here on a socket that exists. It lies inside Node: where it is not found as expected, nothing is changed and
  * the socket goes on emitting `data`.
  */
-import type { TLSSocket } from "node:tls";
+import type { Socket } from "node:net";
 
 export interface DirectReception {
   /** From now on bytes go into `target` until the next call of `next`: memory that was given before is not written any more. */
@@ -27,7 +27,7 @@ interface Handle {
  * following one. Neither may throw, and `received` returns true: to go on. Bytes the socket has buffered are to be read before. Undefined: not possible here, nothing was changed.
  */
 export function receiveDirectly(
-  socket: TLSSocket,
+  socket: Socket,
   first: Uint8Array,
   received: (count: number) => true,
   next: () => Uint8Array,
@@ -51,7 +51,7 @@ export function receiveDirectly(
   return { redirect };
 }
 
-function findInsides(socket: TLSSocket): Insides | undefined {
+function findInsides(socket: Socket): Insides | undefined {
   const symbols = Object.getOwnPropertySymbols(socket);
   const find = (name: string): symbol | undefined => {
     const found = symbols.filter((symbol) => symbol.description === name);
@@ -67,7 +67,7 @@ function findInsides(socket: TLSSocket): Insides | undefined {
   return { buffer, callback, generate };
 }
 
-function findHandle(socket: TLSSocket): Handle | undefined {
+function findHandle(socket: Socket): Handle | undefined {
   const handle: unknown = Reflect.get(socket, "_handle");
   return isHandle(handle) ? handle : undefined;
 }

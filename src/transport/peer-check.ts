@@ -1,5 +1,6 @@
 /** The gate every connection passes on both sides: whose certificate is it, and is it good? Pure. */
 import type { X509Certificate } from "node:crypto";
+import type { TLSSocket } from "node:tls";
 import { type ErrorCode, ReplicationError } from "../base/errors.ts";
 import { backdateMillis, carriesMark } from "./certificate-mark.ts";
 import type { PeerIdentity } from "./link.ts";
@@ -20,6 +21,17 @@ export interface PeerFacts {
   readonly authorities: readonly X509Certificate[];
   /** Milliseconds since 1970 UTC. */
   readonly now: number;
+}
+
+/** What a TLS socket whose handshake is done says of its peer. */
+export function certificateFacts(socket: TLSSocket): Pick<PeerFacts, "certificate" | "authorized" | "problem"> {
+  // At run time a code, whatever the types say.
+  const problem: unknown = socket.authorizationError;
+  return {
+    certificate: socket.getPeerX509Certificate(),
+    authorized: socket.authorized,
+    problem: typeof problem === "string" ? problem : undefined,
+  };
 }
 
 const unknownAuthority = new Set([

@@ -6,8 +6,12 @@ import type { Logger } from "../base/logger.ts";
 export const rejectionLinesMax = 50;
 const windowMillis = 10_000;
 
-/** At most {@link rejectionLinesMax} lines in ten seconds; the first line after that says how many were left out. */
-export function createRejectionLog(log: Logger, clock: Clock): (error: ReplicationError, address: string) => void {
+/** At most {@link rejectionLinesMax} lines in ten seconds; the first line after that says how many were left out. `words`: what happened, in front of each error. */
+export function createRejectionLog(
+  log: Logger,
+  clock: Clock,
+  words = "connection refused",
+): (error: ReplicationError, address: string) => void {
   let windowStart = Number.NEGATIVE_INFINITY;
   let lines = 0;
   let leftOut = 0;
@@ -24,6 +28,6 @@ export function createRejectionLog(log: Logger, clock: Clock): (error: Replicati
     lines++;
     const fields = { peer: address, code: error.code, ...(leftOut === 0 ? {} : { linesLeftOut: leftOut }) };
     leftOut = 0;
-    log.warn(fields, `connection refused: ${error.message}`);
+    log.warn(fields, `${words}: ${error.message}`);
   };
 }

@@ -15,25 +15,18 @@ import { type Logger, silentLogger } from "../base/logger.ts";
 import { toErrorMessage } from "../wire/error-message.ts";
 import { encodeFrame } from "../wire/frame.ts";
 import { connectionError, listenError, type Phase, timeoutError } from "./connection-errors.ts";
-import type { CredentialWatch } from "./credential-watch.ts";
+import { type CredentialSource, currentOf } from "./credential-source.ts";
 import type { Credentials } from "./credentials.ts";
 import type { Link } from "./link.ts";
 import { formatAddress } from "./names.ts";
-import { checkPeer, parseFingerprint } from "./peer-check.ts";
+import { certificateFacts, checkPeer, parseFingerprint } from "./peer-check.ts";
 import { PendingHandshakes } from "./pending-handshakes.ts";
 import { createRejectionLog } from "./rejection-log.ts";
 import { contextOptions } from "./tls-context.ts";
 import { closeMillis, TlsLink } from "./tls-link.ts";
 
-/** A pair as it is, or one that follows its files. */
-export type CredentialSource = Credentials | CredentialWatch;
-
 /** The kernel asks a silent peer from this long on; the session's own heartbeat is quicker, this frees what no session watches. */
 const keepAliveMillis = 30_000;
-
-function currentOf(source: CredentialSource): Credentials {
-  return "current" in source ? source.current : source;
-}
 
 export interface ConnectTlsOptions {
   readonly host: string;
@@ -180,16 +173,6 @@ class ConnectAttempt {
       settle.reject(error);
     }
   }
-}
-
-function certificateFacts(socket: tls.TLSSocket) {
-  // At run time a code, whatever the types say.
-  const problem: unknown = socket.authorizationError;
-  return {
-    certificate: socket.getPeerX509Certificate(),
-    authorized: socket.authorized,
-    problem: typeof problem === "string" ? problem : undefined,
-  };
 }
 
 /** Tells the peer why, then closes; what it has sent is read and thrown away, lest a reset overtakes the reason. */

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { detectFormat, formatAdvice, formatTitle, promisedFormat } from "../../src/image/detect.ts";
+import { detectFormat, formatAdvice, formatTitle, promisedFormat, readingAdvice } from "../../src/image/detect.ts";
 
 function head(text: string, at = 0): Uint8Array {
   const bytes = Buffer.alloc(512);
@@ -77,4 +77,18 @@ test("the advice is commands one can paste", () => {
   );
   expect(formatAdvice("qcow2", "/my images/it's")).toContain(`'/my images/it'\\''s'`);
   expect(formatAdvice("xz", "/a.xz")).toContain("unxz --keep /a.xz");
+  expect(readingAdvice("xz", "/a.xz")).toContain("unxz --keep /a.xz");
+});
+
+test("what QEMU reads is served by it: both commands, quoted, on lines of their own", () => {
+  const lines = (path: string): string[] => readingAdvice("qcow2", path).split("\n");
+  expect(lines("/i/a.qcow2")).toContain("  qemu-nbd -r -t -f qcow2 -k /i/a.qcow2.sock /i/a.qcow2");
+  expect(lines("/i/a.qcow2")).toContain(
+    "  replicate send 'nbd+unix:///?socket=/i/a.qcow2.sock' HOST:PORT/DISK --tls DIR/NAME",
+  );
+  expect(lines("/my i/it's")).toContain(`  qemu-nbd -r -t -f qcow2 -k '/my i/it'\\''s.sock' '/my i/it'\\''s'`);
+  expect(readingAdvice("vmdk", "/a")).toContain(" -f vmdk ");
+  // A unix socket's path is short.
+  const long = `/${"d".repeat(110)}`;
+  expect(lines(long)).toContain(`  qemu-nbd -r -t -f qcow2 -k /tmp/replicate-nbd.sock ${long}`);
 });

@@ -1,15 +1,18 @@
 import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { mkdir, symlink, truncate, writeFile } from "node:fs/promises";
 import { relative } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { GIB, TIB } from "../../src/base/units.ts";
 import { openImage } from "../../src/image/open-image.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
+import { openNbdReader } from "../../src/nbd/client.ts";
+import { parseNbdUri } from "../../src/nbd/nbd-uri.ts";
 import { createScratch, hasCommand, type Scratch } from "../storage/scratch.ts";
 import { readRange } from "./conformance.ts";
 
 const storage = createNodeStorage();
-const noQemu = hasCommand("qemu-img", "--version") ? undefined : "no qemu-img";
+const noQemu = hasCommand("qemu-nbd", "--version") ? undefined : "no qemu-nbd";
 const why = (reason: string | undefined): string => (reason === undefined ? "" : ` (skipped: ${reason})`);
 
 let scratch: Scratch;
@@ -111,18 +114,25 @@ describe.skipIf(noQemu !== undefined)(`images of qemu-img${why(noQemu)}`, () => 
     ["qed", "a QED image", []],
     ["parallels", "a Parallels image", []],
   ] as const)(
-    "C-23 %s is refused as %s %j, and the command in the message makes it readable",
+    "C-23 %s is refused as %s %j, and the first command in the message makes it readable",
     async (format, title, options) => {
       const path = scratch.file("image");
       execFileSync("qemu-img", ["create", "-q", "-f", format, ...options, path, "16M"]);
       const error = await failure(path);
       expect(error).toMatchObject({ code: "image-format-unsupported", message: expect.stringContaining(title) });
-      const command = /\((qemu-img convert [^)]*)\)/.exec(error.message)?.[1];
-      expect(command).toBeDefined();
-      execFileSync("sh", ["-c", command ?? "false"], { stdio: "pipe" });
-      const image = await openImage(`${path}.raw`, { storage });
-      expect(image.reader.sizeBytes).toBeGreaterThanOrEqual(16 * 2 ** 20);
-      await image.reader.close();
+      const command = /^ {2}(qemu-nbd .*)$/m.exec(error.message)?.[1] ?? "false";
+      const pidFile = scratch.file("pid");
+      execFileSync("sh", ["-c", command.replace("qemu-nbd", `qemu-nbd --fork --pid-file=${pidFile}`)], {
+        stdio: "pipe",
+      });
+      try {
+        const served = await openNbdReader({ address: parseNbdUri(`nbd+unix:///?socket=${path}.sock`) });
+        expect(served.sizeBytes).toBeGreaterThanOrEqual(16 * 2 ** 20);
+        expect(served.isReadOnly).toBe(true);
+        await served.close();
+      } finally {
+        process.kill(Number(readFileSync(pidFile, "utf8")));
+      }
     },
   );
 });
