@@ -44,7 +44,9 @@ export class Housekeeping {
       }
     } catch (error) {
       const { code, message } = toReplicationError(error);
-      if (code !== "aborted") this.#log.warn({ disk, code }, `joining undo logs: ${message}`);
+      // A session that was refused before there was a disk.
+      if (code === "disk-not-found") this.#lookedAt.delete(disk);
+      else if (code !== "aborted") this.#log.warn({ disk, code }, `joining undo logs: ${message}`);
     }
   }
 }

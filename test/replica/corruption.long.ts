@@ -1,5 +1,6 @@
 /** As corruption.test.ts: every bit of every record and head, one bit of every seventh byte of what is content or padding. */
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
+import { vhdxCorruptionTests } from "./vhdx-corruption.ts";
 import { type Flip, flipsOf, makeSmallStore, placesOf, tryFlips, tryGoingOn, tryJoining } from "./corruption.ts";
 
 /** `sparse`: how many bytes apart where bytes are many and alike. */
@@ -27,7 +28,7 @@ for (const open of [false, true]) {
     const { files } = await makeSmallStore(open);
     for (const [path, bytes] of files) {
       const one = flipsOf(path, bytes, (at) => (at % (bytes.length > 1024 ? 97 : 5) === 0 ? "one" : "none"));
-      const { committed = 0, refused = 0 } = await tryGoingOn(open, one);
+      const { committed, refused } = await tryGoingOn(open, one);
       expect(committed + refused).toBeGreaterThan(5);
     }
   });
@@ -41,4 +42,8 @@ test("a flipped bit in logs that are joined", async () => {
   });
   expect(counts.joined).toBeGreaterThan(500);
   expect(counts.left).toBeGreaterThan(100);
+});
+
+describe("a VHDX replica", () => {
+  vhdxCorruptionTests(1);
 });

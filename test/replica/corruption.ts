@@ -6,7 +6,7 @@ import { expect } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { silentLogger } from "../../src/base/logger.ts";
 import { createSimulatedDisk, type SimulatedDisk } from "../../src/testing/simulated-storage.ts";
-import { type DiskWriter, openStore, type Store } from "../../src/replica/store.ts";
+import { type DiskWriter, type NewDisks, openStore, type Store } from "../../src/replica/store.ts";
 import { verifyStoredPoint } from "../../src/replica/verify-point.ts";
 import { randomBytes } from "../random.ts";
 import { applyBytes, type Masks, partBytes, withPoint } from "./part-writes.ts";
@@ -67,13 +67,13 @@ export interface SmallStore {
   readonly files: ReadonlyMap<string, Uint8Array>;
 }
 
-/** Three points; `open`: and a delta laid aside by a process that was killed right afterwards. */
-export async function makeSmallStore(open: boolean): Promise<SmallStore> {
+/** Three points; `open`: and a delta laid aside by a process that was killed right afterwards. `replica`: default a raw image. */
+export async function makeSmallStore(open: boolean, replica?: NewDisks): Promise<SmallStore> {
   const machine = createSimulatedDisk();
   const process = machine.start();
   await process.makeDirectory(storePath);
   const store = await openTestStore(process, storePath, { keep: "all" });
-  await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512 });
+  await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512, replica });
   await store.setPolicy(diskName, "last=9");
   const writer = await openWriter(store);
   const kept: Masks[] = [];
@@ -454,10 +454,14 @@ async function goOn(machine: SimulatedDisk): Promise<"refused" | "committed"> {
 }
 
 /** As {@link goOn}, each with a store of its own. */
-export async function tryGoingOn(open: boolean, flips: Iterable<Flip>): Promise<Readonly<Record<string, number>>> {
+export async function tryGoingOn(
+  open: boolean,
+  flips: Iterable<Flip>,
+  replica?: NewDisks,
+): Promise<Readonly<Record<"refused" | "committed", number>>> {
   const counts = { refused: 0, committed: 0 };
   for (const one of flips) {
-    const small = await makeSmallStore(open);
+    const small = await makeSmallStore(open, replica);
     flip(small, one);
     try {
       counts[await goOn(small.machine)]++;

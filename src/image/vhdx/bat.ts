@@ -51,6 +51,7 @@ export class Bat implements BlockMap {
   /** Where nothing of a disk's content can lie, none over another, ascending. */
   readonly #taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[];
   readonly #pages: TablePages;
+  readonly #oneForEach: boolean;
   /** Pages of the table of which every entry was looked at, by number. */
   readonly #checked = new PagedBits(tableBytesMax / TABLE_PAGE_BYTES);
   /** What of the file, in MiB, an entry of those pages gives to a block. */
@@ -67,6 +68,8 @@ export class Bat implements BlockMap {
     readonly taken: readonly { readonly name: string; readonly offset: number; readonly length: number }[];
     /** Default: all that the tables of one image may have. */
     readonly cacheBytes?: number;
+    /** Who knows by other means what a block must hold need not lose them all to two entries that name one place. Default: they do. */
+    readonly oneForEach?: boolean;
   }) {
     this.#file = options.file;
     this.#disk = options.disk;
@@ -76,6 +79,7 @@ export class Bat implements BlockMap {
     this.#ratio = chunkRatio(options.disk);
     this.#entries = batEntries(options.disk);
     this.#pages = new TablePages(options.file, { cacheBytes: options.cacheBytes });
+    this.#oneForEach = options.oneForEach ?? true;
   }
 
   /** Has the entry of a block in memory, and those around it. */
@@ -226,6 +230,7 @@ export class Bat implements BlockMap {
    * must not, or behind the end of the file, is found when it is read.
    */
   #checkPage(page: number, view: DataView): void {
+    if (!this.#oneForEach) return;
     if (this.#broken !== undefined) throw this.#broken;
     if (!this.#checked.add((page - this.#region.offset) / TABLE_PAGE_BYTES)) return;
     const first = (page - this.#region.offset) / entryBytes;

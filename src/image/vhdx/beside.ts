@@ -11,7 +11,7 @@ import { readVhdxFacts, takenPlaces, type VhdxFacts } from "./open.ts";
 const looksMax = 100;
 
 export interface DiskBeside {
-  /** Fills `target`; where the disk has no place yet, with zeros. Returns its length. */
+  /** Fills `target`; with zeros where the disk has no place yet, or none that can be made out: the caller knows what must be there. Returns its length. */
   read(target: Uint8Array, offset: number): Promise<number>;
 }
 
@@ -23,22 +23,34 @@ export async function readVhdxBeside(file: StorageFile, storage: Storage): Promi
   const { facts, logged } = await readSettled(file, storage);
   const tables = new TablesBeside(file, storage, facts.file.sizeBytes, logged);
   const { payloadBlockBytes } = facts.disk;
-  const bat = new Bat({ file: tables, disk: facts.disk, region: facts.bat, taken: takenPlaces(facts) });
+  const taken = takenPlaces(facts);
+  const bat = new Bat({ file: tables, disk: facts.disk, region: facts.bat, taken, oneForEach: false });
   return {
     async read(target, offset) {
       for (let done = 0; done < target.length; ) {
         const at = offset + done;
         const block = Math.floor(at / payloadBlockBytes);
         const piece = target.subarray(done, done + (block + 1) * payloadBlockBytes - at);
-        const stretch = block < bat.blocksMax ? bat.stretch(block, block + 1) : undefined;
-        const count =
-          stretch?.kind === "present" ? await file.read(piece, stretch.at + at - block * payloadBlockBytes) : 0;
+        const place = placeOf(bat, block);
+        const count = place === undefined ? 0 : await file.read(piece, place + at - block * payloadBlockBytes);
         piece.fill(0, count);
         done += piece.length;
       }
       return target.length;
     },
   };
+}
+
+function placeOf(bat: Bat, block: number): number | undefined {
+  if (block >= bat.blocksMax) return undefined;
+  try {
+    const stretch = bat.stretch(block, block + 1);
+    return stretch.kind === "present" ? stretch.at : undefined;
+  } catch (error) {
+    // A damaged entry costs its own payload block.
+    if (error instanceof ReplicationError && error.code === "image-damaged") return undefined;
+    throw error;
+  }
 }
 
 /** Facts between two changes of the header, and the sectors of tables that the log has, which the next flush of the writer writes over. */
