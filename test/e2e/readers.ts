@@ -7,6 +7,7 @@ import { createInterface } from "node:readline";
 import { expect } from "vitest";
 import type { BlockReader } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
+import type { NewDisks } from "../../src/replica/store.ts";
 import { PairKit } from "../replication/pair-kit.ts";
 import { randomBytes } from "../random.ts";
 import { KIB, MIB, PART } from "./content.ts";
@@ -89,7 +90,7 @@ class Guest {
     const rest = this.content.subarray((draw.readUInt32LE(12) % 250) * PART);
     if (turn % 7 === 0) rest.subarray(0, 5 * PART).fill(`turn ${String(turn)} `);
     if (turn % 11 === 0) rest.subarray(0, 3 * blockBytes).fill(0);
-    if (turn % 40 === 20 && turn < 400) this.content = Buffer.concat([this.content, Buffer.alloc(9_000)]);
+    if (turn % 40 === 20 && turn < 400) this.content = Buffer.concat([this.content, Buffer.alloc(9_216)]);
   }
 
   async image(): Promise<BlockReader> {
@@ -100,11 +101,15 @@ class Guest {
 }
 
 /**
- * `deltas` points are sent to a receiver in this process; after every third all but four are removed. `dist`: the library the reader uses. Passes of the
+ * `deltas` points are sent to a receiver in this process; after every third all but four are removed. `dist`: the library the reader uses. `newDisks`: what the replica is. Passes of the
  * reader and deltas keep each other company: none is far ahead of the other.
  */
-export async function readBesideDeltas(scope: Scope, deltas: number, dist = join(root, "dist")): Promise<Counts> {
-  const kit = await PairKit.create();
+export async function readBesideDeltas(
+  scope: Scope,
+  deltas: number,
+  { dist = join(root, "dist"), newDisks }: { readonly dist?: string; readonly newDisks?: NewDisks } = {},
+): Promise<Counts> {
+  const kit = await PairKit.create(newDisks === undefined ? {} : { newDisks });
   try {
     const hashes = join(kit.folder, "hashes");
     mkdirSync(hashes);

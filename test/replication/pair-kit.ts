@@ -6,7 +6,7 @@ import { type Clock, systemClock } from "../../src/base/clock.ts";
 import { type Logger, silentLogger } from "../../src/base/logger.ts";
 import type { BlockReader } from "../../src/image/block-device.ts";
 import type { Lanes } from "../../src/lanes/lanes.ts";
-import { openStore, type Store } from "../../src/replica/store.ts";
+import { type NewDisks, openStore, type Store } from "../../src/replica/store.ts";
 import { createEngine, type Engine } from "../../src/replication/engine.ts";
 import { createReceiver, type Receiver, type ReceiverOptions } from "../../src/replication/receiver.ts";
 import type { SendReport } from "../../src/replication/report.ts";
@@ -42,6 +42,8 @@ export interface KitOptions {
   /** Stands between the receiver, its lanes and its store, and the files. */
   readonly receiverStorage?: (storage: Storage) => Storage;
   readonly receiverLog?: Logger;
+  /** What replicas of new disks are; default raw images. */
+  readonly newDisks?: NewDisks;
   /** Free space the receiver's store keeps; default 0. */
   readonly reserveBytes?: number;
   readonly receiver?: Pick<ReceiverOptions, "perIdentity" | "whenFull"> &
@@ -93,6 +95,7 @@ export class PairKit {
       create: true,
       host,
       reserveBytes: options.reserveBytes ?? 0,
+      newDisks: options.newDisks,
     });
     return new PairKit(sending, receiving, { store, folder, options });
   }
