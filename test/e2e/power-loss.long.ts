@@ -26,7 +26,6 @@ import {
 import { type Proxy, startProxy } from "./proxy.ts";
 import { type Loss, startVolatileDisk, type VolatileDisk } from "./volatile-disk.ts";
 
-const kills = 30;
 const disk = "vm";
 const volumeMiB = 768;
 /** Points the receiver keeps. */
@@ -37,7 +36,7 @@ const batchMagic = Buffer.from("rplubtch");
 /** In the name of the test, so that a failure tells it; `REPLICATE_TEST_SEED` repeats it. */
 const seed = Number(process.env["REPLICATE_TEST_SEED"]) || Date.now() & 0xffff;
 
-const init = `
+const init = (format: string): string => `
 mkdir /disk
 mount -t ext4 /dev/vda /disk || echo '{"event":"trouble","what":"no mount"}'
 mkdir -p /disk/store
@@ -47,17 +46,20 @@ if grep -q " last" /proc/cmdline; then
   umount /disk && echo '{"event":"unmounted"}'
 else
   node /test/power-loss-guest.mjs /replicate/dist /disk/store \\
-    --listen 0.0.0.0:${String(guestPort)} --tls /tls --keep last=${String(keep)} --json
+    --listen 0.0.0.0:${String(guestPort)} --tls /tls --keep last=${String(keep)} --format ${format} --json
 fi
 `;
 
-test(
-  `the power of the receiver's machine fails ${String(kills)} times, seed ${String(seed)}`,
-  async (t) => {
+for (const [format, kills] of [
+  ["raw", 30],
+  ["vhdx", 10],
+] as const) {
+  const name = `${format}: the power of the receiver's machine fails ${String(kills)} times, seed ${String(seed)}`;
+  test(name, { timeout: 4 * 3_600_000 }, async (t) => {
     const obstacle = guestObstacle();
     if (obstacle !== undefined) t.skip(obstacle);
     const started = Date.now();
-    const machine = await Machine.make(t);
+    const machine = await Machine.make(t, format);
     await machine.boot();
     for (let round = 1; round <= kills; round++) {
       await machine.round(round).catch((error: unknown) => {
@@ -70,9 +72,8 @@ test(
     // Or the moments were all of one kind: before the point was made, or behind it, whether its sender heard of it or not.
     const { before, unheard, after } = machine.counts;
     for (const count of [before, unheard + after]) expect(count).toBeGreaterThan(kills / 10);
-  },
-  4 * 3_600_000,
-);
+  });
+}
 
 /** A point the sender was told of. */
 interface Told {
@@ -127,11 +128,14 @@ class Machine {
     this.#p = parts;
   }
 
-  static async make(t: Scope): Promise<Machine> {
+  static async make(t: Scope, format: string): Promise<Machine> {
     const dir = tempDir(t);
     const pki = await makePki(t, join(dir, "pki"));
     const program = join(import.meta.dirname, "power-loss-guest.mjs");
-    const system = buildGuest(dir, { init, copies: { "/tls": pki.recv, "/test/power-loss-guest.mjs": program } });
+    const system = buildGuest(dir, {
+      init: init(format),
+      copies: { "/tls": pki.recv, "/test/power-loss-guest.mjs": program },
+    });
     const kvm = kvmWorks(system);
     process.stdout.write(kvm ? "with KVM\n" : "KVM does not run the guest here: it is emulated, which is slow\n");
     makeExt4(join(dir, "volume"), volumeMiB);
