@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
+const root = join(fileURLToPath(new URL(".", import.meta.url)), "..");
 const MIB = 2 ** 20;
 const sizeBytes = 512 * MIB;
 const rounds = 5;
@@ -15,12 +16,12 @@ const rounds = 5;
  * @param {string} socket
  */
 async function serve(path, socket) {
-  const { createRawWriter } = await import("../dist/image/raw.js");
-  const { listenNbd } = await import("../dist/nbd/server.js");
-  const { createNodeStorage } = await import("../dist/storage/node-storage.js");
-  const { systemClock } = await import("../dist/base/clock.js");
-  const { systemRandom } = await import("../dist/base/random.js");
-  const { silentLogger } = await import("../dist/base/logger.js");
+  const { createRawWriter } = await import(join(root, "dist/image/raw.js"));
+  const { listenNbd } = await import(join(root, "dist/nbd/server.js"));
+  const { createNodeStorage } = await import(join(root, "dist/storage/node-storage.js"));
+  const { systemClock } = await import(join(root, "dist/base/clock.js"));
+  const { systemRandom } = await import(join(root, "dist/base/random.js"));
+  const { silentLogger } = await import(join(root, "dist/base/logger.js"));
   const storage = createNodeStorage();
   const file = await storage.open(path, { write: true });
   const image = createRawWriter(file, storage, { sizeBytes });

@@ -29,4 +29,5 @@ export {
   importSeed,
   type Receiver,
 } from "./library/receiving.ts";
+export { type ExportedPoint, exportPoint } from "./library/exporting.ts";
 export { repair, restorePoint, rollBack, verifyPoint } from "./library/points.ts";

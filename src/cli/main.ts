@@ -42,6 +42,11 @@ const verbs: readonly VerbEntry[] = [
     beginsAnew: true,
   },
   {
+    name: "export",
+    summary: "serve a recovery point read-only over NBD",
+    load: async () => (await import("./export.ts")).exportVerb,
+  },
+  {
     name: "verify",
     summary: "read recovery points again and compare them with their digests",
     load: async () => (await import("./verify.ts")).verifyVerb,

@@ -7,8 +7,9 @@ import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { machineTimeZone } from "./open-store.ts";
 import { importFromFolder, parseReplicaFormat } from "./seed.ts";
+
 import { formatTime, parseAddress, parseCount, parseSize, parseWord } from "./values.ts";
-import type { Verb } from "./verb.ts";
+import { stopped, type Verb } from "./verb.ts";
 import { youngCollector } from "./young-garbage.ts";
 
 const help = `usage: replicate recv --store DIR --listen HOST:PORT --tls DIR/NAME [options]
@@ -126,13 +127,6 @@ function pointText({ disk, point, peer }: Made, json: boolean): string {
   const { root, time, label } = point;
   if (!json) return `${formatTime(time)}  ${disk}  point ${point.point} from ${peer.name}\n`;
   return `${JSON.stringify({ event: "point", disk, point: point.point, root, time, label, from: peer.name })}\n`;
-}
-
-function stopped(signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    if (signal.aborted) resolve();
-    else signal.addEventListener("abort", () => resolve(), { once: true });
-  });
 }
 
 /** `NAME=DISKS` each; undefined when there is none. */

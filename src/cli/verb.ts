@@ -33,3 +33,11 @@ export interface Verb {
   /** Returns the exit code, or throws a ReplicationError, which the frame prints and turns into one. */
   run(args: readonly string[], io: CliIo): Promise<number>;
 }
+
+/** For verbs that serve until they are stopped. */
+export function stopped(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener("abort", () => resolve(), { once: true });
+  });
+}

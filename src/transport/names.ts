@@ -50,3 +50,8 @@ export function hostNames(name: string, hosts: readonly string[]): readonly Host
 export function formatAddress(host: string, port: number): string {
   return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
 }
+
+/** Whether only this machine reaches an address. A name is none, but `localhost`: what it stands for may change. */
+export function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || /^127(?:\.\d{1,3}){3}$/.test(host);
+}
