@@ -29,5 +29,4 @@ export {
   importSeed,
   type Receiver,
 } from "./library/receiving.ts";
-export { type ExportedPoint, exportPoint } from "./library/exporting.ts";
 export { repair, restorePoint, rollBack, verifyPoint } from "./library/points.ts";

@@ -60,7 +60,15 @@ describe("rebuild", () => {
     } as unknown as DigestTable;
     const done = rebuildTable(
       {
-        ...{ disk: "disk", geometry, runs: () => [], table, lanes, slots, signal },
+        ...{
+          disk: "disk",
+          geometry,
+          runs: (offset, length) => [{ kind: "file", fd: 1, offset, length }],
+          table,
+          lanes,
+          slots,
+          signal,
+        },
         nextData: (offset) => (offset < geometry.sizeBytes ? { start: offset, end: geometry.sizeBytes } : undefined),
       },
       0,
@@ -126,7 +134,14 @@ describe("rebuild", () => {
     let returned = "";
     const rebuild = rebuildTable(
       {
-        ...{ disk: "disk", geometry: large, runs: () => [], lanes, slots, signal: stop.signal },
+        ...{
+          disk: "disk",
+          geometry: large,
+          runs: (offset, length) => [{ kind: "file", fd: 1, offset, length }],
+          lanes,
+          slots,
+          signal: stop.signal,
+        },
         table: { clear: () => {}, set: () => {} } as unknown as DigestTable,
         // One block with data in each page.
         nextData: (offset) => {
