@@ -72,7 +72,7 @@ export function createNodeStorage(options: { readonly linux?: LinuxCalls; readon
 async function thisBoot(): Promise<Boot | undefined> {
   try {
     const id = (await readFile("/proc/sys/kernel/random/boot_id", "latin1")).trim();
-    return /^[0-9a-f-]{36}$/.test(id) ? { id, beganMillis: Date.now() - uptime() * 1000 } : undefined;
+    return /^[0-9a-f-]{36}$/.test(id) ? { id, ageMillis: uptime() * 1000 } : undefined;
   } catch {
     return undefined;
   }

@@ -89,8 +89,8 @@ export interface StorageFile {
 export interface Boot {
   /** Random, the kernel's own; in a container that of its host. */
   readonly id: string;
-  /** When it began, by the wall clock as it is set now: milliseconds since 1970. */
-  readonly beganMillis: number;
+  /** Since it began, in milliseconds; time asleep counts. */
+  readonly ageMillis: number;
 }
 
 /** A lock that ends with `release`, with the process, and with nothing else. */

@@ -10,7 +10,6 @@
  * | not closed, another boot | mode is `power`, ctime is before this boot and <= last heartbeat + 12 s: it is synced every 10 s |
  * | of a block device | as above without what is about ctime, and with an audit of the blocks called clean |
  */
-import type { Boot } from "../storage/seam.ts";
 import type { Fingerprint } from "./fingerprint.ts";
 import { type Scan, type ScanReason, scan } from "./scan-reason.ts";
 
@@ -41,7 +40,8 @@ export interface ImageNow {
   readonly kind: "file" | "device";
   readonly sizeBytes: number;
   readonly image: Fingerprint;
-  readonly boot: Boot | undefined;
+  /** The boot that runs, and when it began by the clock as it is set now; undefined: not known here. */
+  readonly boot: { readonly id: string; readonly beganMillis: number } | undefined;
   readonly nowMillis: number;
 }
 

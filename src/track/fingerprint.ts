@@ -1,10 +1,10 @@
 /** What an image is recognised by, beside its content. */
-import type { Storage, StorageFile } from "../storage/seam.ts";
+import type { StorageFile } from "../storage/seam.ts";
 
 export interface Fingerprint {
   /** Of the file, not of the disk in it; of a block device its capacity. */
   readonly sizeBytes: number;
-  /** As {@link Storage.stat} has them: device and inode of a file; of a block device its own number, and inode "0". */
+  /** As FileStat has them: device and inode of a file; of a block device its own number, and inode "0". */
   readonly device: string;
   readonly inode: string;
   /** ctime, nanoseconds since 1970: mtime can be set back, ctime cannot. Of a block device it says nothing. */
@@ -20,9 +20,4 @@ export async function fingerprintOf(
 ): Promise<Fingerprint> {
   const { sizeBytes, device, inode, changedNanos } = await image.stat();
   return { sizeBytes, device, inode, changedNanos, dataWriteGuid: options.dataWriteGuid };
-}
-
-/** The boot that runs now; an empty text stands for "not known" in a journal. */
-export async function bootIdOf(storage: Storage): Promise<string> {
-  return (await storage.boot?.())?.id ?? "";
 }

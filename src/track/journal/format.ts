@@ -6,7 +6,7 @@
  *                40 generation u64 · 48 size bytes u64 · 56 block bytes u32 · 60 log bytes u32 · 64 epoch u64 · 72 base u64 · 80 pending u64
  *                88 time u64 · 96 pages checksum u32 · 100 hot count u32 · 104 image bytes u64 · 112 image changed u64
  *                120 device · 184 inode · 248 boot · 312 DataWriteGuid: texts · 376 reserved · 512 hot regions u32 each
- *     heartbeat  0 magic "rbjt" · 4 checksum u32 · 8 time u64 · 16 count u64 · 24 reserved
+ *     heartbeat  0 magic "rbjt" · 4 checksum u32 · 8 time u64 · 16 count u64 · 24 generation u64 · 32 batches u32 · 36 reserved
  *     page       0 magic "rbjp" · 4 checksum u32 · 8 page u32 · 12 reserved · 16 generation u64 · 24 reserved · 32 bits
  */
 import { crc32 } from "node:zlib";
@@ -68,6 +68,9 @@ export interface Heartbeat {
   readonly timeMillis: number;
   /** Of two the one with the greater count is the newer. */
   readonly count: number;
+  /** So many batches of the log of this generation's header were durable. */
+  readonly generation: number;
+  readonly batches: number;
 }
 
 export interface JournalPage {
@@ -204,21 +207,26 @@ class HeaderFields {
 }
 
 /** One sector. */
-export function encodeHeartbeat(id: string, { timeMillis, count }: Heartbeat): Uint8Array {
+export function encodeHeartbeat(id: string, { timeMillis, count, generation, batches }: Heartbeat): Uint8Array {
   const bytes = Buffer.alloc(512);
   bytes.set(heartbeatMagic, 0);
   put64(bytes, 8, Math.floor(timeMillis));
   put64(bytes, 16, count);
-  bytes.writeUInt32LE(crc32(bytes.subarray(8, 32), seedOf(id)), 4);
+  put64(bytes, 24, generation);
+  bytes.writeUInt32LE(batches, 32);
+  bytes.writeUInt32LE(crc32(bytes.subarray(8, 40), seedOf(id)), 4);
   return bytes;
 }
 
 /** Undefined: none, damaged, or of another journal. */
 export function decodeHeartbeat(source: Uint8Array, id: string): Heartbeat | undefined {
   const bytes = Buffer.from(source.buffer, source.byteOffset, source.length);
-  if (bytes.length < 32 || !bytes.subarray(0, 4).equals(heartbeatMagic)) return undefined;
-  if (bytes.readUInt32LE(4) !== crc32(bytes.subarray(8, 32), seedOf(id))) return undefined;
-  return { timeMillis: Number(bytes.readBigUInt64LE(8)), count: Number(bytes.readBigUInt64LE(16)) };
+  if (bytes.length < 40 || !bytes.subarray(0, 4).equals(heartbeatMagic)) return undefined;
+  if (bytes.readUInt32LE(4) !== crc32(bytes.subarray(8, 40), seedOf(id))) return undefined;
+  const [timeMillis = 0, count = 0, generation = 0] = [8, 16, 24].map((offset) =>
+    Number(bytes.readBigUInt64LE(offset)),
+  );
+  return { timeMillis, count, generation, batches: bytes.readUInt32LE(32) };
 }
 
 /** `fill` gets the page's {@link PAGE_BIT_BYTES} bytes of bits to fill. */

@@ -15,7 +15,7 @@ import {
   LOG_ID_BYTES,
   pagesOf,
 } from "./format.ts";
-import { PageDirectory } from "./page-directory.ts";
+import type { PageDirectory } from "./page-directory.ts";
 
 /** What of a header is the file's own business. */
 type OwnFields = "id" | "logId" | "generation" | "logBytes" | "pagesChecksum" | "mode";
@@ -144,10 +144,11 @@ export class JournalFile {
     this.#longest = bytesMax;
   }
 
-  /** Not synced. */
+  /** Not synced. It says how many batches are durable: so that the last one, when it is damaged, is not taken for the log's torn end. */
   async beat(timeMillis: number): Promise<void> {
     const count = ++this.#heartbeats;
-    await this.#file.write(encodeHeartbeat(this.id, { timeMillis, count }), journalPlaces.heartbeat(count % 2));
+    const heartbeat = { timeMillis, count, generation: this.#generation, batches: this.#batches };
+    await this.#file.write(encodeHeartbeat(this.id, heartbeat), journalPlaces.heartbeat(count % 2));
   }
 
   /** Nothing in mode `process`. */

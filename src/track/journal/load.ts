@@ -3,7 +3,8 @@
  * words, never by an exception. Whether the image can have changed past it: belief.ts.
  *
  * A batch of the log that cannot be read is its torn end, when nothing was written behind it: batches are written one at a time, each when the one
- * before is durable. A good one behind it, or one of a log that no header names, shows that something durable is gone: that is damage.
+ * before is durable. A good one behind it, a heartbeat that counted it, or one of a log that no header names, shows that something durable is gone: that
+ * is damage.
  */
 import { errnoOf } from "../../base/errors.ts";
 import { MIB } from "../../base/units.ts";
@@ -14,6 +15,7 @@ import { decodeBatch, type LogRecord } from "./batch.ts";
 import {
   decodeHeader,
   decodeHeartbeat,
+  type Heartbeat,
   decodePage,
   JOURNAL_PAGE_BYTES,
   JOURNAL_VERSION,
@@ -94,8 +96,12 @@ class Loading {
     if (directory.checksum() !== header.pagesChecksum) return damaged("pages of its bitmap are damaged or missing");
     const log = await this.#readLog(header);
     if (typeof log === "string") return damaged(log);
+    const heartbeats = await this.#readHeartbeats(header);
+    if (heartbeats.some(({ generation }) => generation > header.generation)) return damaged(newerHeader);
+    if (heartbeats.some(({ generation, batches }) => generation === header.generation && batches > log.batches)) {
+      return damaged(`batch ${log.batches + 1} of its log is damaged, and was durable`);
+    }
     for (const region of this.#hot) this.#setRegion(header, region);
-    const heartbeat = await this.#readHeartbeat(header);
     const loaded: LoadedJournal = {
       header,
       slot,
@@ -106,7 +112,8 @@ class Loading {
       directory,
       changedPages: this.#changed,
       generationMax: this.#generationMax,
-      ...heartbeat,
+      heartbeatMillis: Math.max(header.timeMillis, ...heartbeats.map(({ timeMillis }) => timeMillis)),
+      heartbeatCount: Math.max(0, ...heartbeats.map(({ count }) => count)),
       ...log,
       remarks: this.#remarks,
     };
@@ -198,7 +205,7 @@ class Loading {
     for (; at < bytes.length; at += JOURNAL_PAGE_BYTES) {
       const later = decodeBatch(bytes.subarray(at), header.blockBytes);
       if (later === undefined) continue;
-      if (later.generation > header.generation) return "its newest header is damaged: the log is of a later one";
+      if (later.generation > header.generation) return newerHeader;
       if (sameBytes(later.logId, header.logId))
         return `batch ${batches + 1} of its log is damaged, and a later one is there`;
     }
@@ -251,17 +258,19 @@ class Loading {
       this.#changed.add(page);
   }
 
-  async #readHeartbeat(header: JournalHeader): Promise<{ heartbeatMillis: number; heartbeatCount: number }> {
-    let newest = { timeMillis: header.timeMillis, count: 0 };
+  async #readHeartbeats(header: JournalHeader): Promise<readonly Heartbeat[]> {
+    const found: Heartbeat[] = [];
     for (const slot of [0, 1]) {
       const bytes = new Uint8Array(512);
       await this.#file.read(bytes, journalPlaces.heartbeat(slot));
       const heartbeat = decodeHeartbeat(bytes, header.id);
-      if (heartbeat !== undefined && heartbeat.count > newest.count) newest = heartbeat;
+      if (heartbeat !== undefined) found.push(heartbeat);
     }
-    return { heartbeatMillis: Math.max(newest.timeMillis, header.timeMillis), heartbeatCount: newest.count };
+    return found;
   }
 }
+
+const newerHeader = "its newest header is damaged: what lies behind it is of a later one";
 
 function sameBytes(one: Uint8Array, other: Uint8Array): boolean {
   return Buffer.compare(one, other) === 0;

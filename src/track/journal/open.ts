@@ -53,9 +53,11 @@ export function journalPathOf(imagePath: string): string {
  */
 export async function openJournal(options: JournalOptions): Promise<OpenedJournal> {
   const { storage, clock } = options;
-  const boot = await storage.boot?.();
+  const thisBoot = await storage.boot?.();
   const image = await options.image();
-  const now = { kind: options.kind, sizeBytes: options.sizeBytes, image, boot, nowMillis: clock.now() };
+  const nowMillis = clock.now();
+  const boot = thisBoot && { id: thisBoot.id, beganMillis: nowMillis - thisBoot.ageMillis };
+  const now = { kind: options.kind, sizeBytes: options.sizeBytes, image, boot, nowMillis };
   const found = await findJournal(options, now);
   const isThere = "loaded" in found;
   const parts = partsOf(options, boot?.id ?? "");
