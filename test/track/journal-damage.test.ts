@@ -222,6 +222,59 @@ describe("cost", () => {
   });
 });
 
+describe("a large checkpoint", () => {
+  /** More pages than are written in one turn. */
+  const sizeBytes = TIB;
+
+  test("marks do not wait for its pages", async () => {
+    const order: string[] = [];
+    const world = new World({
+      sizeBytes,
+      fault: ({ kind, path, offset }) => {
+        if (kind === "write" && path === journalPath) order.push((offset ?? 0) < 49_152 ? "batch" : "page");
+        return undefined;
+      },
+    });
+    await world.makeImage();
+    await world.open();
+    const cut = await world.flip();
+    order.length = 0;
+    const retired = world.retire(cut);
+    for (let turn = 0; turn < 20; turn++) await Promise.resolve();
+    await world.write(5 * regionBytes);
+    expect(order.indexOf("batch")).toBeGreaterThan(0);
+    expect(order.indexOf("batch")).toBeLessThan(order.lastIndexOf("page"));
+    await retired;
+    expect(order.filter((what) => what === "page").length).toBeGreaterThan(512);
+    expect(world.journal?.dirty.count).toBe(1);
+  });
+
+  test("a crash at any of its steps leaves a journal that is believed, with every bit", async () => {
+    let crashes = 0;
+    for (let at = 1; at < 560; at += 37) {
+      let left = Number.POSITIVE_INFINITY;
+      const world = new World({ sizeBytes, fault: () => (--left === 0 ? { kind: "kill" } : undefined) });
+      await world.makeImage();
+      await world.open();
+      await world.cycle();
+      await world.write(0, regionBytes, 300 * regionBytes);
+      await world.writeRange(20 * regionBytes, TIB - 40 * regionBytes, 5_000_000);
+      const cut = await world.flip();
+      await world.write(regionBytes + blockBytes);
+      left = at;
+      const ended = await world.retire(cut).then(
+        () => world.write(7 * regionBytes).then(() => false),
+        () => true,
+      );
+      left = Number.POSITIVE_INFINITY;
+      if (ended) crashes++;
+      world.crash((what) => at % 2 === 0 || what === "time");
+      expect(await world.openAndCheck()).toEqual({ kind: "exact", audit: false });
+    }
+    expect(crashes).toBeGreaterThan(12);
+  });
+});
+
 describe("a failure", () => {
   test("is told once, and the guest goes on; the next open begins a new journal", async () => {
     let fails = false;

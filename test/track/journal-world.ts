@@ -51,6 +51,8 @@ export interface WorldOptions {
   readonly disk?: DiskOptions;
   readonly mode?: JournalMode;
   readonly sizeBytes?: number;
+  /** Default 32 KiB: it is full soon. */
+  readonly logBytes?: number;
 }
 
 /** Content: the number written to a sector, by its offset. What is not there is zeros. */
@@ -134,7 +136,7 @@ export class World {
       clock: this.clock,
       random: createTestRandom(++this.#opens),
       hotRegionsMax: 4,
-      logBytes: 32 * KIB,
+      logBytes: this.#options.logBytes ?? 32 * KIB,
       mode: this.#options.mode ?? "power",
     });
     this.journal = opened.journal;

@@ -9,16 +9,17 @@
  * Nothing here throws because of the file, and no write waits for more than the attempt to tell it: a journal that cannot be written is made one that nobody
  * believes, everything is dirty from then on, and {@link BitmapJournal.failure} says why. Wrong calls are invariant failures.
  */
-import type { Clock } from "../../base/clock.ts";
 import { errnoOf, invariant } from "../../base/errors.ts";
-import type { Random } from "../../base/random.ts";
 import type { DirtyBits } from "../dirty-bitmap.ts";
 import type { Fingerprint } from "../fingerprint.ts";
 import { type Scan, scan } from "../scan-reason.ts";
 import type { LogRecord } from "./batch.ts";
 import { JOURNAL_PAGE_BYTES } from "./format.ts";
 import type { HeaderFacts, JournalFile } from "./journal-file.ts";
+import type { Cut, JournalParts } from "./journal-parts.ts";
 import type { JournalState, Marked } from "./state.ts";
+
+export type { Cut } from "./journal-parts.ts";
 
 /** A heartbeat is written this often, and synced this often. */
 export const HEARTBEAT_MILLIS = 1_000;
@@ -29,31 +30,6 @@ const pagesPerTurn = 256;
 const batchBytesMax = 4 * JOURNAL_PAGE_BYTES;
 /** Of the clock by which files get their times: what is written within two of them has one time. */
 const clockTickMillis = 10;
-
-export interface Cut {
-  /** Journal's id, ":", epoch. Nothing is sent under it before `durable`. */
-  readonly cycle: string;
-  readonly frozen: DirtyBits;
-  /** The cut will be known after a crash. Never rejects. */
-  readonly durable: Promise<void>;
-}
-
-export interface JournalParts {
-  readonly state: JournalState;
-  /** Undefined: it could not be made; `failure` says why. */
-  readonly file: JournalFile | undefined;
-  readonly failure?: Scan | undefined;
-  readonly path: string;
-  readonly clock: Clock;
-  readonly random: Random;
-  readonly bootId: string;
-  /** The image as it is now. */
-  readonly image: () => Promise<Fingerprint>;
-  /** {@link invalidateJournal} of this one. */
-  readonly invalidate: () => Promise<boolean>;
-  /** Told once, when the journal is lost. */
-  readonly onFailure?: ((failure: Scan) => void) | undefined;
-}
 
 interface Waiting extends Marked {
   readonly resolve: () => void;
