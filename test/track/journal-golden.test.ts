@@ -57,7 +57,7 @@ describe("files of version 1", () => {
     const open = await read("open.rbj");
     expect(open.header).toMatchObject({ mode: "power", closed: false, blockBytes, base: 1, pending: 0 });
     expect([open.epoch, open.pending, open.remarks]).toEqual([3, 2, []]);
-    expect([...open.hot].sort()).toEqual([2, 3, 4, 5]);
+    expect([...open.hot].sort((a, b) => a - b)).toEqual([2, 3, 4, 5]);
     // Regions 0 to 3 by a range; 4 and 5, of which there is one block, because they are hot.
     expect([...open.bits.ranges()]).toEqual([{ first: 0, count: 5 * 64 + 1 }]);
     const closed = await read("closed.rbj");
