@@ -154,7 +154,7 @@ export class World {
   get #tracker(): { journal: BitmapJournal; image: StorageFile } {
     const { journal } = this;
     if (journal === undefined || this.#image === undefined) throw new Error("nobody tracks");
-    if (journal.failure !== undefined) this.isKept = false;
+    this.#noteFailure();
     return { journal, image: this.#image };
   }
 
@@ -237,10 +237,18 @@ export class World {
     await journal.close();
     await image.close();
     this.#alive();
-    if (journal.failure !== undefined) this.isKept = false;
+    this.#noteFailure();
     this.journal = undefined;
     this.#wall = this.clock.now() + 1_000;
     this.process?.kill();
+  }
+
+  /** What a journal that failed knew of a receiver is lost. That its process was killed is no failure. */
+  #noteFailure(): void {
+    const failure = this.journal?.failure;
+    if (failure === undefined || failure.words.includes("EKILLED")) return;
+    this.isKept = false;
+    this.retired = undefined;
   }
 
   /** A journal never says that its process was killed. */
@@ -250,7 +258,7 @@ export class World {
 
   /** Ends the process; with `survives` power is lost, and the machine starts anew. */
   crash(survives?: Survives): void {
-    if (this.journal?.failure !== undefined) this.isKept = false;
+    this.#noteFailure();
     this.process?.kill();
     this.journal = undefined;
     this.#wall = this.clock.now() + 1_000;
