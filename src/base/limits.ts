@@ -56,6 +56,8 @@ export const limits = {
   stateFileBytesMax: MIB,
   /** Table pages kept in memory for one disk, in bytes. */
   tableCacheBytes: 16 * MIB,
+  /** Regions of a tracked disk that are hot at a time: after an unclean end all of each is dirty, 1 GiB in all. */
+  journalHotRegionsMax: 256,
   /** Reserve of free space a store keeps by default. */
   reserveBytesDefault: 1 * GIB,
 } as const;

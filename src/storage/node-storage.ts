@@ -1,7 +1,7 @@
 /** {@link Storage} over node:fs, with the Linux calls where they are to be had. */
 import * as fs from "node:fs";
-import { chmod, link, mkdir, readdir, realpath, rename, rmdir, stat, statfs, unlink } from "node:fs/promises";
-import { platform, tmpdir } from "node:os";
+import { chmod, link, mkdir, readdir, readFile, realpath, rename, rmdir, stat, statfs, unlink } from "node:fs/promises";
+import { platform, tmpdir, uptime } from "node:os";
 import { promisify } from "node:util";
 import { errnoOf } from "../base/errors.ts";
 import { deviceName, deviceWriteCounter } from "./block-device.ts";
@@ -10,7 +10,7 @@ import { fileBytesMax } from "./file-system.ts";
 import { type LinuxCalls, loadLinuxCalls } from "./linux.ts";
 import { NodeFile, toFileStat } from "./node-file.ts";
 import { createNodeLanes, lazily } from "./node-lanes.ts";
-import type { Capabilities, FileStat, OpenOptions, Storage, StorageFile } from "./seam.ts";
+import type { Boot, Capabilities, FileStat, OpenOptions, Storage, StorageFile } from "./seam.ts";
 
 const openDescriptor = promisify(fs.open);
 const closeDescriptor = promisify(fs.close);
@@ -64,7 +64,18 @@ export function createNodeStorage(options: { readonly linux?: LinuxCalls; readon
       const facts = fs.fstatSync(file.fd, { bigint: true });
       return facts.isBlockDevice() ? deviceWriteCounter(deviceName(facts.rdev)) : undefined;
     },
+    boot: thisBoot,
   };
+}
+
+/** Nothing else tells boots apart for certain, so that elsewhere none is known. */
+async function thisBoot(): Promise<Boot | undefined> {
+  try {
+    const id = (await readFile("/proc/sys/kernel/random/boot_id", "latin1")).trim();
+    return /^[0-9a-f-]{36}$/.test(id) ? { id, ageMillis: uptime() * 1000 } : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 function capabilitiesOf(linux: LinuxCalls): Capabilities {

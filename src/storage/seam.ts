@@ -85,6 +85,14 @@ export interface StorageFile {
   close(): Promise<void>;
 }
 
+/** What tells one boot of a machine from another. */
+export interface Boot {
+  /** Random, the kernel's own; in a container that of its host. */
+  readonly id: string;
+  /** Since it began, in milliseconds; time asleep counts. */
+  readonly ageMillis: number;
+}
+
 /** A lock that ends with `release`, with the process, and with nothing else. */
 export interface FileLock {
   release(): Promise<void>;
@@ -171,4 +179,6 @@ export interface Storage {
    * still in the page cache count once they are synced. Undefined: not known here.
    */
   deviceWrites?(file: StorageFile): Promise<string | undefined>;
+  /** This boot of the machine; undefined, or left out: not known here. Never throws. */
+  boot?(): Promise<Boot | undefined>;
 }

@@ -238,3 +238,27 @@ describe("every file of a store", () => {
     expect(lines[0]?.["trouble"]).toMatch(/version 2/);
   });
 });
+
+describe("bitmap journals", () => {
+  test.each(["open.rbj", "closed.rbj"])("%s is whole", async (name) => {
+    const { code, lines } = await inspect(join(fixtures, "journal/v1", name));
+    expect(code).toBe(0);
+    expect(lines).toMatchObject([
+      { kind: "bitmap journal", mode: "power", closed: name === "closed.rbj", trouble: null },
+    ]);
+  });
+
+  test("damage is told in words, and what can be believed is shown", async () => {
+    const bytes = readFileSync(join(fixtures, "journal/v1/open.rbj"));
+    bytes[16_384 + 40] = 9;
+    const path = join(folder, "copy of a journal");
+    writeFileSync(path, bytes);
+    const { code, lines } = await inspect(path);
+    expect(code).toBe(1);
+    expect(lines[0]).toMatchObject({ kind: "bitmap journal", mode: "power" });
+    expect(lines[0]?.["trouble"]).toMatch(/batch 1 of its log is damaged/);
+    writeFileSync(join(folder, "empty.rbj"), "");
+    const { text } = await run([join(folder, "empty.rbj")]);
+    expect(text).toMatch(/^bitmap journal\n.*trouble +.*it has no header/s);
+  });
+});

@@ -310,3 +310,15 @@ describe.skipIf(noLinux !== undefined)(`locks${why(noLinux)}`, () => {
     await expect(without.lock(scratch.file("l"), "exclusive")).rejects.toMatchObject({ code: "ENOTSUP" });
   });
 });
+
+describe("the boot", () => {
+  test(`has an id, which stays, and an age, which grows${why(noLinux)}`, async (context) => {
+    context.skip(noLinux !== undefined, noLinux);
+    const first = await storage.boot?.();
+    expect(first?.id).toBe(fs.readFileSync("/proc/sys/kernel/random/boot_id", "latin1").trim());
+    const uptime = Number(fs.readFileSync("/proc/uptime", "latin1").split(" ")[0]) * 1000;
+    expect(first?.ageMillis).toBeGreaterThan(0);
+    expect(first?.ageMillis).toBeLessThan(uptime + 60_000);
+    expect((await storage.boot?.())?.id).toBe(first?.id);
+  });
+});
