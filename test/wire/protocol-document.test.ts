@@ -127,6 +127,7 @@ describe("limits", () => {
       "imageTableCacheBytes",
       "imageFileBytesMax",
       "vhdxLogChangesMax",
+      "journalHotRegionsMax",
       "poolBytesDefault",
       "stateFileBytesMax",
       "tableCacheBytes",

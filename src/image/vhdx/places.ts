@@ -122,9 +122,8 @@ export class VhdxPlaces {
    * calls do nothing.
    */
   touch(): Promise<void> {
-    const guids = { fileWriteGuid: this.#random.uuid(), dataWriteGuid: this.#random.uuid() };
     this.#touched ??= this.#orFail(async () => {
-      await this.#writeHeader(guids);
+      await this.#writeHeader({ fileWriteGuid: this.#random.uuid(), dataWriteGuid: this.#random.uuid() });
       await this.file.file.datasync();
     });
     return this.#touched;
