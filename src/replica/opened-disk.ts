@@ -5,6 +5,7 @@ import type { FileRun } from "../image/block-device.ts";
 import type { FileLock } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
 import { writeHolder } from "./disk-lock.ts";
+import type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 import { type DiskRecord, geometryOf } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
@@ -25,8 +26,6 @@ import type { ClosedLog } from "./undo/entry.ts";
 import { UNDO_ID_BYTES } from "./undo/format.ts";
 import type { LoggedParts } from "./undo/logged.ts";
 import type { UndoWriter } from "./undo/writer.ts";
-
-import type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 
 /** What a writer works with; handed over by who opened it. */
 export interface WriterParts {

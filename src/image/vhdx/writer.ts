@@ -1,10 +1,9 @@
 /** A disk in a VHDX file, written in place by {@link VhdxPlaces}. */
-import type { StorageFile } from "../../storage/seam.ts";
+import type { Storage, StorageFile } from "../../storage/seam.ts";
 import type { BlockReader, BlockWriter } from "../block-device.ts";
 import { MappedReader } from "../mapped-reader.ts";
 import { checkRange } from "../range.ts";
 import { zeroRaw } from "../raw.ts";
-import type { Storage } from "../../storage/seam.ts";
 import { type PlacesOptions, VhdxPlaces } from "./places.ts";
 
 /**
