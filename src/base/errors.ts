@@ -58,6 +58,9 @@ export const errorActions = {
   "image-in-use": "never",
   "image-changed": "never",
   "image-busy": "never",
+  // tracked images: who made the cut makes another one
+  "cut-abandoned": "never",
+  "base-mismatch": "never",
   // the receiver's disk
   "disk-name-invalid": "never",
   "disk-not-found": "never",

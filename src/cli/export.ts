@@ -1,14 +1,13 @@
 import { systemRandom } from "../base/random.ts";
-import { ReplicationError } from "../base/errors.ts";
 import { exportPoint } from "../library/exporting.ts";
-import type { NbdPlace } from "../nbd/nbd-uri.ts";
 import { watchCredentials } from "../transport/credential-watch.ts";
 import { needed, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
+import { parseNbdPlace } from "./nbd-address.ts";
 import { openStoreOf, storeFlags, storeHelp, storeOptions } from "./open-store.ts";
 import { parseDiskPoint, pointHelp, withChosenPoint } from "./point-name.ts";
-import { formatTime, parseAddress } from "./values.ts";
+import { formatTime } from "./values.ts";
 import { stopped, type Verb } from "./verb.ts";
 
 const help = `usage: replicate export --store DIR DISK[@POINT] --nbd ADDRESS [options]
@@ -37,7 +36,7 @@ export const exportVerb: Verb = {
       positionals: ["DISK[@POINT]"],
     });
     const { disk, point } = parseDiskPoint(given.positionals[0] ?? "", "export");
-    const place = parsePlace(needed(given.text("nbd"), "export", "--nbd ADDRESS"));
+    const place = parseNbdPlace(needed(given.text("nbd"), "export", "--nbd ADDRESS"));
     const tls = given.text("tls");
     const json = given.flag("json");
     const { store, engine } = await openStoreOf(given, "export", io);
@@ -68,10 +67,3 @@ export const exportVerb: Verb = {
     }
   },
 };
-
-function parsePlace(text: string): NbdPlace {
-  if (!text.startsWith("unix:")) return { kind: "tcp", ...parseAddress(text.replace(/^tcp:\/\//, ""), "--nbd") };
-  const path = text.slice("unix:".length);
-  if (path === "") throw new ReplicationError("usage", "--nbd: unix:/PATH names the socket");
-  return { kind: "unix", path };
-}

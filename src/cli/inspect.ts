@@ -10,6 +10,7 @@ import { inspectSeedFile } from "../replication/seed/inspect.ts";
 import { createNodeStorage } from "../storage/node-storage.ts";
 import type { Storage } from "../storage/seam.ts";
 import { describeJournal } from "../track/journal/describe.ts";
+import { describeKnownState } from "../track/known-state.ts";
 import { createFrameDecoder } from "../wire/frame.ts";
 import type { Message } from "../wire/messages.ts";
 import { parseArguments } from "./arguments.ts";
@@ -20,7 +21,7 @@ import type { CliIo, Verb } from "./verb.ts";
 const help = `usage: replicate inspect FILE [--json]
 
 Shows what a file is: a file of a store (store.json, disk.json, a point, session.json, an undo log, digests, pages, a lock), a part or
-the manifest of a copy in files, a bitmap journal, frames of the protocol as bytes or as hexadecimal text, or a disk image. What is wrong with it is said in words; then the exit code is 1.
+the manifest of a copy in files, a bitmap journal or known state, frames of the protocol as bytes or as hexadecimal text, or a disk image. What is wrong with it is said in words; then the exit code is 1.
 
 Exit codes: 0 whole, 1 damaged or not there, 2 wrong usage.
 
@@ -71,6 +72,8 @@ async function look(storage: Storage, path: string): Promise<readonly Found[]> {
   }
   const journal = stat.kind === "file" ? await describeJournal(storage, path) : undefined;
   if (journal !== undefined) return [journal];
+  const state = stat.kind === "file" ? await describeKnownState(storage, path) : undefined;
+  if (state !== undefined) return [state];
   const seed = await inspectSeedFile(storage, path);
   if (seed !== undefined) return [{ ...seed, facts: { fileBytes: stat.sizeBytes, ...seed.facts } }];
   const small = stat.kind === "file" && stat.sizeBytes <= framesBytesMax;

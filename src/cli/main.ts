@@ -25,6 +25,11 @@ const verbs: readonly VerbEntry[] = [
     load: async () => (await import("./send.ts")).sendVerb,
   },
   {
+    name: "track",
+    summary: "serve an image to a virtual machine, track what changes, and send it again and again",
+    load: async () => (await import("./track.ts")).trackVerb,
+  },
+  {
     name: "adopt",
     summary: "make an image that exists the replica of a new disk, to spare the initial copy",
     load: async () => (await import("./adopt.ts")).adoptVerb,

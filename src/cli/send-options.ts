@@ -24,7 +24,7 @@ interface Network {
   readonly fingerprint: string | undefined;
 }
 
-export function parseDestination(given: ParsedArguments, place: string, cwd: string): Folder | Network {
+export function parseDestination(given: ParsedArguments, place: string, cwd: string, verb = "send"): Folder | Network {
   const folder = given.text("to-dir");
   const overwrite = given.flag("force");
   if (folder !== undefined) {
@@ -34,7 +34,7 @@ export function parseDestination(given: ParsedArguments, place: string, cwd: str
     return { disk, target: directory, directory, overwrite };
   }
   if (overwrite) throw new ReplicationError("usage", "send: --force goes with --to-dir");
-  const tls = needed(given.text("tls"), "send", "--tls DIR/NAME");
+  const tls = needed(given.text("tls"), verb, "--tls DIR/NAME");
   return { ...parseTarget(place), target: place, tls, fingerprint: given.text("fingerprint") };
 }
 

@@ -35,6 +35,11 @@ export interface BlockReader {
   extents(offset: number, length: number): AsyncIterable<Extent>;
   /** Where the range lies in open files; undefined: only `read` can tell. The descriptors stay valid until close. */
   runs?(offset: number, length: number): readonly FileRun[] | undefined;
+  /**
+   * Of an image that is written to meanwhile: what {@link runs} says of the range is good until the function returned is called, soon, since writers wait. Left
+   * out: it is good while the image is open. See held-runs.ts.
+   */
+  hold?(offset: number, length: number): () => void;
   close(): Promise<void>;
 }
 

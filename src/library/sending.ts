@@ -35,7 +35,7 @@ export async function openSource(
   },
 ): Promise<SendSource & { close(): Promise<void> }> {
   const { engine } = options;
-  const { storage, clock, log, host } = engine;
+  const { storage, clock, log } = engine;
   const { format, allowLive = false, credentials } = options;
   const image = await openLocation(location, { storage, clock, log, format, allowLive, credentials });
   const { name } = image;
@@ -47,8 +47,7 @@ export async function openSource(
   return {
     reader: image.reader,
     name,
-    // An address is the same image whoever reads it; a path is one of this host.
-    identity: hash(image.identity === undefined ? name : `${host} ${name} ${image.identity}`),
+    identity: identityOf(engine, name, image.identity),
     guard: allowLive ? undefined : image.guard,
     async close() {
       await image.reader.close();
@@ -77,6 +76,11 @@ async function lockSource(location: string, target: string | undefined, engine: 
     "image-busy",
     `${location} is being sent to ${target ?? "a receiver"} by another process of this host`,
   );
+}
+
+/** An address is the same image whoever reads it; a path is one of this host. */
+export function identityOf({ host }: Engine, name: string, fileIdentity: string | undefined): string {
+  return hash(fileIdentity === undefined ? name : `${host} ${name} ${fileIdentity}`);
 }
 
 /** Stable over restarts: the same image of the same host is the same sender, and takes over from itself at once. */

@@ -29,7 +29,12 @@ export interface ExportOptions {
    * The image's bytes are exactly those of this file from its start on, for reading and, if it is writable, for writing: they are read and written at once by the
    * thread that serves, which is what makes small requests fast. Left out: everything goes through `image`.
    */
-  readonly file?: { readonly fd: number; readonly lanes: LaneStorage };
+  readonly file?: {
+    readonly fd: number;
+    readonly lanes: LaneStorage;
+    /** Asked before each write that is made at once; false: this one goes through `image`. Left out: always. */
+    readonly mayWriteNow?: (offset: number, length: number) => boolean;
+  };
   readonly contexts?: readonly ServedContext[];
 }
 

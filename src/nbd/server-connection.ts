@@ -266,7 +266,10 @@ export class ServerConnection implements ByteSink {
       this.#written(incoming);
       return true;
     }
-    if (incoming.refusal === undefined && this.#disk.file === undefined) return this.#writeBeside(incoming);
+    const { file } = this.#disk;
+    if (incoming.refusal === undefined && (file === undefined || incoming.piece !== undefined)) {
+      return this.#writeBeside(incoming);
+    }
     const had = Math.min(this.#end - this.#start, incoming.left);
     const { refusal } = incoming;
     let count = had;
@@ -276,7 +279,10 @@ export class ServerConnection implements ByteSink {
       count -= (incoming.offset + had) % pageBytes;
     }
     if (count <= 0) return false;
-    if (refusal === undefined) this.#writeNow(incoming, count);
+    if (refusal === undefined) {
+      if (file?.mayWriteNow?.(incoming.offset, count) === false) return this.#writeBeside(incoming);
+      this.#writeNow(incoming, count);
+    }
     this.#start += count;
     incoming.offset += count;
     incoming.left -= count;

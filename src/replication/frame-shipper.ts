@@ -5,7 +5,7 @@ import type { Slot } from "../base/buffer-pool.ts";
 import type { Clock } from "../base/clock.ts";
 import { type Geometry, PART_BYTES } from "../base/units.ts";
 import type { BlockReader } from "../image/block-device.ts";
-import type { BlockStretch, Shipment } from "../lanes/jobs.ts";
+import type { Shipment } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import { areaA } from "../lanes/slot-layout.ts";
 import { encodeHeadBefore } from "../wire/frame.ts";
@@ -53,16 +53,17 @@ export class FrameShipper {
     const { lanes, codec, funnel, reader, geometry, name } = this.#o;
     const { blockBytes } = geometry;
     const rawBytes = countParts(masks) * PART_BYTES;
-    let stretches: BlockStretch[] | undefined;
+    let held: ReturnType<typeof stretchesOf>;
     if (how.read) {
       funnel.readBytes += rawBytes;
-      stretches = stretchesOf(reader, blocks, geometry);
+      held = stretchesOf(reader, blocks, geometry);
       const target = slot.bytes.subarray(areaA, areaA + rawBytes);
-      if (stretches === undefined) await readParts(reader, blocks, masks, geometry, target);
+      if (held === undefined) await readParts(reader, blocks, masks, geometry, target);
     }
+    const { stretches } = held ?? {};
     const pick = codec.next();
     const request = { slot: slot.index, file: name, blockBytes, stretches, masks, rawBytes, codec: pick.codec };
-    const packed = await lanes.run("pack", request);
+    const packed = await lanes.run("pack", request).finally(() => held?.release());
     const frame = { blocks, masks, digests, rawBytes, ...packed };
     await this.ship(slot, frame, { repeat: how.repeat, pick });
   }

@@ -4,6 +4,7 @@ import { ReplicationError } from "../base/errors.ts";
 import { neighboursEnd } from "../base/neighbours.ts";
 import { EXTENT_BYTES_MAX, type Geometry, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
 import type { BlockReader, FileRun } from "../image/block-device.ts";
+import { type HeldRuns, holdRuns } from "../image/held-runs.ts";
 import type { BlockStretch } from "../lanes/jobs.ts";
 import { type BlockRange, cutRanges } from "./data-cursor.ts";
 
@@ -67,25 +68,33 @@ export function frameEnd(counts: Uint16Array, start: number): number {
   return end;
 }
 
-/** Where the bytes of blocks lie, those that follow one another together; undefined when the reader has no runs. */
+/** Where the bytes of blocks lie, those that follow one another together, and what holds them; undefined when some can only be read through the reader. */
 export function stretchesOf(
   reader: BlockReader,
   blocks: readonly number[],
   geometry: Geometry,
-): BlockStretch[] | undefined {
+): { readonly stretches: BlockStretch[]; release(): void } | undefined {
   const { blockBytes, sizeBytes } = geometry;
   const stretches: BlockStretch[] = [];
+  const held: HeldRuns[] = [];
+  const release = (): void => {
+    for (const each of held) each.release();
+  };
   for (let start = 0; start < blocks.length; ) {
     const first = blocks[start] ?? 0;
     const count = neighboursEnd(blocks, start) - start;
     const offset = first * blockBytes;
     const length = Math.min(count * blockBytes, sizeBytes - offset);
-    const runs = reader.runs?.(offset, length);
-    if (runs === undefined) return undefined;
-    stretches.push({ blocks: count, length, runs });
+    const place = holdRuns(reader, offset, length);
+    held.push(place);
+    if (place.runs === undefined) {
+      release();
+      return undefined;
+    }
+    stretches.push({ blocks: count, length, runs: place.runs });
     start += count;
   }
-  return stretches;
+  return { stretches, release };
 }
 
 /** Reads the parts one behind the other into `target`, padded with zeros at the end of the disk. For a reader without runs. */

@@ -4,7 +4,7 @@ import type { ErrorCode } from "../base/errors.ts";
 /**
  * Why blocks were looked at. `initial`: the disk was empty and has no point. `scan`: a delta, every block compared. `resume`: an initial copy or
  * delta that an earlier run left half done goes on. `resync:<code>`: an attempt of this run ended with this error, which put the receiver's table
- * in doubt; all was compared again. `bitmap`: only blocks a tracker marked (this version has no trackers and never says so).
+ * in doubt; all was compared again. `bitmap`: a delta of which only blocks that a tracker marked were read.
  */
 export type SendReason = "initial" | "scan" | "resume" | "bitmap" | `resync:${ErrorCode}`;
 

@@ -7,6 +7,7 @@ import { ReplicationError } from "../base/errors.ts";
 import { blockLength, digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
 import { isZero } from "../base/zero.ts";
 import type { BlockReader } from "../image/block-device.ts";
+import { holdRuns } from "../image/held-runs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import { areaA } from "../lanes/slot-layout.ts";
 import { BaseTable } from "./base-table.ts";
@@ -75,8 +76,8 @@ async function digestOf(options: Parameters<typeof checkResemblance>[0], block: 
   const offset = block * geometry.blockBytes;
   const length = blockLength(geometry, block);
   const slot = await pool.acquire(signal);
+  const { runs, release } = holdRuns(reader, offset, length);
   try {
-    const runs = reader.runs?.(offset, length);
     if (runs === undefined) await reader.read(slot.bytes.subarray(areaA, areaA + length), offset);
     const result = await lanes.run("scan", {
       slot: slot.index,
@@ -89,6 +90,7 @@ async function digestOf(options: Parameters<typeof checkResemblance>[0], block: 
     });
     return result.digests;
   } finally {
+    release();
     slot.release();
   }
 }

@@ -10,11 +10,19 @@ export interface ScanMemory {
   readonly done: PagedBits;
   /** Blocks that are in the funnel, of pages not in `done`: those pages are in it as a whole. */
   readonly counted: Map<number, Set<number>>;
+  /**
+   * Of sources whose changes are known: digests of the blocks of a page as the receiver had them before this cycle, of pages of which something was sent, as many
+   * as {@link baseBlocksMax}. What a lost session left half done is known by them.
+   */
+  readonly baseBlocks: Map<number, Uint8Array>;
   /** Bytes of parts sent in all attempts, those sent again too: whether an attempt got anywhere. */
   sentBytes: number;
   /** Where the next attempt starts. */
   nextPage: number;
 }
+
+/** 64 MiB of digests: pages of 512 GiB at the defaults. */
+export const baseBlocksMax = 16_384;
 
 export function createScanMemory(geometry: Geometry): ScanMemory {
   return {
@@ -22,6 +30,7 @@ export function createScanMemory(geometry: Geometry): ScanMemory {
     pages: createPageDigests(geometry),
     done: new PagedBits(pageCount(geometry)),
     counted: new Map(),
+    baseBlocks: new Map(),
     sentBytes: 0,
     nextPage: 0,
   };

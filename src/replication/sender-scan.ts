@@ -7,45 +7,30 @@
 import { fullMask } from "../base/part-mask.ts";
 import type { Clock } from "../base/clock.ts";
 import { ReplicationError } from "../base/errors.ts";
-import { Gate, settleAll } from "../base/gate.ts";
+import { Gate } from "../base/gate.ts";
 import { PagedBits } from "../base/paged-bits.ts";
-import type { BufferPool, Slot } from "../base/buffer-pool.ts";
-import {
-  blockCount,
-  blocksPerPage,
-  digestBytes,
-  EXTENT_BYTES_MAX,
-  type Geometry,
-  pageBlocks,
-  pageCount,
-  partsPerBlock,
-} from "../base/units.ts";
+import type { BufferPool } from "../base/buffer-pool.ts";
+import { blockCount, blocksPerPage, digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
 import { isZero } from "../base/zero.ts";
-import type { CodecName } from "../codec/compression.ts";
-import type { BlockReader, FileRun } from "../image/block-device.ts";
-import { blockState, type CompareResult, type ScanPiece, type ScanRequest, type ScanResult } from "../lanes/jobs.ts";
+import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
-import { areaA } from "../lanes/slot-layout.ts";
-import { pageDigest } from "../table/digest-table.ts";
+import { pageDigest, type PageDigests } from "../table/digest-table.ts";
 import { BaseTable } from "./base-table.ts";
 import type { CodecChoice } from "./codec-choice.ts";
-import { type BlockRange, blocksOutside, cutRanges, DataCursor } from "./data-cursor.ts";
+import { type BlockRange, blocksOutside, DataCursor } from "./data-cursor.ts";
+import { PageReader } from "./page-reader.ts";
 import { differences, type PageWork, RecentPages } from "./page-work.ts";
-import { runsOfRanges } from "./part-ranges.ts";
 import { Patches } from "./patches.ts";
 import { FrameShipper } from "./frame-shipper.ts";
 import { FunnelCount } from "./funnel-count.ts";
 import type { RateLimit } from "./rate.ts";
 import type { Funnel } from "./report.ts";
-import type { ScanMemory } from "./scan-memory.ts";
+import { baseBlocksMax, type ScanMemory } from "./scan-memory.ts";
 import type { SenderSession } from "./sender-session.ts";
+import { dirtyRanges, type SourceChanges } from "./source-changes.ts";
 
 /** Pages under way: enough to keep lanes busy across the round trips of their questions. */
 const pagesUnderWay = 4;
-/** Pieces under way for each lane: one in work, one ready. */
-const piecesPerLane = 2;
-/** Pieces compared in one job: 8 MiB, so that jobs are few, and a slow disk does not hold a lane for long. */
-const piecesTogether = 8;
 /** Pages whose digests are kept for a repeat. */
 const recentPages = 256;
 /** Pages scanned between two pauses in which sockets and timers get their turn. */
@@ -63,20 +48,14 @@ export interface ScanOptions {
   readonly clock: Clock;
   readonly funnel: Funnel;
   readonly memory: ScanMemory;
+  readonly changes?: SourceChanges | undefined;
+  /** What the image looked like at the state the receiver has. Undefined: not known, every block is looked at. */
+  readonly known?: PageDigests | undefined;
   /** The receiver's table is all zero. */
   readonly empty: boolean;
   /** Size of the receiver's disk before this delta. */
   readonly baseBytes: number;
   readonly signal: AbortSignal;
-}
-
-/** Blocks whose bytes lie in files. */
-interface PlacedPiece {
-  readonly first: number;
-  /** Exclusive. */
-  readonly end: number;
-  readonly length: number;
-  readonly runs: readonly FileRun[];
 }
 
 export class Scan {
@@ -87,8 +66,7 @@ export class Scan {
   readonly #count: FunnelCount;
   readonly #shipper: FrameShipper;
   readonly #pageGate = new Gate(pagesUnderWay);
-  /** Pieces read at a time: few, so that the slots they use stay in the processor's cache. */
-  readonly #readGate: Gate;
+  readonly #reader: PageReader;
   readonly #tasks = new Set<Promise<void>>();
   readonly #recent = new RecentPages(recentPages);
   /** Blocks sent whole at the receiver's request: each once. */
@@ -105,7 +83,6 @@ export class Scan {
     this.#geometry = options.memory.geometry;
     this.#width = digestBytes(this.#geometry.digestKind);
     this.#repeated = new PagedBits(blockCount(this.#geometry));
-    this.#readGate = new Gate(options.lanes.count * piecesPerLane);
     this.#count = new FunnelCount(options.funnel, options.memory);
     this.#shipper = new FrameShipper({ ...options, geometry: this.#geometry, count: this.#count });
     this.#patches = new Patches({
@@ -120,6 +97,15 @@ export class Scan {
         this.#settle(work, 1);
       },
     });
+    this.#reader = new PageReader({
+      ...options,
+      geometry: this.#geometry,
+      shipper: this.#shipper,
+      patches: this.#patches,
+      check: () => {
+        this.#check();
+      },
+    });
     this.#base = new BaseTable(options.session, this.#geometry, { empty, sizeBytes: baseBytes });
   }
 
@@ -130,6 +116,8 @@ export class Scan {
     const start = memory.nextPage < pages ? memory.nextPage : 0;
     funnel.allocatedBytes = 0;
     try {
+      if (this.#o.known === undefined)
+        this.#needComplete("the receiver does not have the state its changes are known from");
       for (const [from, to] of [
         [start, pages],
         [0, start],
@@ -139,11 +127,13 @@ export class Scan {
         const cursor = new DataCursor(reader, { blockBytes: this.#geometry.blockBytes, fromBlock });
         for (let page = from; page < to; page++) {
           this.#check();
-          const { first, count } = pageBlocks(this.#geometry, page);
-          const before = cursor.dataBytes;
-          const ranges = await cursor.ranges(first, first + count);
-          funnel.allocatedBytes += cursor.dataBytes - before;
-          await this.#visit(page, ranges);
+          if (this.#o.known === undefined || !(await this.#visitKnown(page, this.#o.known))) {
+            const { first, count } = pageBlocks(this.#geometry, page);
+            const before = cursor.dataBytes;
+            const ranges = await cursor.ranges(first, first + count);
+            funnel.allocatedBytes += cursor.dataBytes - before;
+            await this.#visit(page, ranges);
+          }
           if (page % pagesBetweenPauses === pagesBetweenPauses - 1) await this.#o.clock.sleep(0, this.#o.signal);
         }
         await cursor.close();
@@ -205,6 +195,117 @@ export class Scan {
     );
   }
 
+  /** A page of which only dirty blocks can differ, because the receiver has it as it was. False: it must be looked at as a whole. */
+  async #visitKnown(page: number, known: PageDigests): Promise<boolean> {
+    const { memory, changes } = this.#o;
+    if (changes === undefined) return false;
+    const base = this.#base.empty ? zeroPageDigest : await this.#base.page(page);
+    if (memory.done.has(page) && Buffer.compare(memory.pages.get(page), base) === 0) {
+      this.#scanned(page);
+      return true;
+    }
+    const was = knownPage(known, page);
+    const { first, count } = pageBlocks(this.#geometry, page);
+    const dirty = dirtyRanges(changes.dirty, this.#geometry.blockBytes, first, first + count);
+    const asItWas = Buffer.compare(base, was) === 0;
+    if (asItWas && dirty.length === 0) {
+      memory.pages.set(page, was);
+      memory.done.add(page);
+      this.#scanned(page);
+      return true;
+    }
+    const blocks = asItWas || memory.baseBlocks.has(page) ? await this.#knownBlocks(page, base, was, dirty) : undefined;
+    if (blocks === undefined) {
+      this.#needComplete(`the receiver has page ${page} of it in another state than the one that was sent`);
+      return false;
+    }
+    await this.#patches.room();
+    await this.#pageGate.enter();
+    void this.#track(
+      this.#dirtyBlocks(page, dirty, blocks).finally(() => {
+        this.#pageGate.leave();
+      }),
+    );
+    return true;
+  }
+
+  /** The receiver's digests of a page, when only dirty blocks of it can differ from what they were. Undefined: others do. */
+  async #knownBlocks(
+    page: number,
+    base: Uint8Array,
+    was: Uint8Array,
+    dirty: readonly BlockRange[],
+  ): Promise<Uint8Array | undefined> {
+    const { memory } = this.#o;
+    const { first, count } = pageBlocks(this.#geometry, page);
+    const now = isZero(base) ? new Uint8Array(count * this.#width) : await this.#base.blocks(page);
+    if (Buffer.compare(pageDigest(now), base) !== 0) {
+      throw new ReplicationError(
+        "digest-mismatch",
+        `the receiver's digests of page ${page} of ${this.#o.name} do not fit each other; comparing anew`,
+      );
+    }
+    if (Buffer.compare(base, was) === 0) {
+      if (memory.baseBlocks.size < baseBlocksMax) memory.baseBlocks.set(page, now.slice());
+      return now;
+    }
+    const before = memory.baseBlocks.get(page);
+    const isSame = (block: number): boolean => {
+      const at = (block - first) * this.#width;
+      return (
+        Buffer.compare(now.subarray(at, at + this.#width), before?.subarray(at, at + this.#width) ?? zeroPageDigest) ===
+        0
+      );
+    };
+    return blocksOutside(first, count, dirty).every(isSame) ? now : undefined;
+  }
+
+  /** Reads dirty blocks of a page; the others have the digests of `base`. */
+  async #dirtyBlocks(page: number, dirty: readonly BlockRange[], base: Uint8Array): Promise<void> {
+    const { first, count } = pageBlocks(this.#geometry, page);
+    const work: PageWork = { page, first, count, digests: base.slice(), open: 1, cold: [] };
+    const ranges = await this.#dataIn(dirty);
+    await this.#reader.readAhead(work, ranges);
+    await this.#reader.read(work, ranges, isZero(base) ? "zero" : base);
+    const holes = dirty.flatMap((range) => blocksOutside(range.first, range.end - range.first, ranges));
+    const zeros = holes.filter(
+      (block) => !isZero(base.subarray((block - first) * this.#width, (block - first + 1) * this.#width)),
+    );
+    for (const block of zeros) work.digests.fill(0, (block - first) * this.#width, (block - first + 1) * this.#width);
+    await this.#shipper.shipZeros(zeros, false);
+    this.#settle(work, 1);
+  }
+
+  /** Of these ranges, the blocks with data. */
+  async #dataIn(ranges: readonly BlockRange[]): Promise<readonly BlockRange[]> {
+    const { reader, funnel } = this.#o;
+    const { blockBytes, sizeBytes } = this.#geometry;
+    const found: BlockRange[] = [];
+    for (const { first, end } of ranges) {
+      const offset = first * blockBytes;
+      for await (const extent of reader.extents(offset, Math.min(end * blockBytes, sizeBytes) - offset)) {
+        if (extent.kind !== "data") continue;
+        funnel.allocatedBytes += extent.length;
+        const from = Math.floor(extent.offset / blockBytes);
+        const to = Math.ceil((extent.offset + extent.length) / blockBytes);
+        const last = found.at(-1);
+        if (last !== undefined && from <= last.end)
+          found.splice(-1, 1, { first: last.first, end: Math.max(last.end, to) });
+        else found.push({ first: from, end: to });
+      }
+    }
+    return found;
+  }
+
+  #needComplete(why: string): void {
+    const { changes, name } = this.#o;
+    if (changes === undefined || changes.complete) return;
+    throw new ReplicationError(
+      "base-mismatch",
+      `${name}: ${why}. More of it must be read than the blocks that are known to have changed: make another cut, of all of it`,
+    );
+  }
+
   async #page(page: number, ranges: readonly BlockRange[], basePage: Uint8Array): Promise<void> {
     const { first, count } = pageBlocks(this.#geometry, page);
     const work: PageWork = { page, first, count, digests: new Uint8Array(count * this.#width), open: 1, cold: [] };
@@ -212,8 +313,8 @@ export class Scan {
     let base: Uint8Array | "zero" | undefined;
     if (isZero(basePage)) base = "zero";
     else if (ahead) base = await this.#base.blocks(page);
-    await this.#readAhead(work, ranges);
-    await this.#read(work, ranges, base ?? "unknown");
+    await this.#reader.readAhead(work, ranges);
+    await this.#reader.read(work, ranges, base ?? "unknown");
     if (base === undefined) {
       const equal = Buffer.compare(pageDigest(work.digests), basePage) === 0;
       this.#note(!equal);
@@ -229,201 +330,11 @@ export class Scan {
     this.#differing = this.#differing * 0.7 + (differs ? 0.3 : 0);
   }
 
-  /** Before the first read of a page. */
-  async #readAhead(work: PageWork, ranges: readonly BlockRange[]): Promise<void> {
-    const runs = runsOfRanges(this.#o.reader, this.#geometry, ranges);
-    if (runs.length === 0) return;
-    const { cold } = await this.#o.lanes.run("readAhead", { runs });
-    work.cold = cold.flatMap((index) => runs[index] ?? []);
-  }
-
-  /**
-   * Reads ranges of a page: pieces of which something may be shipped at once in slots, as many in one as there is room for (a sparse image has its content
-   * in many small ranges), the others 8 MiB together.
-   */
-  async #read(work: PageWork, ranges: readonly BlockRange[], base: Uint8Array | "zero" | "unknown"): Promise<void> {
-    const tasks: Promise<void>[] = [];
-    const blocksMax = EXTENT_BYTES_MAX / this.#geometry.blockBytes;
-    let together: PlacedPiece[] = [];
-    const compare = (): void => {
-      if (together.length > 0 && base !== "zero") tasks.push(this.#compareAll(work, together, base));
-      together = [];
-    };
-    let group: BlockRange[] = [];
-    let grouped = 0;
-    const scan = (): void => {
-      if (group.length > 0) tasks.push(this.#scanAll(work, group, base));
-      group = [];
-      grouped = 0;
-    };
-    for (const range of cutRanges(ranges, blocksMax)) {
-      const { first, end } = range;
-      const placed = base !== "zero" && !this.#hasZero(work, first, end, base) ? this.#placed(first, end) : undefined;
-      if (placed !== undefined) {
-        if (together.push(placed) === piecesTogether) compare();
-        continue;
-      }
-      if (grouped + end - first > blocksMax) scan();
-      group.push(range);
-      grouped += end - first;
-    }
-    scan();
-    compare();
-    await settleAll(tasks);
-  }
-
-  /** Whether the receiver holds one of these blocks as zeros: then it may be new, and is shipped at once. */
-  #hasZero(work: PageWork, first: number, end: number, base: Uint8Array | "unknown"): boolean {
-    if (base === "unknown") return false;
-    for (let block = first; block < end; block++) {
-      const at = (block - work.first) * this.#width;
-      if (base[at] === 0 && isZero(base.subarray(at, at + this.#width))) return true;
-    }
-    return false;
-  }
-
-  /** Undefined: only the reader can read it. */
-  #placed(first: number, end: number): PlacedPiece | undefined {
-    const { blockBytes, sizeBytes } = this.#geometry;
-    const offset = first * blockBytes;
-    const length = Math.min(end * blockBytes, sizeBytes) - offset;
-    const runs = this.#o.reader.runs?.(offset, length);
-    return runs === undefined ? undefined : { first, end, length, runs };
-  }
-
-  /** Digests pieces of a page in one job, and compares them. */
-  async #compareAll(work: PageWork, pieces: readonly PlacedPiece[], base: Uint8Array | "unknown"): Promise<void> {
-    const { lanes, name, funnel } = this.#o;
-    const { blockBytes, digestKind } = this.#geometry;
-    const width = this.#width;
-    const placeOf = (block: number): number => (block - work.first) * width;
-    await this.#readGate.enter();
-    let result: CompareResult;
-    try {
-      this.#check();
-      result = await lanes.run("compare", {
-        file: name,
-        pieces: pieces.map(({ runs, length }) => ({ runs, length })),
-        base:
-          base === "unknown"
-            ? base
-            : Buffer.concat(pieces.map(({ first, end }) => base.subarray(placeOf(first), placeOf(end)))),
-        ...{ blockBytes, digestKind },
-      });
-    } finally {
-      this.#readGate.leave();
-    }
-    const zeros: number[] = [];
-    let index = 0;
-    let partsEnd = 0;
-    for (const { first, end, length } of pieces) {
-      funnel.readBytes += length;
-      work.digests.set(result.digests.subarray(index * width, (index + end - first) * width), placeOf(first));
-      for (let block = first; block < end; block++, index++) {
-        const state = result.states[index];
-        if (state === blockState.zero) zeros.push(block);
-        else if (state === blockState.differs) {
-          this.#patches.add(work, block, result.parts.subarray(partsEnd, partsEnd + this.#partBytes));
-          partsEnd += this.#partBytes;
-        }
-      }
-    }
-    await this.#shipper.shipZeros(zeros, false);
-  }
-
-  /** Digests ranges of a page that fit a slot together, and ships what is new over zero. */
-  async #scanAll(work: PageWork, ranges: readonly BlockRange[], base: Uint8Array | "zero" | "unknown"): Promise<void> {
-    const blocks = ranges.flatMap(({ first, end }) =>
-      Array.from({ length: end - first }, (_unused, nth) => first + nth),
-    );
-    const placeOf = (block: number): number => (block - work.first) * this.#width;
-    await this.#readGate.enter();
-    let inGate = true;
-    const leave = (): void => {
-      if (inGate) this.#readGate.leave();
-      inGate = false;
-    };
-    let slot: Slot | undefined;
-    try {
-      slot = await this.#o.pool.acquire(this.#o.signal);
-      this.#check();
-      // As late as can be: a page has 32 MiB of pieces, which would all still get the codec of a trial that is over.
-      const pick = base === "unknown" ? undefined : this.#o.codec.next();
-      const mine =
-        typeof base === "string"
-          ? base
-          : Buffer.concat(ranges.map(({ first, end }) => base.subarray(placeOf(first), placeOf(end))));
-      const result = await this.#scanBlocks(slot, ranges, mine, pick?.codec ?? "stored");
-      leave();
-      let index = 0;
-      for (const { first, end } of ranges) {
-        const digests = result.digests.subarray(index * this.#width, (index + end - first) * this.#width);
-        work.digests.set(digests, placeOf(first));
-        index += end - first;
-      }
-      const zeros: number[] = [];
-      let parts = 0;
-      for (const [nth, state] of result.states.entries()) {
-        const block = blocks[nth] ?? 0;
-        if (state === blockState.zero) zeros.push(block);
-        else if (state === blockState.differs) {
-          this.#patches.add(work, block, result.parts.subarray(parts, parts + this.#partBytes));
-          parts += this.#partBytes;
-        }
-      }
-      if (result.shipment !== undefined && pick !== undefined) {
-        const { shipment } = result;
-        const shipped = shipment.picked.map((nth) => blocks[nth] ?? 0);
-        await this.#shipper.ship(slot, { ...shipment, blocks: shipped }, { repeat: false, pick });
-      }
-      await this.#shipper.shipZeros(zeros, false);
-    } finally {
-      leave();
-      slot?.release();
-    }
-  }
-
-  /** Bytes of the part digests of one block. */
-  get #partBytes(): number {
-    return partsPerBlock(this.#geometry.blockBytes) * 4;
-  }
-
-  /** One scan job. */
-  async #scanBlocks(
-    slot: Slot,
-    ranges: readonly BlockRange[],
-    base: ScanRequest["base"],
-    codec: CodecName,
-  ): Promise<ScanResult> {
-    const { lanes, reader, funnel } = this.#o;
-    const { blockBytes, digestKind, sizeBytes } = this.#geometry;
-    const pieces: ScanPiece[] = [];
-    let at = areaA;
-    for (const { first, end } of ranges) {
-      const offset = first * blockBytes;
-      const length = Math.min(end * blockBytes, sizeBytes) - offset;
-      const runs = reader.runs?.(offset, length);
-      if (runs === undefined) await reader.read(slot.bytes.subarray(at, at + length), offset);
-      funnel.readBytes += length;
-      pieces.push({ runs, length });
-      at += (end - first) * blockBytes;
-    }
-    return await lanes.run("scan", {
-      slot: slot.index,
-      file: this.#o.name,
-      pieces,
-      base,
-      codec,
-      blockBytes,
-      digestKind,
-    });
-  }
-
   /** A page that was digested first turned out to differ: its blocks that differ are looked at again, now with the receiver's digests. */
   async #compare(work: PageWork, base: Uint8Array): Promise<void> {
     const { zeros, ranges } = differences(work, base);
     await this.#shipper.shipZeros(zeros, false);
-    await this.#read(work, ranges, base);
+    await this.#reader.read(work, ranges, base);
   }
 
   /** Blocks in holes that the receiver does not hold as zero. */
@@ -465,7 +376,12 @@ export class Scan {
       }
       const slot = await this.#o.pool.acquire(this.#o.signal);
       try {
-        const { digests } = await this.#scanBlocks(slot, [{ first: block, end: block + 1 }], "unknown", "stored");
+        const { digests } = await this.#reader.scanBlocks(
+          slot,
+          [{ first: block, end: block + 1 }],
+          "unknown",
+          "stored",
+        );
         if (isZero(digests)) await this.#shipper.shipZeros([block], true);
         else await this.#shipper.packAndShip(slot, [block], whole, digests, { read: false, repeat: true });
         await this.#replaceDigest(block, digests);
@@ -493,3 +409,8 @@ export class Scan {
 }
 
 const zeroPageDigest = new Uint8Array(32);
+
+/** Of a disk that grew there is nothing behind its old end. */
+function knownPage(known: PageDigests, page: number): Uint8Array {
+  return page < pageCount(known.geometry) ? known.get(page) : zeroPageDigest;
+}

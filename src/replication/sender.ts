@@ -24,11 +24,13 @@ import { backoffMillis } from "./backoff.ts";
 import { CodecChoice } from "./codec-choice.ts";
 import { type Plan, planSession } from "./plan.ts";
 import { createRateLimit, type RateLimit } from "./rate.ts";
+import { RepeatQueue } from "./repeat-queue.ts";
 import { emptyFunnel, type Funnel, type SendReason, type SendReport } from "./report.ts";
 import { checkResemblance } from "./resemblance.ts";
 import { createScanMemory, type ScanMemory } from "./scan-memory.ts";
 import { Scan } from "./sender-scan.ts";
 import { SenderSession } from "./sender-session.ts";
+import { knownBase, type SourceChanges } from "./source-changes.ts";
 
 /** The image to send, and what is known of it beside its bytes. */
 export interface SendSource {
@@ -39,6 +41,8 @@ export interface SendSource {
   readonly identity: string;
   /** Notices an image that changes while it is read; absent: the caller vouches for a frozen view. */
   readonly guard?: { begin(): Promise<void>; check(): Promise<void> } | undefined;
+  /** Absent: nobody tracks the image, and everything is compared. */
+  readonly changes?: SourceChanges | undefined;
 }
 
 /** What a sender has to do with those of other disks that are cut at the same moment; see machine.ts. */
@@ -127,7 +131,7 @@ class SenderRun implements Sender {
 
   constructor(options: SenderOptions) {
     this.#o = options;
-    this.#cycle = options.random.uuid();
+    this.#cycle = options.source.changes?.cycle ?? options.random.uuid();
     this.#rate = createRateLimit(options.clock, options.rate);
     this.#funnel = emptyFunnel(options.source.reader.sizeBytes);
   }
@@ -270,7 +274,8 @@ class SenderRun implements Sender {
   ): Promise<Durable | "waits"> {
     const { source, lanes, pool, clock } = this.#o;
     const signal = session.signal;
-    this.#reason ??= plan.reason;
+    const known = knownBase(source.changes, opened);
+    this.#reason ??= known === undefined ? plan.reason : "bitmap";
     if (plan.sampleFirst) {
       await checkResemblance({
         session,
@@ -297,6 +302,8 @@ class SenderRun implements Sender {
       clock,
       funnel: this.#funnel,
       memory,
+      changes: source.changes,
+      known: known?.pages,
       empty: opened.empty,
       baseBytes: opened.sizeBytes,
       signal,
@@ -311,6 +318,12 @@ class SenderRun implements Sender {
       }
     };
     await scan.run();
+    return await this.#commit(session, memory, repeats);
+  }
+
+  /** All of the image lies at the receiver, but for what it asks for again meanwhile. */
+  async #commit(session: SenderSession, memory: ScanMemory, repeats: RepeatQueue): Promise<Durable | "waits"> {
+    const { source, clock } = this.#o;
     this.#phase = "committing";
     for (;;) {
       // Counted before the wait: a request that arrives from here on makes another commit necessary.
@@ -319,6 +332,8 @@ class SenderRun implements Sender {
       await this.#checkSource();
       if (this.#o.cut?.shipped() === false) return "waits";
       const root = memory.pages.root();
+      // Were the answer lost, the next send would have to know what the receiver may have.
+      await source.changes?.keep?.({ cycle: this.#cycle, pages: memory.pages });
       const durable = session.commit({
         root,
         cycle: this.#cycle,
@@ -396,6 +411,7 @@ class SenderRun implements Sender {
       sourceName: source.name,
       sectorBytes: source.reader.sectorBytes,
       cycle: this.#cycle,
+      ...(source.changes?.bases[0] === undefined ? {} : { baseCycle: source.changes.bases[0] }),
       allowShrink: this.#o.allowShrink ?? false,
       adopt: this.#o.adopt ?? false,
     };
@@ -421,42 +437,6 @@ class SenderRun implements Sender {
 interface ProgressMark {
   readonly pages: number;
   readonly bytes: number;
-}
-
-/** Blocks the receiver wants whole, served one request after the other. */
-class RepeatQueue {
-  handler: ((blocks: readonly number[]) => Promise<void>) | undefined;
-  #chain: Promise<void> = Promise.resolve();
-  #arrived: (() => void) | undefined;
-  /** Requests that arrived so far. */
-  count = 0;
-
-  push(blocks: readonly number[]): void {
-    const { handler } = this;
-    if (handler === undefined)
-      throw new ReplicationError("protocol-violation", "the receiver asks for blocks before any was sent");
-    this.#chain = this.#chain.then(() => handler(blocks));
-    this.#chain.catch(() => {
-      // Seen by `settled`, which the commit awaits; the session's own failure is reported there too.
-    });
-    this.count++;
-    this.#arrived?.();
-  }
-
-  /** Resolves when all asked so far were sent. */
-  settled(): Promise<void> {
-    return this.#chain;
-  }
-
-  /** Resolves with undefined when more than `served` requests have arrived. */
-  arrival(served: number): Promise<undefined> {
-    if (this.count > served) return Promise.resolve(undefined);
-    return new Promise((resolve) => {
-      this.#arrived = () => {
-        resolve(undefined);
-      };
-    });
-  }
 }
 
 /** An identity as a wire name: itself where it is one, else its hash. */

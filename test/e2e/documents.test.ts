@@ -16,7 +16,7 @@ describe("README.md", () => {
   }));
 
   test("its commands run as written, in their order", async (t) => {
-    needTools(t, "sh", "dd", "truncate", "seq", "qemu-img", "qemu-nbd");
+    needTools(t, "sh", "dd", "truncate", "seq", "qemu-img", "qemu-io", "qemu-nbd");
     expect(blocks.filter(({ isReceiver }) => isReceiver).length).toBe(1);
     expect(blocks.length).toBeGreaterThan(3);
     const cwd = tempDir(t);

@@ -340,7 +340,7 @@ describe("parts", () => {
     const geometry: Geometry = { sizeBytes: 9 * 16 * KIB + 512, blockBytes: 16 * KIB, digestKind: "xxh64" };
     const runs = (offset: number, length: number) => [{ kind: "file", fd: 4, offset, length } as const];
     const reader = { runs } as unknown as BlockReader;
-    expect(stretchesOf(reader, [1, 2, 3, 5, 8, 9], geometry)).toEqual([
+    expect(stretchesOf(reader, [1, 2, 3, 5, 8, 9], geometry)?.stretches).toEqual([
       { blocks: 3, length: 3 * 16 * KIB, runs: runs(16 * KIB, 3 * 16 * KIB) },
       { blocks: 1, length: 16 * KIB, runs: runs(5 * 16 * KIB, 16 * KIB) },
       { blocks: 2, length: 16 * KIB + 512, runs: runs(8 * 16 * KIB, 16 * KIB + 512) },

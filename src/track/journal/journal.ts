@@ -116,6 +116,17 @@ export class BitmapJournal {
     });
   }
 
+  /** As {@link mark}, for who does not wait: true when the bytes may be written at once; false: nothing was marked. */
+  tryMark(offset: number, length: number): boolean {
+    invariant(!this.#closing, "a journal that is closed gets no marks");
+    if (this.#resizing !== undefined || this.#failing !== undefined) return false;
+    const marked = { offset, length: Math.min(length, this.sizeBytes - offset) };
+    if (marked.length <= 0) return true;
+    if (this.#failure === undefined) return this.#state.tryMark(marked);
+    this.#state.setActive(marked.offset, marked.length);
+    return true;
+  }
+
   /** Closes the open epoch and begins the next, at once. Every mark before it has been resolved, and the write it was for has ended. */
   flip(): Cut {
     invariant(this.#marks.length === 0 && this.#resizing === undefined, "writers are drained before a cut");

@@ -1,0 +1,183 @@
+/** Tracked images: served to a hypervisor over NBD, and sent cycle by cycle. */
+import { resolve } from "node:path";
+import { ReplicationError } from "../base/errors.ts";
+import { BLOCK_BYTES_DEFAULT } from "../base/units.ts";
+import { openImage } from "../image/open-image.ts";
+import { createRawWriter, rawSectorBytes } from "../image/raw.ts";
+import { formatNbdUri, type NbdPlace } from "../nbd/nbd-uri.ts";
+import { listenNbd } from "../nbd/server.ts";
+import type { Engine } from "../replication/engine.ts";
+import { TrackedSender } from "../replication/tracked-sender.ts";
+import type { Storage, StorageFile } from "../storage/seam.ts";
+import type { Belief, JournalMode } from "../track/belief.ts";
+import { fingerprintOf } from "../track/fingerprint.ts";
+import { journalPathOf, openJournal } from "../track/journal/open.ts";
+import { knownStatePathOf, openKnownStates } from "../track/known-state.ts";
+import type { Scan } from "../track/scan-reason.ts";
+import { TrackedImage } from "../track/tracked-image.ts";
+import type { CredentialSource } from "../transport/credential-source.ts";
+import { isLoopback } from "../transport/names.ts";
+import { type CreateSenderOptions, createSender, identityOf } from "./sending.ts";
+
+export interface OpenTrackedOptions {
+  readonly engine: Engine;
+  /** Default: `IMAGE.rbj`, beside the image. */
+  readonly journal?: string | undefined;
+  /** Default `power`. */
+  readonly mode?: JournalMode | undefined;
+  /** Bytes; default 64 KiB. That of the disk at the receiver makes the least work. */
+  readonly blockBytes?: number | undefined;
+  /** Read and write the bytes as they are, whatever they look like. */
+  readonly format?: "raw" | undefined;
+  /** Told once, when the journal cannot be written any more. */
+  readonly onFailure?: ((failure: Scan) => void) | undefined;
+}
+
+export interface Tracked {
+  /** Absolute path of the image. */
+  readonly name: string;
+  readonly image: TrackedImage;
+  /** Whether what changed while nobody watched is known. */
+  readonly belief: Belief;
+  /** A server of the image: clients may write. Port 0 picks a free one. Errors: `usage`, `listen-failed`. */
+  serve(options: {
+    readonly place: NbdPlace;
+    readonly credentials?: CredentialSource | undefined;
+  }): Promise<ServedImage>;
+  /** Sends to a disk of a receiver, a cycle at a time. */
+  createSender(options: Omit<CreateSenderOptions, "engine" | "source" | "cut">): Promise<TrackedSender>;
+  /** After servers and senders have ended. What was written is durable, and the journal is closed. */
+  close(): Promise<void>;
+}
+
+export interface ServedImage {
+  readonly uri: string;
+  readonly connections: number;
+  close(): Promise<void>;
+}
+
+/**
+ * Opens a raw image or a block device to be written through this process only: it is locked against other trackers. Errors: of `openImage`; `image-in-use`: QEMU writes to it; `image-busy`: another
+ * process tracks it; `image-format-unsupported` for other formats; `sync-failed`.
+ */
+export async function openTracked(path: string, options: OpenTrackedOptions): Promise<Tracked> {
+  const { engine } = options;
+  const { storage } = engine;
+  const looked = await openImage(path, { storage, clock: engine.clock, format: options.format });
+  const { path: name, identity } = looked;
+  const { sizeBytes } = looked.reader;
+  await looked.reader.close();
+  if (looked.format !== "raw") {
+    throw new ReplicationError(
+      "image-format-unsupported",
+      `${name} is a ${looked.format} image: only raw images and devices are tracked so far`,
+    );
+  }
+  const lock = storage.capabilities.locks ? await storage.lock(name, "exclusive") : undefined;
+  if (lock === undefined && storage.capabilities.locks) {
+    throw new ReplicationError("image-busy", `${name} is tracked, or locked, by another process`);
+  }
+  try {
+    return await track({ ...options, name, identity, sizeBytes, release: async () => await lock?.release() });
+  } catch (error) {
+    await lock?.release();
+    throw error;
+  }
+}
+
+interface Known extends OpenTrackedOptions {
+  readonly name: string;
+  readonly identity: string;
+  readonly sizeBytes: number;
+  readonly release: () => Promise<void>;
+}
+
+async function track(options: Known): Promise<Tracked> {
+  const { engine, name, sizeBytes, blockBytes = BLOCK_BYTES_DEFAULT, mode = "power" } = options;
+  const { storage, clock, random } = engine;
+  const journalPath = options.journal === undefined ? journalPathOf(name) : resolve(options.journal);
+  const isDevice = options.identity.startsWith("device:");
+  const file = await storage.open(name, { write: true, holdDevice: isDevice });
+  const { kind, ...stat } = await file.stat();
+  if (storage.probeImageLock?.(file) === "writer") {
+    await file.close();
+    throw new ReplicationError("image-in-use", `${name} is open for writing in QEMU: stop the machine first`);
+  }
+  const disk = { sizeBytes, blockBytes };
+  const { journal, belief } = await openJournal({
+    ...{ storage, clock, random, mode, ...disk },
+    path: journalPath,
+    kind: kind === "device" ? "device" : "file",
+    image: () => fingerprintOf(file),
+    ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
+  });
+  const writer = createRawWriter(file, storage, { sizeBytes, sectorBytes: rawSectorBytes({ kind, ...stat }) });
+  const image = new TrackedImage({
+    image: writer,
+    journal,
+    openSpill: () => openSpill(storage, `${journalPath}.spill`),
+  });
+  const statePath = knownStatePathOf(journalPath);
+  return {
+    name,
+    image,
+    belief,
+    serve: (how) => serve(engine, { ...how, name, image, file }),
+    async createSender({ receiver, ...rest }) {
+      return new TrackedSender({
+        ...{ image, name, clock },
+        identity: identityOf(engine, name, options.identity),
+        states: await openKnownStates(storage, statePath, { sync: mode === "power" }),
+        createSender: (source) => createSender({ ...rest, engine, receiver, source }),
+      });
+    },
+    async close() {
+      try {
+        await image.flush();
+      } finally {
+        await image.close();
+        await options.release();
+      }
+    },
+  };
+}
+
+/** Gone from the folder at once, and from the disk when it is closed. */
+async function openSpill(storage: Storage, path: string): Promise<StorageFile> {
+  const file = await storage.open(path, { write: true, create: true, truncate: true });
+  await storage.unlink(path);
+  return file;
+}
+
+async function serve(
+  engine: Engine,
+  options: {
+    readonly place: NbdPlace;
+    readonly credentials?: CredentialSource | undefined;
+    readonly name: string;
+    readonly image: TrackedImage;
+    readonly file: StorageFile;
+  },
+): Promise<ServedImage> {
+  const { place, credentials, name, image, file } = options;
+  if (credentials === undefined && place.kind === "tcp" && !isLoopback(place.host)) {
+    throw new ReplicationError(
+      "usage",
+      `${place.host} is reached from other machines, which must show certificates: give them, or serve on 127.0.0.1 or a unix socket`,
+    );
+  }
+  const { storage, clock, random, log } = engine;
+  const exportName = name.slice(name.lastIndexOf("/") + 1);
+  const mayWriteNow = (offset: number, length: number): boolean => image.mayWriteNow(offset, length);
+  const listener = await listenNbd({
+    ...{ storage, clock, random, log, credentials, place },
+    exports: [{ name: exportName, image, writable: true, file: { fd: file.fd, lanes: storage.lanes, mayWriteNow } }],
+  });
+  return {
+    uri: formatNbdUri({ tls: credentials !== undefined, place: listener.place, exportName }),
+    get connections() {
+      return listener.connections;
+    },
+    close: () => listener.close(),
+  };
+}

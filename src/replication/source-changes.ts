@@ -1,0 +1,48 @@
+/** What is known of a source beside its bytes: which blocks may have changed since a state the receiver has. */
+import type { DirtyBits } from "../track/dirty-bitmap.ts";
+import type { KnownState } from "../track/known-state.ts";
+import type { Opened } from "../wire/messages.ts";
+import type { BlockRange } from "./data-cursor.ts";
+
+export interface SourceChanges {
+  /** Id of the state that is sent; the receiver keeps it with the point. */
+  readonly cycle: string;
+  /** Cycles relative to which {@link dirty} names every block that may have changed. */
+  readonly bases: readonly string[];
+  readonly dirty: DirtyBits;
+  /** False: only dirty blocks can be read as they were. When others are needed the send ends with `base-mismatch`. */
+  readonly complete: boolean;
+  /** The image as it was at some of {@link bases}. Of a state the receiver has and that is not among them, everything is compared. */
+  readonly states: readonly KnownState[];
+  /** Before a receiver is asked to make a point of it: what is sent, for {@link states} of a later send. Durable when it resolves. */
+  readonly keep?: (state: KnownState) => Promise<void>;
+}
+
+/** The state a delta can be made relative to: the receiver has it, and what it looked like is known. */
+export function knownBase(changes: SourceChanges | undefined, opened: Opened): KnownState | undefined {
+  const state = changes?.states.find(({ cycle }) => cycle === opened.cycle && changes.bases.includes(cycle));
+  if (state === undefined) return undefined;
+  const { geometry } = state.pages;
+  const same = geometry.blockBytes === opened.blockBytes && geometry.digestKind === opened.digestKind;
+  return same ? state : undefined;
+}
+
+/** Dirty blocks of [first, end), blocks of `blockBytes`, which need not be the bitmap's. Ascending, apart from each other. */
+export function dirtyRanges(dirty: DirtyBits, blockBytes: number, first: number, end: number): BlockRange[] {
+  const found: { first: number; end: number }[] = [];
+  const from = first * blockBytes;
+  const to = Math.min(end * blockBytes, dirty.sizeBytes);
+  for (let at = Math.floor(from / dirty.blockBytes); at * dirty.blockBytes < to; ) {
+    const run = dirty.next(at);
+    if (run === undefined || run.first * dirty.blockBytes >= to) break;
+    at = run.first + run.count;
+    const range = {
+      first: Math.max(first, Math.floor((run.first * dirty.blockBytes) / blockBytes)),
+      end: Math.min(end, Math.ceil((at * dirty.blockBytes) / blockBytes)),
+    };
+    const last = found.at(-1);
+    if (last !== undefined && range.first <= last.end) last.end = range.end;
+    else found.push(range);
+  }
+  return found;
+}

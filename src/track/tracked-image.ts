@@ -1,0 +1,229 @@
+/**
+ * A disk image whose changes are tracked: a {@link BlockWriter} over another, through which everything is written. Each write is marked in the journal
+ * before it is made, and where a cut is being read, old content is copied aside first.
+ *
+ * A cut stops new writes, waits for those under way, closes the epoch and lets the writers go on: {@link cutImages}. It is read through its view while they do,
+ * and ends with {@link ImageCut.retire} or {@link ImageCut.mergeBack}.
+ */
+import type { Clock } from "../base/clock.ts";
+import { invariant, ReplicationError } from "../base/errors.ts";
+import type { BlockWriter, Extent, FileRun } from "../image/block-device.ts";
+import type { StorageFile } from "../storage/seam.ts";
+import { DirtyBitmap, type DirtyBits } from "./dirty-bitmap.ts";
+import { FrozenView } from "./frozen-view.ts";
+import type { BitmapJournal } from "./journal/journal.ts";
+import { OldContent } from "./old-content.ts";
+
+export interface TrackedImageOptions {
+  /** Written through this object only, from now on. Taken over: `close` closes it. */
+  readonly image: BlockWriter;
+  /** Of the image, opened before. Taken over as well. */
+  readonly journal: BitmapJournal;
+  /** Where old content goes when memory is full: an empty file of its own, which is gone when it is closed. Undefined: a cut that needs one is given up. */
+  readonly openSpill?: (() => Promise<StorageFile>) | undefined;
+  /** Defaults: {@link OldContent}. */
+  readonly spillMemoryBytes?: number | undefined;
+  readonly spillBytesMax?: number | undefined;
+}
+
+export interface ImageCut {
+  /** Id of this state: what a receiver has when it has the cut. */
+  readonly cycle: string;
+  /** States relative to which {@link dirty} names everything that may have changed. Empty: there is none, and all has to be compared. */
+  readonly bases: readonly string[];
+  readonly dirty: DirtyBits;
+  /** As the image was: of all blocks, or of the dirty ones alone. */
+  readonly view: FrozenView;
+  /** Every block of the view is as it was. */
+  readonly complete: boolean;
+  /** Resolves when the journal has the cut: before anything of it is sent. */
+  readonly durable: Promise<void>;
+  /** A receiver has the cut. Before: `remember`, which keeps what is known of its content. Syncs the image first; throws what that throws, and then the bits stay. */
+  retire(remember?: () => Promise<void>): Promise<void>;
+  /** The cut came to nothing: what it froze is dirty for the next one. Idempotent; after `retire` it does nothing. */
+  mergeBack(): Promise<void>;
+}
+
+/** Time within which all writes under way must end for a cut. */
+export const CUT_MILLIS_MAX = 1_000;
+
+export class TrackedImage implements BlockWriter {
+  readonly #o: TrackedImageOptions;
+  readonly #image: BlockWriter;
+  readonly #journal: BitmapJournal;
+  #underWay = 0;
+  /** While writers are stopped. */
+  #stopped: { readonly going: Promise<void>; readonly go: () => void } | undefined;
+  #whenDrained: (() => void) | undefined;
+  #view: FrozenView | undefined;
+
+  constructor(options: TrackedImageOptions) {
+    this.#o = options;
+    this.#image = options.image;
+    this.#journal = options.journal;
+    invariant(options.image.sizeBytes === options.journal.sizeBytes, "a journal is of its image");
+  }
+
+  get sizeBytes(): number {
+    return this.#image.sizeBytes;
+  }
+
+  get sectorBytes(): 512 | 4096 {
+    return this.#image.sectorBytes;
+  }
+
+  get journal(): BitmapJournal {
+    return this.#journal;
+  }
+
+  read(target: Uint8Array, offset: number): Promise<void> {
+    return this.#image.read(target, offset);
+  }
+
+  extents(offset: number, length: number): AsyncIterable<Extent> {
+    return this.#image.extents(offset, length);
+  }
+
+  runs(offset: number, length: number): readonly FileRun[] | undefined {
+    return this.#image.runs?.(offset, length);
+  }
+
+  write(source: Uint8Array, offset: number): Promise<void> {
+    return this.#change(offset, source.length, () => this.#image.write(source, offset));
+  }
+
+  zero(offset: number, length: number): Promise<void> {
+    return this.#change(offset, length, () => this.#image.zero(offset, length));
+  }
+
+  flush(): Promise<void> {
+    return this.#image.flush();
+  }
+
+  /**
+   * Whether a range may be written to the image's file at once, past this object, by who goes on before anything else has a turn. It is marked then. False: go
+   * through {@link write}.
+   */
+  mayWriteNow(offset: number, length: number): boolean {
+    if (this.#stopped !== undefined || this.#view?.mayWriteNow(offset, length) === false) return false;
+    return this.#journal.tryMark(offset, length);
+  }
+
+  async #change(offset: number, length: number, change: () => Promise<void>): Promise<void> {
+    while (this.#stopped !== undefined) await this.#stopped.going;
+    this.#underWay++;
+    try {
+      await this.#journal.mark(offset, length);
+      await this.#view?.beforeWrite(offset, length);
+      await change();
+    } finally {
+      this.#underWay--;
+      if (this.#underWay === 0) this.#whenDrained?.();
+    }
+  }
+
+  // Cuts ------------------------------------------------------------------------------------------------------------
+
+  /** New writes wait from now on, until {@link go}. Resolves when none is under way. */
+  stop(): Promise<void> {
+    invariant(this.#stopped === undefined, "writers are stopped once");
+    let go = (): void => undefined;
+    const going = new Promise<void>((resolve) => {
+      go = resolve;
+    });
+    this.#stopped = { going, go };
+    if (this.#underWay === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.#whenDrained = resolve;
+    });
+  }
+
+  go(): void {
+    this.#whenDrained = undefined;
+    this.#stopped?.go();
+    this.#stopped = undefined;
+  }
+
+  /** While writers are stopped and none is under way. At once. */
+  freeze(what: "dirty" | "all"): ImageCut {
+    invariant(this.#stopped !== undefined && this.#underWay === 0, "a cut is made while nobody writes");
+    invariant(this.#view === undefined, "one cut of an image at a time");
+    const journal = this.#journal;
+    const bases = [journal.base, journal.pending].filter((cycle) => cycle !== undefined);
+    const { cycle, frozen: dirty, durable } = journal.flip();
+    const { openSpill, spillMemoryBytes: memoryBytes, spillBytesMax } = this.#o;
+    const aside = new OldContent({ blockBytes: dirty.blockBytes, openSpill, memoryBytes, spillBytesMax });
+    const complete = what === "all" || dirty.count === dirty.blocks;
+    const view = new FrozenView({ image: this.#image, frozen: complete ? allOf(dirty) : dirty, aside });
+    this.#view = view;
+    let ended: Promise<void> | undefined;
+    const end = async (): Promise<void> => {
+      this.#view = undefined;
+      await view.close();
+    };
+    return {
+      ...{ cycle, bases, dirty, view, complete, durable },
+      retire: async (remember) => {
+        invariant(ended === undefined, "a cut ends once");
+        await this.#image.flush();
+        await remember?.();
+        ended = end();
+        await Promise.all([ended, journal.retire(cycle)]);
+      },
+      mergeBack: () => {
+        if (ended === undefined) journal.mergeBack(cycle);
+        ended ??= end();
+        return ended;
+      },
+    };
+  }
+
+  /** After the last cut has ended and the last write has resolved. */
+  async close(): Promise<void> {
+    invariant(this.#underWay === 0 && this.#view === undefined, "an image that is closed is not in use");
+    await this.#journal.close();
+    await this.#image.close();
+  }
+}
+
+function allOf(blocks: DirtyBits): DirtyBits {
+  const all = new DirtyBitmap(blocks);
+  all.setAll();
+  return all.freeze();
+}
+
+/**
+ * Cuts several images at one moment: no write is under way in any of them, and each acknowledged before is in, each that begins later is not. Throws `cut-abandoned` when
+ * the writes under way do not end in time; nothing has changed then.
+ */
+export async function cutImages(
+  images: readonly TrackedImage[],
+  options: {
+    readonly clock: Clock;
+    /** `all`: the whole disk can be read as it was, for a comparison. */
+    readonly freeze: "dirty" | "all";
+    /** Default {@link CUT_MILLIS_MAX}. */
+    readonly millisMax?: number;
+  },
+): Promise<readonly ImageCut[]> {
+  const { clock, freeze, millisMax = CUT_MILLIS_MAX } = options;
+  const timer = new AbortController();
+  const drained = images.map((image) => image.stop());
+  try {
+    const inTime = await Promise.race([
+      Promise.all(drained).then(() => true),
+      clock.sleep(millisMax, timer.signal).then(
+        () => false,
+        () => false,
+      ),
+    ]);
+    if (!inTime) {
+      const text = `writes under way did not end within ${millisMax / 1000} s: the cut is given up, and the writers go on`;
+      throw new ReplicationError("cut-abandoned", text);
+    }
+    return images.map((image) => image.freeze(freeze));
+  } finally {
+    timer.abort();
+    for (const image of images) image.go();
+  }
+}

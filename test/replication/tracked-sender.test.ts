@@ -1,0 +1,248 @@
+/** Cycles of a tracked image: what they read, what the receiver has afterwards, and what happens when something comes in between. */
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { silentLogger } from "../../src/base/logger.ts";
+import { KIB, MIB } from "../../src/base/units.ts";
+import type { BlockWriter } from "../../src/image/block-device.ts";
+import { createMemoryImage } from "../../src/image/memory.ts";
+import { createSender } from "../../src/replication/sender.ts";
+import { TrackedSender } from "../../src/replication/tracked-sender.ts";
+import { createLinkedPair, type LinkedPair } from "../../src/testing/linked-pair.ts";
+import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
+import { openJournal } from "../../src/track/journal/open.ts";
+import { loadKnownState, openKnownStates } from "../../src/track/known-state.ts";
+import { TrackedImage } from "../../src/track/tracked-image.ts";
+import { createTestRandom } from "../replica/simulated-store.ts";
+import { randomBytes } from "../random.ts";
+import { watchRejections } from "./checks.ts";
+import { hastyClock, PairKit } from "./pair-kit.ts";
+
+const sizeBytes = 100 * MIB + 1_536;
+const statePath = "/images/vm.rbk";
+
+let kit: PairKit;
+const rejections = watchRejections();
+
+beforeEach(async () => {
+  kit = await PairKit.create();
+});
+
+afterEach(async () => {
+  expect(await kit.close(), "every slot is back").toBe(true);
+  expect(await rejections.take()).toEqual([]);
+});
+
+/** A process that tracks; several one after the other share the image and the folder. */
+class Tracker {
+  readonly disk = createSimulatedDisk();
+  readonly memory: BlockWriter = createMemoryImage(sizeBytes);
+  #opens = 0;
+  image!: TrackedImage;
+  sender!: TrackedSender;
+  onPair: (pair: LinkedPair) => void = () => undefined;
+
+  async start(blockBytes = 64 * KIB, spillMemoryBytes?: number): Promise<string> {
+    const storage = this.disk.start();
+    await storage.makeDirectory("/images");
+    const { journal, belief } = await openJournal({
+      ...{ storage, path: "/images/vm.rbj", sizeBytes, blockBytes, kind: "file" },
+      image: async () => ({ sizeBytes, device: "1", inode: "1", changedNanos: 1n, dataWriteGuid: undefined }),
+      clock: hastyClock,
+      random: createTestRandom(++this.#opens),
+    });
+    this.image = new TrackedImage({ image: this.memory, journal, spillMemoryBytes });
+    this.sender = new TrackedSender({
+      image: this.image,
+      ...{ name: "vm", identity: "vm-1", clock: hastyClock },
+      states: await openKnownStates(storage, statePath, { sync: true }),
+      createSender: (source) => {
+        const { lanes, pool, random, codecs } = kit.sending;
+        return createSender({
+          source,
+          ...{ disk: "disk", instance: "vm-1", software: "test", lanes, pool, random, codecs },
+          ...{ clock: hastyClock, log: silentLogger },
+          connect: () => {
+            const pair = createLinkedPair({ clock: hastyClock });
+            this.onPair(pair);
+            kit.receiver.accept(pair.server);
+            return Promise.resolve(pair.client);
+          },
+        });
+      },
+    });
+    return belief.kind;
+  }
+
+  async stop(): Promise<void> {
+    await this.image.journal.close();
+  }
+
+  write(offset: number, length: number): Promise<void> {
+    return this.image.write(randomBytes(length), offset);
+  }
+
+  async expectReplica(): Promise<void> {
+    await kit.idle();
+    const bytes = new Uint8Array(sizeBytes);
+    await this.memory.read(bytes, 0);
+    expect(Buffer.compare(kit.replica(), bytes)).toBe(0);
+  }
+}
+
+async function filled(): Promise<Tracker> {
+  const tracker = new Tracker();
+  await tracker.start();
+  for (const at of [0, 40, 99]) await tracker.write(at * MIB, MIB);
+  const report = await tracker.sender.cycle();
+  expect(report).toMatchObject({ reason: "initial", point: 1, created: true });
+  await tracker.expectReplica();
+  return tracker;
+}
+
+describe("a delta reads what changed and nothing else", () => {
+  test.each([16 * KIB, 64 * KIB, MIB])("journal blocks of %d bytes", async (blockBytes) => {
+    const tracker = new Tracker();
+    await tracker.start(blockBytes);
+    for (const at of [0, 40, 99]) await tracker.write(at * MIB, MIB);
+    await tracker.sender.cycle();
+    await tracker.write(MIB - 5, 10);
+    await tracker.image.zero(40 * MIB, 200 * KIB);
+    await tracker.write(sizeBytes - 700, 700);
+    await tracker.write(70 * MIB, 5_000);
+    const report = await tracker.sender.cycle();
+    expect(report).toMatchObject({ reason: "bitmap", point: 2 });
+    // A block is read once to be compared, and its parts that differ once more.
+    expect(report.funnel.readBytes).toBeLessThan(6 * Math.max(blockBytes, 64 * KIB) + 200 * KIB);
+    await tracker.expectReplica();
+    const nothing = await tracker.sender.cycle();
+    expect(nothing.funnel).toMatchObject({ readBytes: 0, changedBytes: 0 });
+    await tracker.expectReplica();
+    await tracker.stop();
+  });
+
+  test("also after a restart, and when the process ended between commit and retire", async () => {
+    const tracker = await filled();
+    await tracker.write(3 * MIB, 100_000);
+    await tracker.stop();
+    expect(await tracker.start()).toBe("exact");
+    const report = await tracker.sender.cycle();
+    expect(report.reason).toBe("bitmap");
+    expect(report.funnel.readBytes).toBeLessThan(MIB);
+    await tracker.expectReplica();
+    // The point is made, and the process dies before it can say so in its journal.
+    await tracker.write(50 * MIB, 100_000);
+    const { retire } = tracker.image.journal;
+    tracker.image.journal.retire = () => Promise.reject(new Error("killed"));
+    await expect(tracker.sender.cycle()).rejects.toThrow("killed");
+    tracker.image.journal.retire = retire;
+    await tracker.stop();
+    expect(await tracker.start()).toBe("exact");
+    await tracker.write(60 * MIB, 100_000);
+    const next = await tracker.sender.cycle();
+    expect(next.reason).toBe("bitmap");
+    expect(next.funnel.readBytes).toBeLessThan(MIB);
+    await tracker.expectReplica();
+    await tracker.stop();
+  });
+});
+
+test("a link that breaks in the middle of a delta: the same cut goes on, and nothing but dirty blocks is read", async () => {
+  const tracker = await filled();
+  for (let at = 0; at < 90; at += 3) await tracker.write(at * MIB + 4_096, 100_000);
+  let links = 0;
+  tracker.onPair = (pair) => {
+    if (++links < 4) pair.toServer.cutAfter(700_000 * links);
+  };
+  const report = await tracker.sender.cycle();
+  expect(report.reason).toBe("bitmap");
+  expect(report.attempts).toBeGreaterThan(1);
+  expect(report.funnel.readBytes).toBeLessThan(30 * 3 * 64 * KIB * 4);
+  await tracker.expectReplica();
+  await tracker.stop();
+});
+
+test("a delta that was given up half way, and more writes: the next cycle puts it right", async () => {
+  const tracker = await filled();
+  for (let at = 0; at < 90; at += 3) await tracker.write(at * MIB, 100_000);
+  const stop = new AbortController();
+  tracker.onPair = (pair) => {
+    pair.toServer.cutAfter(1_500_000);
+    stop.abort();
+  };
+  await expect(tracker.sender.cycle(stop.signal)).rejects.toMatchObject({ code: "aborted" });
+  tracker.onPair = () => undefined;
+  await tracker.write(20 * MIB, 100_000);
+  await tracker.sender.cycle();
+  await tracker.expectReplica();
+  const after = await tracker.sender.cycle();
+  expect(after.funnel.readBytes).toBe(0);
+  await tracker.stop();
+});
+
+test("a receiver that has another state than it was left with is compared, once", async () => {
+  const tracker = await filled();
+  const other = createMemoryImage(sizeBytes);
+  await other.write(randomBytes(2 * MIB), 40 * MIB + 100);
+  await kit.send(other, { source: { reader: other, name: "vm", identity: "vm-1" } });
+  await kit.idle();
+  await tracker.write(5 * MIB, 4_096);
+  const report = await tracker.sender.cycle();
+  expect(report.reason).toBe("scan");
+  await tracker.expectReplica();
+  await tracker.write(6 * MIB, 4_096);
+  expect((await tracker.sender.cycle()).reason).toBe("bitmap");
+  await tracker.expectReplica();
+  await tracker.stop();
+});
+
+test("what another sender left half applied is found, though no point tells of it", async () => {
+  const tracker = await filled();
+  const other = createMemoryImage(sizeBytes);
+  await other.write(randomBytes(20 * MIB), 30 * MIB);
+  const onPair = (pair: LinkedPair): void => pair.toServer.cutAfter(8_000_000);
+  await expect(kit.send(other, { adopt: true, onPair, attemptsMax: 1 })).rejects.toMatchObject({
+    code: "connection-lost",
+  });
+  await kit.idle();
+  await tracker.write(5 * MIB, 4_096);
+  await tracker.sender.cycle();
+  await tracker.expectReplica();
+  await tracker.stop();
+});
+
+test("without its known state all is compared; a state that is damaged is none", async () => {
+  const tracker = await filled();
+  await tracker.stop();
+  const bytes = tracker.disk.peek(statePath);
+  if (bytes === undefined) throw new Error("the state is saved");
+  for (const at of [0, 9, 13, 20, 25, 29, 40, 600, bytes.length - 1]) {
+    tracker.disk.poke(statePath, Uint8Array.of((bytes[at] ?? 0) ^ 0x10), at);
+    expect(await loadKnownState(tracker.disk.start(), statePath), `byte ${at}`).toBeUndefined();
+    tracker.disk.poke(statePath, Uint8Array.of(bytes[at] ?? 0), at);
+  }
+  expect((await loadKnownState(tracker.disk.start(), statePath))?.pages.root()).toBeDefined();
+  tracker.disk.poke(statePath, Uint8Array.of(1), 700);
+  await tracker.start();
+  await tracker.write(5 * MIB, 4_096);
+  const report = await tracker.sender.cycle();
+  expect(report).toMatchObject({ reason: "scan", point: 2 });
+  await tracker.expectReplica();
+  await tracker.stop();
+});
+
+test("a cut that is lost makes no point, and its changes are in the next", async () => {
+  const tracker = await filled();
+  await tracker.stop();
+  await tracker.start(64 * KIB, 0);
+  await tracker.write(5 * MIB, 3 * MIB);
+  let writing: Promise<void> | undefined;
+  tracker.onPair = () => {
+    // The guest needs a block that was not sent yet, and there is nowhere to keep what it held.
+    writing = tracker.write(7 * MIB, 4_096);
+  };
+  await expect(tracker.sender.cycle()).rejects.toMatchObject({ code: "cut-abandoned" });
+  await writing;
+  tracker.onPair = () => undefined;
+  await tracker.sender.cycle();
+  await tracker.expectReplica();
+  await tracker.stop();
+});
