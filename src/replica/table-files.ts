@@ -2,6 +2,7 @@
 import { type Geometry } from "../base/units.ts";
 import type { Storage, StorageFile } from "../storage/seam.ts";
 import { createPageDigests, type DigestTable, openDigestTable, tableFileBytes } from "../table/digest-table.ts";
+import { PAGE_DIGEST_BYTES } from "../table/page-digests.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
@@ -11,6 +12,8 @@ export class TableFiles {
   readonly #digests: StorageFile;
   readonly #pages: StorageFile;
   readonly #disk: string;
+  /** `pages` has no length: {@link empty}. */
+  #isEmptied = false;
 
   private constructor(storage: Storage, digests: StorageFile, pages: StorageFile, disk: string) {
     this.#storage = storage;
@@ -33,12 +36,13 @@ export class TableFiles {
     });
   }
 
-  /** Whether both files are long enough for this geometry. */
+  /** Whether both files are long enough for this geometry, and `pages` is not of a table that was being built anew: {@link settle}. */
   async holds(geometry: Geometry): Promise<boolean> {
     const wanted = tableFileBytes(geometry);
     const digests = await this.#digests.stat();
     const pages = await this.#pages.stat();
-    return digests.sizeBytes >= wanted.digests && pages.sizeBytes >= wanted.pages;
+    const isWhole = pages.sizeBytes % PAGE_DIGEST_BYTES === 0;
+    return isWhole && digests.sizeBytes >= wanted.digests && pages.sizeBytes >= wanted.pages;
   }
 
   /** The table as it is on disk, or in words why there is none to be had. */
@@ -66,6 +70,7 @@ export class TableFiles {
    */
   async empty(geometry: Geometry, onDamage: (page: number) => void): Promise<DigestTable> {
     await this.distrust();
+    this.#isEmptied = true;
     await inFile("write-failed", `disk ${this.#disk}: emptying its table`, async () => {
       await this.#digests.truncate(0);
       await this.#digests.truncate(tableFileBytes(geometry).digests);
@@ -81,14 +86,24 @@ export class TableFiles {
     });
   }
 
-  /** Writes and syncs a table that was built anew. Order: entries → synced → page digests and the length of `pages` → synced. */
+  /**
+   * Writes and syncs a table that was built anew. After {@link empty} `pages` is too long, durably, until all of its content is durable: of what is written
+   * at its end alone its length might survive, and page digests that are missing are those of zeros.
+   */
   async settle(table: DigestTable): Promise<void> {
+    const { pages } = tableFileBytes(table.geometry);
     table.writeEntries();
     await this.#syncFile(this.#digests, "digests");
+    if (this.#isEmptied) await this.#cutPages(pages + 1);
     table.write();
-    await inFile("write-failed", `disk ${this.#disk}: writing "pages"`, () =>
-      this.#pages.truncate(tableFileBytes(table.geometry).pages),
-    );
+    await this.#syncFile(this.#pages, "pages");
+    if (this.#isEmptied) await this.#cutPages(pages);
+    this.#isEmptied = false;
+  }
+
+  /** Durably. */
+  async #cutPages(sizeBytes: number): Promise<void> {
+    await inFile("write-failed", `disk ${this.#disk}: writing "pages"`, () => this.#pages.truncate(sizeBytes));
     await this.#syncFile(this.#pages, "pages");
   }
 

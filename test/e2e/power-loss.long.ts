@@ -71,7 +71,7 @@ for (const [format, kills] of [
     process.stdout.write(`${JSON.stringify({ ...machine.counts, lostBytes: machine.lostBytes, seconds })}\n`);
     // Or the moments were all of one kind: before the point was made, or behind it, whether its sender heard of it or not.
     const { before, unheard, after } = machine.counts;
-    for (const count of [before, unheard + after]) expect(count).toBeGreaterThan(kills / 10);
+    for (const count of [before, unheard + after]) expect(count).toBeGreaterThanOrEqual(Math.max(1, kills / 15));
   });
 }
 

@@ -263,6 +263,17 @@ const opening: readonly Edge[] = [
 
 const emptied: Test = (step) => is(step, "truncate", "pages") && step.sizeBytes === 0;
 const settling = /^rebuild/;
+/** Page digests have 32 bytes each. */
+const isTooLong = (step: Operation | undefined): boolean => (step?.sizeBytes ?? 0) % 32 === 1;
+/** Until the sync from which on the next open believes the table. */
+function untilTrusted(): (operation: Operation) => boolean {
+  let isLong = false;
+  return (operation) => {
+    if (is(operation, "truncate", "pages")) isLong = isTooLong(operation);
+    return is(operation, "sync", "pages") && !isLong;
+  };
+}
+const syncOfEntries = doing(settling, (step) => is(step, "sync", "digests"));
 const rebuilding: readonly Edge[] = [
   { name: "pages cut to 0", change: skip(emptied) },
   {
@@ -284,15 +295,28 @@ const rebuilding: readonly Edge[] = [
     change: { dropsCache: (path) => !files.replica.test(path) },
     failure: true,
   },
-  ...bothWays(
-    "the entries of a table built anew",
-    doing(settling, (step) => is(step, "sync", "digests")),
-    at("sync", "pages"),
-    "pages",
-  ),
+  { name: "sync of the entries of a table built anew", change: skip(syncOfEntries) },
+  {
+    name: "sync of the entries of a table built anew → pages",
+    change: {
+      fault: (step) => (syncOfEntries(step) ? { kind: "late", until: untilTrusted() } : undefined),
+    },
+  },
   {
     name: "sync of the pages of a table built anew",
     change: skip(doing(settling, (step) => is(step, "sync", "pages") && lastWrite(step)?.sizeBytes !== 0)),
+  },
+  {
+    name: "pages too long while they are written",
+    change: skip(doing(settling, (step) => is(step, "truncate", "pages") && isTooLong(step))),
+  },
+  {
+    name: "sync of pages too long",
+    change: skip(doing(settling, (step) => is(step, "sync", "pages") && isTooLong(lastWrite(step)))),
+  },
+  {
+    name: "sync of pages before they have their length",
+    change: skip(doing(settling, (step) => is(step, "sync", "pages") && lastWrite(step)?.kind !== "truncate")),
   },
   ...(["digests", "pages"] as const).flatMap((file) => {
     const test = doing(settling, (step) => is(step, "sync", file) && lastWrite(step)?.sizeBytes !== 0);
@@ -580,6 +604,9 @@ const superfluous: Readonly<Record<string, string>> = {
   "sync of the cut": "the sync of the next batch covers it",
   "clean-stop record removed before a rebuild":
     "it is believed only while root, size, inode and ctime are those it names",
+  "pages too long while they are written":
+    "what is written of them here fits one sector, and is there as a whole or not at all; of a disk of more than 16 pages some could be",
+  "sync of pages too long": "the same",
   "digests emptied before a rebuild": "pages whose page digest is zero are never read; the space comes back",
   "disk.json of a disk that is put back to a shorter point → replica shorter":
     "behind the point's end all is zero by then, and who opens the disk next gives the files the lengths of disk.json",
