@@ -24,7 +24,7 @@ interface Network {
   readonly fingerprint: string | undefined;
 }
 
-export function parseDestination(given: ParsedArguments, place: string, cwd: string, verb = "send"): Folder | Network {
+export function parseDestination(given: ParsedArguments, place: string, cwd: string): Folder | Network {
   const folder = given.text("to-dir");
   const overwrite = given.flag("force");
   if (folder !== undefined) {
@@ -34,8 +34,18 @@ export function parseDestination(given: ParsedArguments, place: string, cwd: str
     return { disk, target: directory, directory, overwrite };
   }
   if (overwrite) throw new ReplicationError("usage", "send: --force goes with --to-dir");
+  return parseNetwork(given, place, { verb: "send", withDisk: true });
+}
+
+/** `HOST:PORT/DISK`, or `HOST:PORT` for several disks: then the disk is empty. */
+export function parseNetwork(
+  given: ParsedArguments,
+  target: string,
+  { verb, withDisk }: { readonly verb: string; readonly withDisk: boolean },
+): Network {
   const tls = needed(given.text("tls"), verb, "--tls DIR/NAME");
-  return { ...parseTarget(place), target: place, tls, fingerprint: given.text("fingerprint") };
+  const place = withDisk ? parseTarget(target) : { ...parseAddress(target, "HOST:PORT"), disk: "" };
+  return { ...place, target, tls, fingerprint: given.text("fingerprint") };
 }
 
 export async function networkReceiver(
@@ -87,20 +97,27 @@ export function parseMachine(given: ParsedArguments): Machine {
       throw new ReplicationError("usage", `send: --${option} does not go with --disk`);
     }
   }
+  const images = parseDisks(given, "send");
+  const { disk: _none, ...network } = parseNetwork(given, target, { verb: "send", withDisk: false });
+  return { machine, images, ...network };
+}
+
+/** Each `--disk NAME=IMAGE` of the machine that the first argument names. */
+export function parseDisks(given: ParsedArguments, verb: string): Machine["images"] {
+  const [machine = ""] = given.positionals;
   const images = given.texts("disk").map((text) => {
     const at = text.indexOf("=");
     if (at < 1 || at === text.length - 1) {
-      throw new ReplicationError("usage", `send: --disk ${JSON.stringify(text)} is not NAME=IMAGE`);
+      throw new ReplicationError("usage", `${verb}: --disk ${JSON.stringify(text)} is not NAME=IMAGE`);
     }
     const name = text.slice(0, at);
     parseDisk(`${machine}.${name}`);
     return { name, image: text.slice(at + 1) };
   });
   if (new Set(images.map(({ name }) => name)).size < images.length) {
-    throw new ReplicationError("usage", "send: two of the --disk have the same name");
+    throw new ReplicationError("usage", `${verb}: two of the --disk have the same name`);
   }
-  const tls = needed(given.text("tls"), "send", "--tls DIR/NAME");
-  return { machine, images, ...parseAddress(target, "HOST:PORT"), target, tls, fingerprint: given.text("fingerprint") };
+  return images;
 }
 
 /** `HOST:PORT/DISK`. */

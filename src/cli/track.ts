@@ -1,27 +1,32 @@
-import { toReplicationError } from "../base/errors.ts";
-import { isBlockSize } from "../base/units.ts";
-import type { ServedImage, Tracked } from "../library/tracking.ts";
-import { createEngine } from "../replication/engine.ts";
+import { basename } from "node:path";
+import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
+import type { ServedImages, Tracked } from "../library/tracking.ts";
+import { createEngine, type Engine } from "../replication/engine.ts";
+import type { SendReport } from "../replication/report.ts";
 import { runCycles } from "../replication/schedule.ts";
 import type { TrackedSender } from "../replication/tracked-sender.ts";
 import { watchCredentials } from "../transport/credential-watch.ts";
-import { needed, optional, parseArguments } from "./arguments.ts";
+import { needed, optional, type ParsedArguments, parseArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { parseNbdPlace } from "./nbd-address.ts";
 import { doneEvent } from "./progress.ts";
-import { networkReceiver, parseDestination, sendOptions } from "./send-options.ts";
+import { commandsOf } from "./quiescing-commands.ts";
+import { networkReceiver, parseDisks, parseNetwork, sendOptions } from "./send-options.ts";
 import { formatSize, formatTime, parseCount, parseTime, parseWord } from "./values.ts";
 import { type CliIo, stopped, type Verb } from "./verb.ts";
 
 const help = `usage: replicate track IMAGE --nbd ADDRESS [options]
        replicate track IMAGE --nbd ADDRESS --send HOST:PORT/DISK --tls DIR/NAME [--every TIME] [options]
+       replicate track MACHINE --disk NAME=IMAGE --disk NAME=IMAGE ... --nbd ADDRESS --send HOST:PORT --tls DIR/NAME [options]
 
 Serves an image read-write over NBD to a virtual machine, and keeps a journal of the blocks it writes to. With --send the image is
 sent again and again while the machine runs: each time a cut is made, of which only what changed is read and sent, and which becomes a recovery point.
 The image must be written through this server alone: whatever else touches it is noticed at the next start, and then all of it is compared once.
 
   IMAGE                  a raw image or a block device
+  MACHINE                with --disk: its disks are cut at one moment, and sent as MACHINE.NAME each, as with replicate send
+  --disk NAME=IMAGE      a disk of the machine, served as export NAME; given once for each
   --nbd ADDRESS          unix:/PATH, for this user alone, or HOST:PORT; port 0 picks a free one. Without --nbd-tls HOST is 127.0.0.1 or [::1]
   --nbd-tls DIR/NAME     certificates of the NBD server: clients need one of the same authority
   --journal PATH         default IMAGE.rbj, beside the image
@@ -30,6 +35,11 @@ The image must be written through this server alone: whatever else touches it is
   --tls DIR/NAME         certificates for the receiver (see replicate pki)
   --every TIME           between the beginnings of two cycles (default 5m); 0 begins the next when one is done. A cycle that takes longer
                          is followed by the next at once, and one that failed by another try with all that changed since
+  --freeze COMMAND       run by sh before each cut: has the machine write out what it holds (fsfreeze in the guest, a database's backup
+                         mode). Fails it, or takes too long, the point is made all the same, as after a loss of power, and says so
+  --thaw COMMAND         run after each cut, whatever happened
+  --freeze-limit TIME    for each of the two (default 10s)
+  --audit SHARE          of the blocks called clean, look at such a share of each disk in each cycle, such as 0.1%, whether they are
   --block SIZE, --digest KIND, --codec NAME, --rate SIZE, --connections N, --lanes N, --label TEXT, --skip-empty, --adopt,
   --allow-shrink, --fingerprint SHA256, --format raw
                          as of replicate send
@@ -58,61 +68,112 @@ export const trackVerb: Verb = {
           "send",
           "tls",
           "every",
-          "fingerprint",
-          "block",
-          "digest",
-          "codec",
+          "audit",
+          "freeze",
+          "thaw",
+          "freeze-limit",
         ],
-        ...["rate", "connections", "lanes", "label", "format", "log-level"],
+        ...["fingerprint", "block", "digest", "codec", "rate", "connections", "lanes", "label", "format", "log-level"],
       ],
+      lists: ["disk"],
       positionals: ["IMAGE"],
     });
     const place = parseNbdPlace(needed(given.text("nbd"), "track", "--nbd ADDRESS"));
-    const destination = optional(given.text("send"), (text) => parseDestination(given, text, io.cwd, "track"));
-    const every = optional(given.text("every"), (text) => (text === "0" ? 0 : parseTime(text, "--every")));
-    const how = sendOptions(given);
+    const plan = planOf(given, io);
     const json = given.flag("json");
     const log = createLog(io, { level: parseLevel(given.text("log-level"), "warn"), json });
-    const { openTracked } = await import("../library/tracking.ts");
     const lanes = optional(given.text("lanes"), (text) => parseCount(text, "--lanes", { min: 1, max: 64 }));
     const lz4 = io.env["REPLICATE_LZ4"] === "wasm" ? "wasm" : undefined;
+    const { createTrackedMachineSender, createTrackedSender, openTracked, serveTracked } = await import(
+      "../library/tracking.ts"
+    );
     const engine = await createEngine({ log, lz4, ...(lanes === undefined ? {} : { lanes }) });
     const nbdTls = given.text("nbd-tls");
     const credentials = nbdTls === undefined ? undefined : await watchCredentials(nbdTls, { clock: engine.clock, log });
-    let tracked: Tracked | undefined;
-    let served: ServedImage | undefined;
+    const disks: { readonly name: string; readonly exportName: string; readonly tracked: Tracked }[] = [];
+    let served: ServedImages | undefined;
     try {
-      tracked = await openTracked(given.positionals[0] ?? "", {
-        engine,
-        journal: given.text("journal"),
-        mode: optional(given.text("journal-sync"), (text) => parseWord(text, "--journal-sync", ["power", "process"])),
-        blockBytes: how.blockBytes !== undefined && isBlockSize(how.blockBytes) ? how.blockBytes : undefined,
-        format: optional(given.text("format"), (text) => parseWord(text, "--format", ["raw"])),
-        onFailure: ({ reason, words }) => log.error({ reason }, words),
-      });
-      const sender =
-        destination === undefined || !("tls" in destination)
-          ? undefined
-          : await tracked.createSender({
-              receiver: await networkReceiver(destination, log),
-              disk: destination.disk,
-              ...how,
-            });
-      served = await tracked.serve({ place, credentials });
-      io.out(beginText(tracked, served, json));
+      for (const { name, image } of plan.images) {
+        const tracked = await openTracked(image, {
+          ...plan.tracking,
+          engine,
+          onFailure: ({ reason, words }) => log.error({ reason, image }, words),
+        });
+        disks.push({ name, exportName: plan.isMachine ? name : basename(tracked.name), tracked });
+      }
+      const { destination } = plan;
+      let sender: TrackedSender | undefined;
+      if (destination !== undefined) {
+        const receiver = await networkReceiver(destination, log);
+        const how = { ...plan.sending, engine, receiver };
+        const { skipEmpty: _none, ...together } = how;
+        const [first] = disks;
+        invariant(first !== undefined, "there is something to track");
+        sender = plan.isMachine
+          ? createTrackedMachineSender({ ...together, machine: given.positionals[0] ?? "", disks })
+          : createTrackedSender({ ...how, disk: destination.disk, tracked: first.tracked });
+      }
+      served = await serveTracked(engine, { disks, place, credentials });
+      for (const [nth, { tracked }] of disks.entries()) io.out(beginText(tracked, served.uris[nth] ?? "", json));
       if (sender === undefined) await stopped(io.signal);
-      else await sendCycles(sender, { io, json, engine, everyMillis: every ?? 300_000 });
+      else await sendCycles(sender, { io, json, engine, everyMillis: plan.everyMillis });
       return exitCodes.done;
     } finally {
       await served?.close();
-      await tracked?.close();
+      for (const { tracked } of disks) await tracked.close();
       credentials?.close();
       await engine.close();
     }
   },
 };
 
-function beginText({ name, belief }: Tracked, { uri }: ServedImage, json: boolean): string {
+/** What is wrong with the words is said before anything is started. */
+function planOf(given: ParsedArguments, io: CliIo) {
+  const send = given.text("send");
+  const isMachine = given.texts("disk").length > 0;
+  if (isMachine && given.text("journal") !== undefined) {
+    throw new ReplicationError("usage", "track: --journal does not go with --disk; journals lie beside the images");
+  }
+  if (isMachine && given.flag("skip-empty")) {
+    throw new ReplicationError("usage", "track: --skip-empty does not go with --disk");
+  }
+  const format = optional(given.text("format"), (text) => parseWord(text, "--format", ["raw"]));
+  const mode = optional(given.text("journal-sync"), (text) => parseWord(text, "--journal-sync", ["power", "process"]));
+  const sending = sendOptions(given);
+  const images = isMachine
+    ? parseDisks(given, "track")
+    : [{ name: given.positionals[0] ?? "", image: given.positionals[0] ?? "" }];
+  const freeze = given.text("freeze");
+  const thaw = given.text("thaw");
+  if ((freeze === undefined) !== (thaw === undefined)) {
+    throw new ReplicationError("usage", "track: --freeze and --thaw go together");
+  }
+  const millisMax = optional(given.text("freeze-limit"), (text) => parseTime(text, "--freeze-limit"));
+  const every = optional(given.text("every"), (text) => (text === "0" ? 0 : parseTime(text, "--every")));
+  return {
+    isMachine,
+    images,
+    tracking: { journal: given.text("journal"), mode, format, blockBytes: sending.blockBytes },
+    destination: send === undefined ? undefined : parseNetwork(given, send, { verb: "track", withDisk: !isMachine }),
+    sending: {
+      ...sending,
+      auditShare: optional(given.text("audit"), parseShare),
+      quiescing:
+        freeze === undefined || thaw === undefined ? undefined : { ...commandsOf(freeze, thaw, io), millisMax },
+    },
+    everyMillis: every ?? 300_000,
+  };
+}
+
+/** `0.1%`: a part of one. */
+function parseShare(text: string): number {
+  const percent = /^(\d+(?:\.\d+)?)%$/.exec(text)?.[1];
+  const share = percent === undefined ? Number.NaN : Number(percent) / 100;
+  if (share >= 0 && share <= 1) return share;
+  throw new ReplicationError("usage", `--audit: ${JSON.stringify(text)} is not a share such as 0.1%`);
+}
+
+function beginText({ name, belief }: Tracked, uri: string, json: boolean): string {
   if (json) {
     const reason = belief.kind === "scan" ? { reason: belief.reason, words: belief.words } : {};
     return `${JSON.stringify({ event: "listening", image: name, uri, changes: belief.kind, ...reason })}\n`;
@@ -129,7 +190,7 @@ async function sendCycles(
   options: {
     readonly io: CliIo;
     readonly json: boolean;
-    readonly engine: Awaited<ReturnType<typeof createEngine>>;
+    readonly engine: Engine;
     readonly everyMillis: number;
   },
 ): Promise<void> {
@@ -140,13 +201,8 @@ async function sendCycles(
     everyMillis,
     signal: io.signal,
     cycle: async (signal) => {
-      const report = await sender.cycle(signal);
-      if (json) io.out(`${JSON.stringify(doneEvent(report))}\n`);
-      else {
-        const { funnel, created, point, reason, disk, seconds } = report;
-        const what = created ? `point ${point}` : `nothing changed, point ${point} stays`;
-        const sizes = `${formatSize(funnel.readBytes)} read, ${formatSize(funnel.changedBytes)} changed, ${formatSize(funnel.wireBytes)} on the wire`;
-        io.out(`${formatTime(clock.now())}  ${disk}  ${what} (${reason}): ${sizes}, in ${seconds.toFixed(1)} s\n`);
+      for (const report of await sender.cycle(signal)) {
+        io.out(json ? `${JSON.stringify(doneEvent(report))}\n` : `${formatTime(clock.now())}  ${cycleText(report)}\n`);
       }
     },
     onFailure: (thrown) => {
@@ -154,4 +210,10 @@ async function sendCycles(
       log.error({ code }, `${message}; what changed is sent with the next cycle`);
     },
   });
+}
+
+function cycleText({ funnel, created, point, reason, disk, seconds, consistency }: SendReport): string {
+  const what = created ? `point ${point}` : `nothing changed, point ${point} stays`;
+  const sizes = `${formatSize(funnel.readBytes)} read, ${formatSize(funnel.changedBytes)} changed, ${formatSize(funnel.wireBytes)} on the wire`;
+  return `${disk}  ${what} (${reason}, ${consistency}): ${sizes}, in ${seconds.toFixed(1)} s`;
 }

@@ -1,23 +1,29 @@
 /** Tracked images: served to a hypervisor over NBD, and sent cycle by cycle. */
 import { resolve } from "node:path";
-import { ReplicationError } from "../base/errors.ts";
+import { invariant, ReplicationError } from "../base/errors.ts";
 import { BLOCK_BYTES_DEFAULT } from "../base/units.ts";
 import { openImage } from "../image/open-image.ts";
 import { createRawWriter, rawSectorBytes } from "../image/raw.ts";
 import { formatNbdUri, type NbdPlace } from "../nbd/nbd-uri.ts";
 import { listenNbd } from "../nbd/server.ts";
 import type { Engine } from "../replication/engine.ts";
-import { TrackedSender } from "../replication/tracked-sender.ts";
+import { TrackedSender, type TrackedSenderOptions } from "../replication/tracked-sender.ts";
 import type { Storage, StorageFile } from "../storage/seam.ts";
 import type { Belief, JournalMode } from "../track/belief.ts";
 import { fingerprintOf } from "../track/fingerprint.ts";
 import { journalPathOf, openJournal } from "../track/journal/open.ts";
-import { knownStatePathOf, openKnownStates } from "../track/known-state.ts";
+import { type KnownStates, knownStatePathOf, openKnownStates } from "../track/known-state.ts";
 import type { Scan } from "../track/scan-reason.ts";
 import { TrackedImage } from "../track/tracked-image.ts";
 import type { CredentialSource } from "../transport/credential-source.ts";
 import { isLoopback } from "../transport/names.ts";
-import { type CreateSenderOptions, createSender, identityOf } from "./sending.ts";
+import {
+  type CreateMachineSenderOptions,
+  type CreateSenderOptions,
+  createMachineSender,
+  createSender,
+  identityOf,
+} from "./sending.ts";
 
 export interface OpenTrackedOptions {
   readonly engine: Engine;
@@ -36,22 +42,21 @@ export interface OpenTrackedOptions {
 export interface Tracked {
   /** Absolute path of the image. */
   readonly name: string;
+  /** As of a source. */
+  readonly identity: string;
   readonly image: TrackedImage;
+  /** Its bytes are the disk's. */
+  readonly file: StorageFile;
+  readonly states: KnownStates;
   /** Whether what changed while nobody watched is known. */
   readonly belief: Belief;
-  /** A server of the image: clients may write. Port 0 picks a free one. Errors: `usage`, `listen-failed`. */
-  serve(options: {
-    readonly place: NbdPlace;
-    readonly credentials?: CredentialSource | undefined;
-  }): Promise<ServedImage>;
-  /** Sends to a disk of a receiver, a cycle at a time. */
-  createSender(options: Omit<CreateSenderOptions, "engine" | "source" | "cut">): Promise<TrackedSender>;
   /** After servers and senders have ended. What was written is durable, and the journal is closed. */
   close(): Promise<void>;
 }
 
-export interface ServedImage {
-  readonly uri: string;
+export interface ServedImages {
+  /** In the order of the images. */
+  readonly uris: readonly string[];
   readonly connections: number;
   close(): Promise<void>;
 }
@@ -117,20 +122,10 @@ async function track(options: Known): Promise<Tracked> {
     journal,
     openSpill: () => openSpill(storage, `${journalPath}.spill`),
   });
-  const statePath = knownStatePathOf(journalPath);
+  const states = await openKnownStates(storage, knownStatePathOf(journalPath), { sync: mode === "power" });
   return {
-    name,
-    image,
-    belief,
-    serve: (how) => serve(engine, { ...how, name, image, file }),
-    async createSender({ receiver, ...rest }) {
-      return new TrackedSender({
-        ...{ image, name, clock },
-        identity: identityOf(engine, name, options.identity),
-        states: await openKnownStates(storage, statePath, { sync: mode === "power" }),
-        createSender: (source) => createSender({ ...rest, engine, receiver, source }),
-      });
-    },
+    ...{ name, image, file, states, belief },
+    identity: identityOf(engine, name, options.identity),
     async close() {
       try {
         await image.flush();
@@ -149,17 +144,17 @@ async function openSpill(storage: Storage, path: string): Promise<StorageFile> {
   return file;
 }
 
-async function serve(
+/** Serves images: clients may write. Port 0 picks a free one. Errors: `usage`, `listen-failed`. */
+export async function serveTracked(
   engine: Engine,
   options: {
+    /** Clients name them so; the first answers to the empty name as well. */
+    readonly disks: readonly { readonly exportName: string; readonly tracked: Tracked }[];
     readonly place: NbdPlace;
     readonly credentials?: CredentialSource | undefined;
-    readonly name: string;
-    readonly image: TrackedImage;
-    readonly file: StorageFile;
   },
-): Promise<ServedImage> {
-  const { place, credentials, name, image, file } = options;
+): Promise<ServedImages> {
+  const { disks, place, credentials } = options;
   if (credentials === undefined && place.kind === "tcp" && !isLoopback(place.host)) {
     throw new ReplicationError(
       "usage",
@@ -167,17 +162,65 @@ async function serve(
     );
   }
   const { storage, clock, random, log } = engine;
-  const exportName = name.slice(name.lastIndexOf("/") + 1);
-  const mayWriteNow = (offset: number, length: number): boolean => image.mayWriteNow(offset, length);
   const listener = await listenNbd({
     ...{ storage, clock, random, log, credentials, place },
-    exports: [{ name: exportName, image, writable: true, file: { fd: file.fd, lanes: storage.lanes, mayWriteNow } }],
+    exports: disks.map(({ exportName, tracked: { image, file } }) => ({
+      ...{ name: exportName, image, writable: true },
+      file: {
+        fd: file.fd,
+        lanes: storage.lanes,
+        mayWriteNow: (offset: number, length: number): boolean => image.mayWriteNow(offset, length),
+      },
+    })),
   });
+  const tls = credentials !== undefined;
   return {
-    uri: formatNbdUri({ tls: credentials !== undefined, place: listener.place, exportName }),
+    uris: disks.map(({ exportName }) => formatNbdUri({ tls, place: listener.place, exportName })),
     get connections() {
       return listener.connections;
     },
     close: () => listener.close(),
   };
+}
+
+export interface CreateTrackedSenderOptions
+  extends Omit<CreateSenderOptions, "source" | "disk" | "cut" | "consistency" | "receiver">,
+    Pick<TrackedSenderOptions, "quiescing" | "auditShare"> {
+  readonly receiver: CreateMachineSenderOptions["receiver"];
+}
+
+/** Sends one image to a disk of a receiver, a cycle at a time. */
+export function createTrackedSender(
+  options: CreateTrackedSenderOptions & { readonly tracked: Tracked; readonly disk: string },
+): TrackedSender {
+  const { tracked, disk, quiescing, auditShare, ...rest } = options;
+  const { clock, random, log } = options.engine;
+  return new TrackedSender({
+    ...{ clock, random, log, quiescing, auditShare, disks: [tracked] },
+    createSend(sources, { consistency }) {
+      const [source] = sources;
+      invariant(source !== undefined && sources.length === 1, "one image, one source");
+      const sender = createSender({ ...rest, disk, source, consistency });
+      return { run: async (signal) => [await sender.run(signal)] };
+    },
+  });
+}
+
+/** Sends all disks of a machine as they are at one moment, a cycle at a time. Throws as {@link createMachineSender} does. */
+export function createTrackedMachineSender(
+  options: Omit<CreateTrackedSenderOptions, "skipEmpty"> & {
+    readonly machine: string;
+    readonly disks: readonly { readonly name: string; readonly tracked: Tracked }[];
+  },
+): TrackedSender {
+  const { machine, disks, quiescing, auditShare, ...rest } = options;
+  const { clock, random, log } = options.engine;
+  return new TrackedSender({
+    ...{ clock, random, log, quiescing, auditShare, disks: disks.map(({ tracked }) => tracked) },
+    createSend(sources, { consistency }) {
+      const named = sources.map((source, nth) => ({ name: disks[nth]?.name ?? "", source }));
+      const sender = createMachineSender({ ...rest, machine, disks: named, consistency });
+      return { run: async (signal) => (await sender.run(signal)).disks };
+    },
+  });
 }

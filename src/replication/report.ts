@@ -73,4 +73,13 @@ export interface SendReport {
   readonly attempts: number;
   readonly blockBytes: number;
   readonly consistency: "crash" | "application" | "none";
+  /** Of a tracked image, when it is audited. */
+  readonly audit?: Audit | undefined;
+}
+
+/** Blocks that a tracker called clean and that were looked at all the same. */
+export interface Audit {
+  readonly bytes: number;
+  /** Of those that had changed: the tracker does not tell the truth. */
+  readonly missedBytes: number;
 }

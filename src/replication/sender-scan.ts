@@ -10,7 +10,15 @@ import { ReplicationError } from "../base/errors.ts";
 import { Gate } from "../base/gate.ts";
 import { PagedBits } from "../base/paged-bits.ts";
 import type { BufferPool } from "../base/buffer-pool.ts";
-import { blockCount, blocksPerPage, digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
+import {
+  blockCount,
+  blockLength,
+  blocksPerPage,
+  digestBytes,
+  type Geometry,
+  pageBlocks,
+  pageCount,
+} from "../base/units.ts";
 import { isZero } from "../base/zero.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
@@ -27,7 +35,7 @@ import type { RateLimit } from "./rate.ts";
 import type { Funnel } from "./report.ts";
 import { baseBlocksMax, type ScanMemory } from "./scan-memory.ts";
 import type { SenderSession } from "./sender-session.ts";
-import { dirtyRanges, type SourceChanges } from "./source-changes.ts";
+import { dirtyRanges, joinRanges, type SourceChanges } from "./source-changes.ts";
 
 /** Pages under way: enough to keep lanes busy across the round trips of their questions. */
 const pagesUnderWay = 4;
@@ -49,6 +57,8 @@ export interface ScanOptions {
   readonly funnel: Funnel;
   readonly memory: ScanMemory;
   readonly changes?: SourceChanges | undefined;
+  /** Counts what {@link SourceChanges.audited} shows. */
+  readonly audit: { bytes: number; missedBytes: number };
   /** What the image looked like at the state the receiver has. Undefined: not known, every block is looked at. */
   readonly known?: PageDigests | undefined;
   /** The receiver's table is all zero. */
@@ -207,8 +217,10 @@ export class Scan {
     const was = knownPage(known, page);
     const { first, count } = pageBlocks(this.#geometry, page);
     const dirty = dirtyRanges(changes.dirty, this.#geometry.blockBytes, first, first + count);
+    const { audited: audits } = changes;
+    const audited = audits === undefined ? [] : dirtyRanges(audits, this.#geometry.blockBytes, first, first + count);
     const asItWas = Buffer.compare(base, was) === 0;
-    if (asItWas && dirty.length === 0) {
+    if (asItWas && dirty.length === 0 && audited.length === 0) {
       memory.pages.set(page, was);
       memory.done.add(page);
       this.#scanned(page);
@@ -222,7 +234,7 @@ export class Scan {
     await this.#patches.room();
     await this.#pageGate.enter();
     void this.#track(
-      this.#dirtyBlocks(page, dirty, blocks).finally(() => {
+      this.#dirtyBlocks(page, { dirty, audited }, blocks).finally(() => {
         this.#pageGate.leave();
       }),
     );
@@ -260,20 +272,46 @@ export class Scan {
     return blocksOutside(first, count, dirty).every(isSame) ? now : undefined;
   }
 
-  /** Reads dirty blocks of a page; the others have the digests of `base`. */
-  async #dirtyBlocks(page: number, dirty: readonly BlockRange[], base: Uint8Array): Promise<void> {
+  /** Reads dirty and audited blocks of a page; the others have the digests of `base`. */
+  async #dirtyBlocks(
+    page: number,
+    { dirty, audited }: { readonly dirty: readonly BlockRange[]; readonly audited: readonly BlockRange[] },
+    base: Uint8Array,
+  ): Promise<void> {
+    const looked = joinRanges(dirty, audited);
     const { first, count } = pageBlocks(this.#geometry, page);
     const work: PageWork = { page, first, count, digests: base.slice(), open: 1, cold: [] };
-    const ranges = await this.#dataIn(dirty);
+    const ranges = await this.#dataIn(looked);
     await this.#reader.readAhead(work, ranges);
     await this.#reader.read(work, ranges, isZero(base) ? "zero" : base);
-    const holes = dirty.flatMap((range) => blocksOutside(range.first, range.end - range.first, ranges));
+    const holes = looked.flatMap((range) => blocksOutside(range.first, range.end - range.first, ranges));
     const zeros = holes.filter(
       (block) => !isZero(base.subarray((block - first) * this.#width, (block - first + 1) * this.#width)),
     );
     for (const block of zeros) work.digests.fill(0, (block - first) * this.#width, (block - first + 1) * this.#width);
     await this.#shipper.shipZeros(zeros, false);
+    this.#countAudit(work, base, audited, dirty);
     this.#settle(work, 1);
+  }
+
+  #countAudit(
+    { digests, first, count }: PageWork,
+    base: Uint8Array,
+    audited: readonly BlockRange[],
+    dirty: readonly BlockRange[],
+  ): void {
+    if (audited.length === 0) return;
+    const { audit } = this.#o;
+    const clean = new Set(blocksOutside(first, count, dirty));
+    for (const range of audited) {
+      for (let block = range.first; block < range.end; block++) {
+        if (!clean.has(block)) continue;
+        const [from, to] = [(block - first) * this.#width, (block - first + 1) * this.#width];
+        const bytes = blockLength(this.#geometry, block);
+        audit.bytes += bytes;
+        if (Buffer.compare(digests.subarray(from, to), base.subarray(from, to)) !== 0) audit.missedBytes += bytes;
+      }
+    }
   }
 
   /** Of these ranges, the blocks with data. */

@@ -128,6 +128,7 @@ class SenderRun implements Sender {
   /** The receiver has answered, if only to say that it is busy. */
   #everReached = false;
   #reason: SendReason | undefined;
+  readonly #audit = { bytes: 0, missedBytes: 0 };
 
   constructor(options: SenderOptions) {
     this.#o = options;
@@ -303,6 +304,7 @@ class SenderRun implements Sender {
       funnel: this.#funnel,
       memory,
       changes: source.changes,
+      audit: this.#audit,
       known: known?.pages,
       empty: opened.empty,
       baseBytes: opened.sizeBytes,
@@ -430,6 +432,7 @@ class SenderRun implements Sender {
       attempts: this.#attempt,
       blockBytes: opened.blockBytes,
       consistency: this.#o.consistency ?? "crash",
+      audit: this.#o.source.changes?.audited === undefined ? undefined : { ...this.#audit },
     };
   }
 }

@@ -10,7 +10,9 @@ export interface SourceChanges {
   /** Cycles relative to which {@link dirty} names every block that may have changed. */
   readonly bases: readonly string[];
   readonly dirty: DirtyBits;
-  /** False: only dirty blocks can be read as they were. When others are needed the send ends with `base-mismatch`. */
+  /** Blocks to look at although they may be clean: whether {@link dirty} tells the truth. */
+  readonly audited?: DirtyBits | undefined;
+  /** False: only dirty and audited blocks can be read as they were. When others are needed the send ends with `base-mismatch`. */
   readonly complete: boolean;
   /** The image as it was at some of {@link bases}. Of a state the receiver has and that is not among them, everything is compared. */
   readonly states: readonly KnownState[];
@@ -45,4 +47,16 @@ export function dirtyRanges(dirty: DirtyBits, blockBytes: number, first: number,
     else found.push(range);
   }
   return found;
+}
+
+/** Both, ascending, apart from each other. */
+export function joinRanges(some: readonly BlockRange[], others: readonly BlockRange[]): readonly BlockRange[] {
+  if (others.length === 0) return some;
+  const joined: { first: number; end: number }[] = [];
+  for (const { first, end } of [...some, ...others].sort((a, b) => a.first - b.first)) {
+    const last = joined.at(-1);
+    if (last !== undefined && first <= last.end) last.end = Math.max(last.end, end);
+    else joined.push({ first, end });
+  }
+  return joined;
 }

@@ -1,100 +1,141 @@
 /**
- * Sends a tracked image cycle by cycle: cut, send what changed, make it a recovery point, forget the dirty bits. Whatever goes wrong, they stay, and the next
- * cycle sends more.
+ * Sends tracked images cycle by cycle: cut, send what changed, make it a recovery point, forget the dirty bits. Whatever goes wrong, they stay, and the next
+ * cycle sends more. Several images are cut at one moment, and their points belong together.
  */
 import type { Clock } from "../base/clock.ts";
-import { ReplicationError } from "../base/errors.ts";
-import type { KnownStates } from "../track/known-state.ts";
+import { invariant, ReplicationError } from "../base/errors.ts";
+import type { Logger } from "../base/logger.ts";
+import type { Random } from "../base/random.ts";
+import { chooseAudit } from "../track/audit.ts";
+import type { KnownState, KnownStates } from "../track/known-state.ts";
 import { cutImages, type ImageCut, type TrackedImage } from "../track/tracked-image.ts";
+import { type Quiescing, whileQuiet } from "./quiescing.ts";
 import type { SendReport } from "./report.ts";
-import type { Sender, SendSource } from "./sender.ts";
+import type { SendSource } from "./sender.ts";
 
-export interface TrackedSenderOptions {
+export interface TrackedDisk {
   readonly image: TrackedImage;
   /** As of a {@link SendSource}. */
   readonly name: string;
   readonly identity: string;
   /** What the image looked like at the journal's base, and at its pending cycle. */
   readonly states: KnownStates;
-  /** A sender of this source; its options are the caller's. */
-  readonly createSender: (source: SendSource) => Sender;
+}
+
+/** What one cycle does, and what it is told. */
+export interface CycleSend {
+  /** In the order of the disks. */
+  run(signal?: AbortSignal): Promise<readonly SendReport[]>;
+}
+
+export interface TrackedSenderOptions {
+  /** At least one. */
+  readonly disks: readonly TrackedDisk[];
+  /** A send of these sources, as many as there are disks, all of one moment. */
+  readonly createSend: (
+    sources: readonly SendSource[],
+    how: { readonly consistency: "crash" | "application" },
+  ) => CycleSend;
+  /** Has the applications of the machine write out what they hold, for as long as the cut takes. */
+  readonly quiescing?: Quiescing | undefined;
+  /** Share of the blocks called clean that is looked at in each cycle, 0 to 1; default 0. */
+  readonly auditShare?: number | undefined;
   readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Logger;
 }
 
 /** One cycle at a time. */
 export class TrackedSender {
   readonly #o: TrackedSenderOptions;
-  /** The next cut is of the whole disk. */
+  /** The next cut is of whole disks: the receiver is not where it was left. */
   #whole = false;
-  #sender: Sender | undefined;
+  /** The journal does not tell the truth: the next cycle looks at every block. */
+  #distrusts = false;
 
   constructor(options: TrackedSenderOptions) {
+    invariant(options.disks.length > 0, "there is something to send");
     this.#o = options;
   }
 
-  /** The one at work, for progress. */
-  get sender(): Sender | undefined {
-    return this.#sender;
-  }
-
-  /** Blocks that changed since the last cut, of which a receiver is not known to have them. */
-  get dirtyBytes(): number {
-    const { dirty } = this.#o.image.journal;
-    return dirty.count * dirty.blockBytes;
-  }
-
   /**
-   * Makes one recovery point of the image as it is now. Errors: of {@link Sender.run}; `cut-abandoned`: the guest had to go on. In each case the changes are part of the
-   * next cycle.
+   * Makes one recovery point of each image as it is now, all of one moment. Errors: of the send; `cut-abandoned`: the guest had to go on. In each case the changes are
+   * part of the next cycle.
    */
-  async cycle(signal?: AbortSignal): Promise<SendReport> {
+  async cycle(signal?: AbortSignal): Promise<readonly SendReport[]> {
     for (;;) {
-      const whole = this.#whole || !this.#isKnown();
-      const [cut] = await cutImages([this.#o.image], { clock: this.#o.clock, freeze: whole ? "all" : "dirty" });
-      if (cut === undefined) throw new ReplicationError("internal", "an image that is cut has a cut");
+      const whole = this.#whole || this.#distrusts || !this.#o.disks.every(isKnown);
+      const { cuts, consistency } = await this.#cut(whole);
       try {
-        const report = await this.#send(cut, signal);
+        const reports = await this.#send(cuts, consistency, signal);
         this.#whole = false;
-        return report;
+        this.#distrusts = reports.some(({ audit }) => (audit?.missedBytes ?? 0) > 0);
+        if (this.#distrusts) this.#shout(reports);
+        return reports;
       } catch (error) {
-        await cut.mergeBack();
+        for (const cut of cuts) await cut.mergeBack();
         if (whole || !(error instanceof ReplicationError) || error.code !== "base-mismatch") throw error;
         // The receiver is not where it was left: what differs is found by comparing.
         this.#whole = true;
-      } finally {
-        this.#sender = undefined;
       }
     }
   }
 
-  #isKnown(): boolean {
-    const { image, states } = this.#o;
-    const { base, pending } = image.journal;
-    return states.known.some(({ cycle }) => cycle === base || cycle === pending);
+  async #cut(whole: boolean): Promise<{ cuts: readonly ImageCut[]; consistency: "crash" | "application" }> {
+    const { disks, clock, random, auditShare = 0, quiescing, log } = this.#o;
+    const images = disks.map(({ image }) => image);
+    const audits = images.map(({ journal }) => (whole ? undefined : chooseAudit(journal.dirty, auditShare, random)));
+    return await whileQuiet({ quiescing, clock, log }, () =>
+      cutImages(images, { clock, freeze: whole ? "all" : "dirty", audits }),
+    );
   }
 
-  async #send(cut: ImageCut, signal: AbortSignal | undefined): Promise<SendReport> {
-    const { name, identity, createSender, states } = this.#o;
-    const { cycle, bases, dirty, complete, view } = cut;
-    await cut.durable;
-    const sender = createSender({
-      reader: view,
-      name,
-      identity,
-      guard: {
-        begin: async () => view.check(),
-        check: async () => view.check(),
-      },
-      changes: { cycle, bases, dirty, complete, states: states.known, keep: (state) => states.keep(state) },
+  async #send(
+    cuts: readonly ImageCut[],
+    consistency: "crash" | "application",
+    signal: AbortSignal | undefined,
+  ): Promise<readonly SendReport[]> {
+    const { disks, createSend } = this.#o;
+    for (const { durable } of cuts) await durable;
+    const pairs = disks.flatMap((disk, nth) => {
+      const cut = cuts[nth];
+      return cut === undefined ? [] : [{ disk, cut }];
     });
-    this.#sender = sender;
-    const report = await sender.run(signal);
-    if (!report.created) {
-      // Nothing had changed, and the receiver keeps the point it has: so does the journal.
-      await cut.mergeBack();
-      return report;
+    const send = createSend(
+      pairs.map(({ disk, cut }) => sourceOf(disk, cut, this.#distrusts ? [] : disk.states.known)),
+      { consistency },
+    );
+    const reports = await send.run(signal);
+    for (const [nth, { disk, cut }] of pairs.entries()) {
+      // Where nothing had changed and no point was made the receiver stays where it is, and so does the journal.
+      if (reports[nth]?.created === true) await cut.retire(() => disk.states.settle(cut.cycle));
+      else await cut.mergeBack();
     }
-    await cut.retire(() => states.settle(cycle));
-    return report;
+    return reports;
   }
+
+  #shout(reports: readonly SendReport[]): void {
+    for (const { disk, audit } of reports) {
+      if (audit === undefined || audit.missedBytes === 0) continue;
+      const { bytes, missedBytes } = audit;
+      this.#o.log.error(
+        { disk, auditedBytes: bytes, missedBytes },
+        `${disk}: blocks had changed that the journal calls clean: the image is written past the tracker, or the journal is wrong. They were sent, and all of the disk is compared next`,
+      );
+    }
+  }
+}
+
+function isKnown({ image, states }: TrackedDisk): boolean {
+  const { base, pending } = image.journal;
+  return states.known.some(({ cycle }) => cycle === base || cycle === pending);
+}
+
+function sourceOf({ name, identity, states }: TrackedDisk, cut: ImageCut, known: readonly KnownState[]): SendSource {
+  const { cycle, bases, dirty, audited, complete, view } = cut;
+  const check = async (): Promise<void> => view.check();
+  return {
+    ...{ name, identity, reader: view, guard: { begin: check, check } },
+    changes: { cycle, bases, dirty, audited, complete, states: known, keep: (state) => states.keep(state) },
+  };
 }

@@ -32,7 +32,9 @@ export interface ImageCut {
   /** States relative to which {@link dirty} names everything that may have changed. Empty: there is none, and all has to be compared. */
   readonly bases: readonly string[];
   readonly dirty: DirtyBits;
-  /** As the image was: of all blocks, or of the dirty ones alone. */
+  /** Blocks that are looked at although they may be clean. */
+  readonly audited: DirtyBits | undefined;
+  /** As the image was: of all blocks, or of those that are dirty or audited alone. */
   readonly view: FrozenView;
   /** Every block of the view is as it was. */
   readonly complete: boolean;
@@ -145,7 +147,7 @@ export class TrackedImage implements BlockWriter {
   }
 
   /** While writers are stopped and none is under way. At once. */
-  freeze(what: "dirty" | "all"): ImageCut {
+  freeze(what: "dirty" | "all", audited?: DirtyBitmap): ImageCut {
     invariant(this.#stopped !== undefined && this.#underWay === 0, "a cut is made while nobody writes");
     invariant(this.#view === undefined, "one cut of an image at a time");
     const journal = this.#journal;
@@ -154,7 +156,7 @@ export class TrackedImage implements BlockWriter {
     const { openSpill, spillMemoryBytes: memoryBytes, spillBytesMax } = this.#o;
     const aside = new OldContent({ blockBytes: dirty.blockBytes, openSpill, memoryBytes, spillBytesMax });
     const complete = what === "all" || dirty.count === dirty.blocks;
-    const view = new FrozenView({ image: this.#image, frozen: complete ? allOf(dirty) : dirty, aside });
+    const view = new FrozenView({ image: this.#image, frozen: complete ? allOf(dirty) : union(dirty, audited), aside });
     this.#view = view;
     let ended: Promise<void> | undefined;
     const end = async (): Promise<void> => {
@@ -162,7 +164,7 @@ export class TrackedImage implements BlockWriter {
       await view.close();
     };
     return {
-      ...{ cycle, bases, dirty, view, complete, durable },
+      ...{ cycle, bases, dirty, audited, view, complete, durable },
       retire: async (remember) => {
         invariant(ended === undefined, "a cut ends once");
         await this.#image.flush();
@@ -186,6 +188,13 @@ export class TrackedImage implements BlockWriter {
   }
 }
 
+function union(dirty: DirtyBits, audited: DirtyBitmap | undefined): DirtyBits {
+  if (audited === undefined) return dirty;
+  const both = audited.clone();
+  for (const range of dirty.ranges()) both.setRange(range);
+  return both.freeze();
+}
+
 function allOf(blocks: DirtyBits): DirtyBits {
   const all = new DirtyBitmap(blocks);
   all.setAll();
@@ -202,11 +211,13 @@ export async function cutImages(
     readonly clock: Clock;
     /** `all`: the whole disk can be read as it was, for a comparison. */
     readonly freeze: "dirty" | "all";
+    /** Of each image: {@link ImageCut.audited}. */
+    readonly audits?: readonly (DirtyBitmap | undefined)[] | undefined;
     /** Default {@link CUT_MILLIS_MAX}. */
     readonly millisMax?: number;
   },
 ): Promise<readonly ImageCut[]> {
-  const { clock, freeze, millisMax = CUT_MILLIS_MAX } = options;
+  const { clock, freeze, audits, millisMax = CUT_MILLIS_MAX } = options;
   const timer = new AbortController();
   const drained = images.map((image) => image.stop());
   try {
@@ -221,7 +232,7 @@ export async function cutImages(
       const text = `writes under way did not end within ${millisMax / 1000} s: the cut is given up, and the writers go on`;
       throw new ReplicationError("cut-abandoned", text);
     }
-    return images.map((image) => image.freeze(freeze));
+    return images.map((image, nth) => image.freeze(freeze, audits?.[nth]));
   } finally {
     timer.abort();
     for (const image of images) image.go();

@@ -1,5 +1,5 @@
 /** `replicate track`: an image in use over NBD, sent cycle by cycle, through kills of every side. */
-import { copyFileSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { BLOCK, makeSparse, MIB, noise, writeAt } from "./content.ts";
@@ -158,4 +158,30 @@ test("an image that was touched past the tracker, or whose journal is another on
   expect(stateless.done).toMatchObject({ reason: "scan" });
   expect((await cycle()).done).toMatchObject({ reason: "bitmap", bytesRead: 0 });
   expect(statSync(`${image}.rbj`).mode & 0o777).toBe(0o600);
+});
+
+test("a machine of two disks: cut at one moment, frozen for it, audited", async (t) => {
+  needTools(t, "qemu-io");
+  for (const name of ["sys", "data"]) makeSparse(imageOf(name), 32 * MIB);
+  const hooks = join(dir, "hooks.txt");
+  const disks = ["sys", "data"].flatMap((name) => ["--disk", `${name}=${imageOf(name)}`]);
+  const to = ["--send", `127.0.0.1:${String(receiver.port)}`, "--tls", pki.send, "--every", "0", "--audit", "10%"];
+  const quiet = ["--freeze", `echo freeze >> ${hooks}`, "--thaw", `echo thaw >> ${hooks}`];
+  const where = ["--nbd", `unix:${join(dir, "pair.sock")}`];
+  const child = new CliProcess(t, ["track", "pair", ...disks, ...where, ...to, ...quiet, "--json"]);
+  await child.waitForEvent("listening");
+  const tracker = { child, uri: "", begun: {} };
+  await nextCycle(tracker, 2);
+  guest(`nbd+unix:///data?socket=${join(dir, "pair.sock")}`, "write -P 7 1M 64k", "flush");
+  await nextCycle(tracker, 4);
+  expect(cycles(tracker).at(-1)).toMatchObject({ reason: "bitmap", consistency: "application" });
+  expect(await child.stop()).toBe(0);
+  const points = await replicate(t, ["points", "--store", receiver.storeDir, "pair.data", "--json"]);
+  expect(points.lines.at(-1)).toMatchObject({ consistency: "application" });
+  for (const name of ["sys", "data"]) {
+    const same = await replicate(t, ["compare", imageOf(name), `${receiver.storeDir}/pair.${name}@latest`]);
+    expect(same.code, same.stdout + same.stderr).toBe(0);
+  }
+  const calls = readFileSync(hooks, "utf8").trim().split("\n");
+  expect(calls.every((call, nth) => call === ["freeze", "thaw"][nth % 2])).toBe(true);
 });

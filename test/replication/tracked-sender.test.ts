@@ -4,6 +4,8 @@ import { silentLogger } from "../../src/base/logger.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import type { BlockWriter } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
+import type { Quiescing } from "../../src/replication/quiescing.ts";
+import type { SendReport } from "../../src/replication/report.ts";
 import { createSender } from "../../src/replication/sender.ts";
 import { TrackedSender } from "../../src/replication/tracked-sender.ts";
 import { createLinkedPair, type LinkedPair } from "../../src/testing/linked-pair.ts";
@@ -39,6 +41,14 @@ class Tracker {
   image!: TrackedImage;
   sender!: TrackedSender;
   onPair: (pair: LinkedPair) => void = () => undefined;
+  auditShare = 0;
+  quiescing: Quiescing | undefined;
+
+  async cycle(signal?: AbortSignal): Promise<SendReport> {
+    const [report] = await this.sender.cycle(signal);
+    if (report === undefined) throw new Error("a report for each disk");
+    return report;
+  }
 
   async start(blockBytes = 64 * KIB, spillMemoryBytes?: number): Promise<string> {
     const storage = this.disk.start();
@@ -51,14 +61,21 @@ class Tracker {
     });
     this.image = new TrackedImage({ image: this.memory, journal, spillMemoryBytes });
     this.sender = new TrackedSender({
-      image: this.image,
-      ...{ name: "vm", identity: "vm-1", clock: hastyClock },
-      states: await openKnownStates(storage, statePath, { sync: true }),
-      createSender: (source) => {
+      disks: [
+        {
+          ...{ image: this.image, name: "vm", identity: "vm-1" },
+          states: await openKnownStates(storage, statePath, { sync: true }),
+        },
+      ],
+      ...{ clock: hastyClock, random: createTestRandom(this.#opens), log: silentLogger },
+      auditShare: this.auditShare,
+      quiescing: this.quiescing,
+      createSend: ([source], { consistency }) => {
+        if (source === undefined) throw new Error("a source");
         const { lanes, pool, random, codecs } = kit.sending;
-        return createSender({
+        const sender = createSender({
           source,
-          ...{ disk: "disk", instance: "vm-1", software: "test", lanes, pool, random, codecs },
+          ...{ disk: "disk", instance: "vm-1", software: "test", lanes, pool, random, codecs, consistency },
           ...{ clock: hastyClock, log: silentLogger },
           connect: () => {
             const pair = createLinkedPair({ clock: hastyClock });
@@ -67,6 +84,7 @@ class Tracker {
             return Promise.resolve(pair.client);
           },
         });
+        return { run: async (signal) => [await sender.run(signal)] };
       },
     });
     return belief.kind;
@@ -92,7 +110,7 @@ async function filled(): Promise<Tracker> {
   const tracker = new Tracker();
   await tracker.start();
   for (const at of [0, 40, 99]) await tracker.write(at * MIB, MIB);
-  const report = await tracker.sender.cycle();
+  const report = await tracker.cycle();
   expect(report).toMatchObject({ reason: "initial", point: 1, created: true });
   await tracker.expectReplica();
   return tracker;
@@ -103,17 +121,17 @@ describe("a delta reads what changed and nothing else", () => {
     const tracker = new Tracker();
     await tracker.start(blockBytes);
     for (const at of [0, 40, 99]) await tracker.write(at * MIB, MIB);
-    await tracker.sender.cycle();
+    await tracker.cycle();
     await tracker.write(MIB - 5, 10);
     await tracker.image.zero(40 * MIB, 200 * KIB);
     await tracker.write(sizeBytes - 700, 700);
     await tracker.write(70 * MIB, 5_000);
-    const report = await tracker.sender.cycle();
+    const report = await tracker.cycle();
     expect(report).toMatchObject({ reason: "bitmap", point: 2 });
     // A block is read once to be compared, and its parts that differ once more.
     expect(report.funnel.readBytes).toBeLessThan(6 * Math.max(blockBytes, 64 * KIB) + 200 * KIB);
     await tracker.expectReplica();
-    const nothing = await tracker.sender.cycle();
+    const nothing = await tracker.cycle();
     expect(nothing.funnel).toMatchObject({ readBytes: 0, changedBytes: 0 });
     await tracker.expectReplica();
     await tracker.stop();
@@ -124,7 +142,7 @@ describe("a delta reads what changed and nothing else", () => {
     await tracker.write(3 * MIB, 100_000);
     await tracker.stop();
     expect(await tracker.start()).toBe("exact");
-    const report = await tracker.sender.cycle();
+    const report = await tracker.cycle();
     expect(report.reason).toBe("bitmap");
     expect(report.funnel.readBytes).toBeLessThan(MIB);
     await tracker.expectReplica();
@@ -132,12 +150,12 @@ describe("a delta reads what changed and nothing else", () => {
     await tracker.write(50 * MIB, 100_000);
     const { retire } = tracker.image.journal;
     tracker.image.journal.retire = () => Promise.reject(new Error("killed"));
-    await expect(tracker.sender.cycle()).rejects.toThrow("killed");
+    await expect(tracker.cycle()).rejects.toThrow("killed");
     tracker.image.journal.retire = retire;
     await tracker.stop();
     expect(await tracker.start()).toBe("exact");
     await tracker.write(60 * MIB, 100_000);
-    const next = await tracker.sender.cycle();
+    const next = await tracker.cycle();
     expect(next.reason).toBe("bitmap");
     expect(next.funnel.readBytes).toBeLessThan(MIB);
     await tracker.expectReplica();
@@ -152,7 +170,7 @@ test("a link that breaks in the middle of a delta: the same cut goes on, and not
   tracker.onPair = (pair) => {
     if (++links < 4) pair.toServer.cutAfter(700_000 * links);
   };
-  const report = await tracker.sender.cycle();
+  const report = await tracker.cycle();
   expect(report.reason).toBe("bitmap");
   expect(report.attempts).toBeGreaterThan(1);
   expect(report.funnel.readBytes).toBeLessThan(30 * 3 * 64 * KIB * 4);
@@ -168,12 +186,12 @@ test("a delta that was given up half way, and more writes: the next cycle puts i
     pair.toServer.cutAfter(1_500_000);
     stop.abort();
   };
-  await expect(tracker.sender.cycle(stop.signal)).rejects.toMatchObject({ code: "aborted" });
+  await expect(tracker.cycle(stop.signal)).rejects.toMatchObject({ code: "aborted" });
   tracker.onPair = () => undefined;
   await tracker.write(20 * MIB, 100_000);
-  await tracker.sender.cycle();
+  await tracker.cycle();
   await tracker.expectReplica();
-  const after = await tracker.sender.cycle();
+  const after = await tracker.cycle();
   expect(after.funnel.readBytes).toBe(0);
   await tracker.stop();
 });
@@ -185,11 +203,11 @@ test("a receiver that has another state than it was left with is compared, once"
   await kit.send(other, { source: { reader: other, name: "vm", identity: "vm-1" } });
   await kit.idle();
   await tracker.write(5 * MIB, 4_096);
-  const report = await tracker.sender.cycle();
+  const report = await tracker.cycle();
   expect(report.reason).toBe("scan");
   await tracker.expectReplica();
   await tracker.write(6 * MIB, 4_096);
-  expect((await tracker.sender.cycle()).reason).toBe("bitmap");
+  expect((await tracker.cycle()).reason).toBe("bitmap");
   await tracker.expectReplica();
   await tracker.stop();
 });
@@ -204,7 +222,7 @@ test("what another sender left half applied is found, though no point tells of i
   });
   await kit.idle();
   await tracker.write(5 * MIB, 4_096);
-  await tracker.sender.cycle();
+  await tracker.cycle();
   await tracker.expectReplica();
   await tracker.stop();
 });
@@ -223,7 +241,7 @@ test("without its known state all is compared; a state that is damaged is none",
   tracker.disk.poke(statePath, Uint8Array.of(1), 700);
   await tracker.start();
   await tracker.write(5 * MIB, 4_096);
-  const report = await tracker.sender.cycle();
+  const report = await tracker.cycle();
   expect(report).toMatchObject({ reason: "scan", point: 2 });
   await tracker.expectReplica();
   await tracker.stop();
@@ -239,10 +257,55 @@ test("a cut that is lost makes no point, and its changes are in the next", async
     // The guest needs a block that was not sent yet, and there is nowhere to keep what it held.
     writing = tracker.write(7 * MIB, 4_096);
   };
-  await expect(tracker.sender.cycle()).rejects.toMatchObject({ code: "cut-abandoned" });
+  await expect(tracker.cycle()).rejects.toMatchObject({ code: "cut-abandoned" });
   await writing;
   tracker.onPair = () => undefined;
-  await tracker.sender.cycle();
+  await tracker.cycle();
   await tracker.expectReplica();
+  await tracker.stop();
+});
+
+test("an audit looks at blocks called clean; what was written past the tracker is sent, and then all is compared", async () => {
+  const tracker = await filled();
+  tracker.auditShare = 1;
+  await tracker.stop();
+  await tracker.start();
+  const honest = await tracker.cycle();
+  expect(honest.audit?.bytes).toBeGreaterThan(20 * MIB);
+  expect(honest.audit?.missedBytes).toBe(0);
+  // About two thirds of the blocks are hit.
+  for (let at = 0; at < 100; at += 2) await tracker.memory.write(randomBytes(512), at * MIB);
+  const shocked = await tracker.cycle();
+  expect(shocked.audit?.missedBytes).toBeGreaterThan(0);
+  const whole = await tracker.cycle();
+  expect(whole.audit).toBeUndefined();
+  await tracker.expectReplica();
+  expect((await tracker.cycle()).audit?.missedBytes).toBe(0);
+  await tracker.stop();
+});
+
+test("a machine is frozen for its cut and thawed whatever happens; the point says what it is", async () => {
+  const tracker = await filled();
+  const calls: string[] = [];
+  let fails = false;
+  tracker.quiescing = {
+    async freeze() {
+      calls.push("freeze");
+      if (fails) throw new Error("no agent");
+      await tracker.write(5 * MIB, 512);
+    },
+    async thaw() {
+      calls.push("thaw");
+      // The machine goes on only now: this is of the next point.
+      void tracker.write(6 * MIB, 512);
+    },
+  };
+  await tracker.stop();
+  await tracker.start();
+  expect((await tracker.cycle()).consistency).toBe("application");
+  fails = true;
+  expect((await tracker.cycle()).consistency).toBe("crash");
+  expect(calls).toEqual(["freeze", "thaw", "freeze", "thaw"]);
+  tracker.quiescing = undefined;
   await tracker.stop();
 });
