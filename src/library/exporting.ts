@@ -44,12 +44,7 @@ export async function exportPoint(
   },
 ): Promise<ExportedPoint> {
   const { engine, disk, place, credentials } = options;
-  if (credentials === undefined && place.kind === "tcp" && !isLoopback(place.host)) {
-    throw new ReplicationError(
-      "usage",
-      `${place.host} is reached from other machines, which must show certificates: give --tls DIR/NAME, or serve on 127.0.0.1 or a unix socket`,
-    );
-  }
+  checkServed(place, credentials);
   const image = await store.openPoint(disk, options.point);
   try {
     const { storage, clock, random, log } = engine;
@@ -73,4 +68,13 @@ export async function exportPoint(
     await image.close();
     throw error;
   }
+}
+
+/** Images are served in plain to this machine alone. Throws `usage`. */
+export function checkServed(place: NbdPlace, credentials: CredentialSource | undefined): void {
+  if (credentials !== undefined || place.kind !== "tcp" || isLoopback(place.host)) return;
+  throw new ReplicationError(
+    "usage",
+    `${place.host} is reached from other machines, which must show certificates: give --tls DIR/NAME (track: --nbd-tls), or serve on 127.0.0.1 or a unix socket`,
+  );
 }

@@ -16,7 +16,7 @@ import { type KnownStates, knownStatePathOf, openKnownStates } from "../track/kn
 import type { Scan } from "../track/scan-reason.ts";
 import { TrackedImage } from "../track/tracked-image.ts";
 import type { CredentialSource } from "../transport/credential-source.ts";
-import { isLoopback } from "../transport/names.ts";
+import { checkServed } from "./exporting.ts";
 import {
   type CreateMachineSenderOptions,
   type CreateSenderOptions,
@@ -155,12 +155,7 @@ export async function serveTracked(
   },
 ): Promise<ServedImages> {
   const { disks, place, credentials } = options;
-  if (credentials === undefined && place.kind === "tcp" && !isLoopback(place.host)) {
-    throw new ReplicationError(
-      "usage",
-      `${place.host} is reached from other machines, which must show certificates: give them, or serve on 127.0.0.1 or a unix socket`,
-    );
-  }
+  checkServed(place, credentials);
   const { storage, clock, random, log } = engine;
   const listener = await listenNbd({
     ...{ storage, clock, random, log, credentials, place },

@@ -32,11 +32,6 @@ export class OldContent {
     this.#o = options;
   }
 
-  /** Bytes that lie in the spill file. */
-  get spilledBytes(): number {
-    return this.#used * this.#o.blockBytes;
-  }
-
   /** Takes the bytes over. The block is there once it resolves. Errors: `cut-abandoned`: there is no room, or the file cannot be written. */
   async put(block: number, bytes: Uint8Array): Promise<void> {
     if (this.#memoryBytes + bytes.length <= (this.#o.memoryBytes ?? SPILL_MEMORY_BYTES)) {

@@ -160,6 +160,14 @@ test("an image that was touched past the tracker, or whose journal is another on
   expect(statSync(`${image}.rbj`).mode & 0o777).toBe(0o600);
 });
 
+test("a journal that cannot be made is told, and the image is served all the same", async (t) => {
+  makeSparse(imageOf("nowhere"), MIB);
+  const tracker = await track(t, "nowhere", "--every", "0", "--journal", join(dir, "missing/vm.rbj"));
+  expect(tracker.begun).toMatchObject({ changes: "scan", reason: "journal-write-failed" });
+  expect(String(tracker.begun["words"])).toMatch(/missing\/vm\.rbj cannot be made \(ENOENT\)/);
+  expect(await tracker.child.stop()).toBe(0);
+});
+
 test("a machine of two disks: cut at one moment, frozen for it, audited", async (t) => {
   needTools(t, "qemu-io");
   for (const name of ["sys", "data"]) makeSparse(imageOf(name), 32 * MIB);

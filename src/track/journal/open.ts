@@ -64,7 +64,7 @@ export async function openJournal(options: JournalOptions): Promise<OpenedJourna
   const parts = partsOf(options, boot?.id ?? "");
   const journal = isThere ? goOn(options, parts, found) : await begin(options, parts);
   await journal.start(image);
-  const belief = isThere ? (journal.failure ?? found.belief) : found;
+  const belief = journal.failure ?? (isThere ? found.belief : found);
   return { journal, belief };
 }
 
