@@ -158,6 +158,7 @@ export function doneEvent(report: SendReport): object {
     attempts: report.attempts,
     consistency: report.consistency,
     reason: report.reason,
+    ...(report.passes === undefined ? {} : { passes: report.passes }),
   };
 }
 

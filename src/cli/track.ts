@@ -212,8 +212,9 @@ async function sendCycles(
   });
 }
 
-function cycleText({ funnel, created, point, reason, disk, seconds, consistency }: SendReport): string {
+function cycleText({ funnel, created, point, reason, disk, seconds, consistency, passes }: SendReport): string {
   const what = created ? `point ${point}` : `nothing changed, point ${point} stays`;
   const sizes = `${formatSize(funnel.readBytes)} read, ${formatSize(funnel.changedBytes)} changed, ${formatSize(funnel.wireBytes)} on the wire`;
-  return `${disk}  ${what} (${reason}, ${consistency}): ${sizes}, in ${seconds.toFixed(1)} s`;
+  const before = passes === undefined ? "" : ` after ${passes} ${passes === 1 ? "pass" : "passes"}`;
+  return `${disk}  ${what} (${reason}, ${consistency})${before}: ${sizes}, in ${seconds.toFixed(1)} s`;
 }

@@ -167,7 +167,7 @@ export interface CreateMachineSenderOptions
 export function createMachineSender(options: CreateMachineSenderOptions): MachineSender {
   const { machine, disks, ...rest } = options;
   const { clock, random } = options.engine;
-  const named = disks.map(({ name, source }) => ({ disk: `${machine}.${name}`, source }));
+  const named = disks.map(({ name, source }) => ({ disk: diskOfMachine(machine, name), source }));
   for (const { disk } of named) checkDiskName(disk);
   return createBareMachineSender({
     disks: named,
@@ -175,6 +175,11 @@ export function createMachineSender(options: CreateMachineSenderOptions): Machin
     clock,
     random,
   });
+}
+
+/** Name at the receiver. */
+export function diskOfMachine(machine: string, name: string): string {
+  return `${machine}.${name}`;
 }
 
 function createSeedSender(engine: Engine, options: Omit<SenderOptions, "connect">, folder: SeedFolder): Sender {

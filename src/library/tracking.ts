@@ -22,6 +22,7 @@ import {
   type CreateSenderOptions,
   createMachineSender,
   createSender,
+  diskOfMachine,
   identityOf,
 } from "./sending.ts";
 
@@ -180,7 +181,7 @@ export async function serveTracked(
 
 export interface CreateTrackedSenderOptions
   extends Omit<CreateSenderOptions, "source" | "disk" | "cut" | "consistency" | "receiver">,
-    Pick<TrackedSenderOptions, "quiescing" | "auditShare"> {
+    Pick<TrackedSenderOptions, "quiescing" | "auditShare" | "passBytes"> {
   readonly receiver: CreateMachineSenderOptions["receiver"];
 }
 
@@ -188,10 +189,11 @@ export interface CreateTrackedSenderOptions
 export function createTrackedSender(
   options: CreateTrackedSenderOptions & { readonly tracked: Tracked; readonly disk: string },
 ): TrackedSender {
-  const { tracked, disk, quiescing, auditShare, ...rest } = options;
+  const { tracked, disk, quiescing, auditShare, passBytes, ...rest } = options;
   const { clock, random, log } = options.engine;
   return new TrackedSender({
-    ...{ clock, random, log, quiescing, auditShare, disks: [tracked] },
+    ...{ clock, random, log, quiescing, auditShare, passBytes, disks: [tracked] },
+    createPass: (source) => createSender({ ...rest, disk, source, isPass: true }),
     createSend(sources, { consistency }) {
       const [source] = sources;
       invariant(source !== undefined && sources.length === 1, "one image, one source");
@@ -208,10 +210,12 @@ export function createTrackedMachineSender(
     readonly disks: readonly { readonly name: string; readonly tracked: Tracked }[];
   },
 ): TrackedSender {
-  const { machine, disks, quiescing, auditShare, ...rest } = options;
+  const { machine, disks, quiescing, auditShare, passBytes, ...rest } = options;
   const { clock, random, log } = options.engine;
   return new TrackedSender({
-    ...{ clock, random, log, quiescing, auditShare, disks: disks.map(({ tracked }) => tracked) },
+    ...{ clock, random, log, quiescing, auditShare, passBytes, disks: disks.map(({ tracked }) => tracked) },
+    createPass: (source, nth) =>
+      createSender({ ...rest, disk: diskOfMachine(machine, disks[nth]?.name ?? ""), source, isPass: true }),
     createSend(sources, { consistency }) {
       const named = sources.map((source, nth) => ({ name: disks[nth]?.name ?? "", source }));
       const sender = createMachineSender({ ...rest, machine, disks: named, consistency });

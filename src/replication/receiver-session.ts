@@ -11,19 +11,19 @@ import { PagedBits } from "../base/paged-bits.ts";
 import { blockCount, digestBytes, type Geometry } from "../base/units.ts";
 import { applyState } from "../lanes/jobs.ts";
 import { areaB } from "../lanes/slot-layout.ts";
-import type { DiskWriter, Point } from "../replica/store.ts";
+import type { DiskWriter } from "../replica/store.ts";
 import type { Link, PeerIdentity } from "../transport/link.ts";
 import { createCredit, createFrameCounts, type Credit, type FrameCounts } from "../wire/credit.ts";
 import { toErrorMessage } from "../wire/error-message.ts";
 import type { DecodedFrame } from "../wire/frame.ts";
-import type { Commit, Data, Hello, Message, Open, Zero } from "../wire/messages.ts";
+import type { Commit, Data, Hello, Message, Open, Pass, Zero } from "../wire/messages.ts";
 import { createSessionRules, type SessionRules } from "../wire/session-rules.ts";
 import { checkDataShape } from "./data-shape.ts";
 import { watchLiveness } from "./liveness.ts";
 import { makeRoomAfter } from "./make-room.ts";
 import { type Answer, answerBlocks, answerPages, answerParts } from "./receiver-answers.ts";
 import { SessionDisk } from "./receiver-disk.ts";
-import { factsOf } from "./receiver-commit.ts";
+import { checkedRoot, commitPoint } from "./receiver-commit.ts";
 import { checkShrink, openedMessage, openForSender } from "./receiver-open.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
 
@@ -76,9 +76,11 @@ export class ReceiverSession {
   #resolveOver: () => void = () => {};
   #work: Work | undefined;
   #writer: DiskWriter | undefined;
-  #commit: Commit | undefined;
+  /** What the sender asked for at the end. */
+  #last: Commit | Pass | undefined;
   #committing = false;
-  #durable = false;
+  /** What was asked for is durable. */
+  #settled = false;
   #ended = false;
   #poisoned = false;
   #openDisk: SessionDisk | undefined;
@@ -154,7 +156,8 @@ export class ReceiverSession {
         this.#run(this.#zero(message, connection));
         return;
       case "commit":
-        this.#commit = message;
+      case "pass":
+        this.#last = message;
         this.#tryCommit();
         return;
       case "error":
@@ -172,7 +175,7 @@ export class ReceiverSession {
 
   linkEnded(connection: number, error: ReplicationError | undefined): void {
     if (this.#ended) return;
-    if (error === undefined && this.#durable) {
+    if (error === undefined && this.#settled) {
       void this.#end();
       return;
     }
@@ -386,51 +389,24 @@ export class ReceiverSession {
 
   /** Commits when all the sender counted was applied and nothing is being repeated. */
   #tryCommit(): void {
-    const commit = this.#commit;
+    const last = this.#last;
     const work = this.#work;
-    if (commit === undefined || work === undefined || this.#committing || this.#ended) return;
+    if (last === undefined || work === undefined || this.#committing || this.#ended) return;
     if (this.#tasks.size > 0 || this.#repeats.size > 0) return;
     try {
-      if (work.counts.compare(commit.frames) !== "equal") return;
+      if (work.counts.compare(last.frames) !== "equal") return;
     } catch (error) {
       this.fail(toReplicationError(error));
       return;
     }
     this.#committing = true;
-    this.#run(this.#doCommit(work, commit));
+    this.#run(last.type === "commit" ? this.#doCommit(work, last) : this.#endPass(work, last));
   }
 
   async #doCommit(work: Work, commit: Commit): Promise<void> {
-    const { writer, open } = work;
     this.#phase = "sync";
-    if (commit.sizeBytes !== work.geometry.sizeBytes) {
-      throw new ReplicationError(
-        "protocol-violation",
-        `commit of ${commit.sizeBytes} bytes for a disk of ${work.geometry.sizeBytes}`,
-      );
-    }
-    const { newest } = writer;
-    // An earlier session may have applied what this one finds equal: only the root tells that the replica is still the newest point.
-    const same = !work.disk.changes && newest?.root === Buffer.from(writer.table.root()).toString("hex");
-    const created = !(commit.skipEmpty && same);
-    if (created) await work.disk.begin();
-    const root = writer.table.root();
-    if (Buffer.compare(root, commit.root) !== 0) {
-      throw new ReplicationError(
-        "root-mismatch",
-        `disk ${this.#disk}: the two ends' digest tables differ after the delta; nothing was committed`,
-      );
-    }
-    let point: Point;
-    if (!created && newest !== undefined) point = newest;
-    else {
-      point = await writer.commit({
-        ...factsOf(commit, this.#disk),
-        source: open.source,
-        sourceName: open.sourceName,
-      });
-    }
-    this.#durable = true;
+    const { point, root, created } = await commitPoint(work, commit);
+    this.#settled = true;
     this.#phase = "idle";
     this.#send({ type: "durable", point: point.point, root, cycle: commit.cycle, created });
     this.#s.log.info(
@@ -438,6 +414,18 @@ export class ReceiverSession {
       "point committed",
     );
     this.#s.announce({ disk: this.#disk, point, peer: this.peer });
+  }
+
+  /** Keeps what was applied as it is kept for a resume. */
+  async #endPass({ writer, disk }: Work, pass: Pass): Promise<void> {
+    this.#phase = "sync";
+    // A new size, if nothing else.
+    if (disk.changes) await disk.begin();
+    const root = checkedRoot(writer, this.#disk, pass.root);
+    if (disk.changed) await writer.suspend(0);
+    this.#settled = true;
+    this.#phase = "idle";
+    this.#send({ type: "synced", root });
   }
 
   // ending
@@ -453,7 +441,7 @@ export class ReceiverSession {
     if (leavesDoubt.has(error.code)) this.#poisoned = true;
     if (this.#ended) return;
     const fields = { code: error.code, disk: this.#disk, peer: this.peer.name, address: this.peer.address };
-    if (this.#durable && error.action === "reconnect") {
+    if (this.#settled && error.action === "reconnect") {
       this.#s.log.info(fields, "the connection ended after the commit");
     } else {
       this.#s.log.warn(fields, error.message);
@@ -477,7 +465,7 @@ export class ReceiverSession {
       const writer = this.#writer;
       if (writer !== undefined) {
         if (this.#poisoned) writer.poison();
-        else if (!this.#durable && this.#openDisk?.changed === true) await writer.suspend(this.#highestBlock);
+        else if (!this.#settled && this.#openDisk?.changed === true) await writer.suspend(this.#highestBlock);
         await writer.release();
         if (error?.code === "no-space" && !error.remote) await makeRoomAfter(this.#s, this.#disk);
       }

@@ -75,6 +75,8 @@ export interface SendReport {
   readonly consistency: "crash" | "application" | "none";
   /** Of a tracked image, when it is audited. */
   readonly audit?: Audit | undefined;
+  /** How often the image was sent as it changed before it was cut. They are in the other figures: a block counts in each of them. */
+  readonly passes?: number | undefined;
 }
 
 /** Blocks that a tracker called clean and that were looked at all the same. */
@@ -83,3 +85,21 @@ export interface Audit {
   /** Of those that had changed: the tracker does not tell the truth. */
   readonly missedBytes: number;
 }
+
+/** Of a send that ends what `passes` began; in their order. */
+export function withPasses(last: SendReport, passes: readonly SendReport[]): SendReport {
+  const [first] = passes;
+  if (first === undefined) return last;
+  const all = [...passes, last];
+  const sum = (count: (report: SendReport) => number): number =>
+    all.reduce((total, report) => total + count(report), 0);
+  const funnel = { ...last.funnel, allocatedBytes: first.funnel.allocatedBytes };
+  for (const key of summed) funnel[key] = sum((report) => report.funnel[key]);
+  const [seconds, attempts] = [sum((report) => report.seconds), sum((report) => report.attempts)];
+  return { ...last, funnel, seconds, attempts, reason: first.reason, passes: passes.length };
+}
+
+const summed = [
+  ...(["readBytes", "changedBlockBytes", "changedBytes", "shippedBytes", "packedBytes", "wireBytes"] as const),
+  ...(["zeroBlocks", "repeatedBlocks"] as const),
+];

@@ -21,12 +21,13 @@ import type {
   Message,
   Open,
   Opened,
+  Synced,
   Zero,
 } from "../wire/messages.ts";
 import { createSessionRules, type SessionRules } from "../wire/session-rules.ts";
 import { watchLiveness } from "./liveness.ts";
 
-type Single = "hello" | "opened" | "durable";
+type Single = "hello" | "opened" | "durable" | "synced";
 
 interface Deferred<T> {
   readonly resolve: (value: T) => void;
@@ -66,6 +67,8 @@ export class SenderSession {
   readonly #abort = new AbortController();
   #credit = 0;
   #nextRequest = 1;
+  #durable: Promise<Durable> | undefined;
+  #synced: Promise<Synced> | undefined;
   #stopWatching: (() => void) | undefined;
   /** What the peer last said it was busy with. */
   peerPhase = "";
@@ -242,13 +245,17 @@ export class SenderSession {
 
   /** Asks for the commit. Resolves with `durable`. May be called again after repeats: the last call counts. */
   commit(commit: Omit<Commit, "type" | "frames">): Promise<Durable> {
-    const waiting = this.#singles.has("durable") ? undefined : this.#await<Durable>("durable");
+    const answer = (this.#durable ??= this.#await<Durable>("durable"));
     this.#send({ type: "commit", frames: [...this.#frames], ...commit });
-    this.#durable = waiting ?? this.#durable;
-    invariant(this.#durable !== undefined, "a commit waits for durable");
-    return this.#durable;
+    return answer;
   }
-  #durable: Promise<Durable> | undefined;
+
+  /** As {@link commit}, in its place: what was sent is kept, and no point is made. Resolves with `synced`. */
+  pass(root: Uint8Array): Promise<Synced> {
+    const answer = (this.#synced ??= this.#await<Synced>("synced"));
+    this.#send({ type: "pass", frames: [...this.#frames], root });
+    return answer;
+  }
 
   #send(message: Message): void {
     this.#rules.sent(message);
@@ -284,6 +291,7 @@ export class SenderSession {
       case "hello":
       case "opened":
       case "durable":
+      case "synced":
         this.#settleSingle(message.type, message);
         return;
       case "pages":

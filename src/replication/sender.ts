@@ -19,7 +19,7 @@ import { checkDiskName } from "../base/disk-name.ts";
 import type { Link } from "../transport/link.ts";
 import { offer } from "../wire/handshake.ts";
 import { isName } from "../wire/field-kinds.ts";
-import type { Durable, Open, Opened } from "../wire/messages.ts";
+import type { Commit, Durable, Open, Opened, Synced } from "../wire/messages.ts";
 import { backoffMillis } from "./backoff.ts";
 import { CodecChoice } from "./codec-choice.ts";
 import { type Plan, planSession } from "./plan.ts";
@@ -90,6 +90,11 @@ export interface SenderOptions {
   /** The disk may become smaller than its newest point; without it that is `size-shrunk`. Older points keep their size. */
   readonly allowShrink?: boolean | undefined;
   readonly cut?: SharedCut | undefined;
+  /**
+   * No point is made: the run resolves when all that was read of the image lies at the receiver, durably, for the next send to go on from. The image may change
+   * meanwhile. `created` of the report is false, and `point` the newest there was, 0 for none.
+   */
+  readonly isPass?: boolean | undefined;
   /** Attempts in a row without any progress before giving up; default 8. While the receiver has never answered: 3. */
   readonly attemptsMax?: number | undefined;
 }
@@ -223,12 +228,12 @@ class SenderRun implements Sender {
       const opened = await session.open(open);
       this.#everReached = true;
       const plan = planSession(open, opened);
-      const durable = plan.kind === "already-durable" ? undefined : await this.#compare(session, plan, opened, repeats);
-      if (durable === "waits") {
+      const ended = plan.kind === "already-durable" ? undefined : await this.#compare(session, plan, opened, repeats);
+      if (ended === "waits") {
         await session.close();
         return undefined;
       }
-      const report = this.#report(plan, durable, opened, startedAt);
+      const report = this.#report(plan, ended, opened, startedAt);
       await session.close();
       return { ...report, funnel: { ...this.progress().funnel } };
     } catch (thrown) {
@@ -272,7 +277,7 @@ class SenderRun implements Sender {
     plan: Plan & { readonly kind: "compare" },
     opened: Opened,
     repeats: RepeatQueue,
-  ): Promise<Durable | "waits"> {
+  ): Promise<Ended | "waits"> {
     const { source, lanes, pool, clock } = this.#o;
     const signal = session.signal;
     const known = knownBase(source.changes, opened);
@@ -305,7 +310,7 @@ class SenderRun implements Sender {
       memory,
       changes: source.changes,
       audit: this.#audit,
-      known: known?.pages,
+      known,
       empty: opened.empty,
       baseBytes: opened.sizeBytes,
       signal,
@@ -324,8 +329,8 @@ class SenderRun implements Sender {
   }
 
   /** All of the image lies at the receiver, but for what it asks for again meanwhile. */
-  async #commit(session: SenderSession, memory: ScanMemory, repeats: RepeatQueue): Promise<Durable | "waits"> {
-    const { source, clock } = this.#o;
+  async #commit(session: SenderSession, memory: ScanMemory, repeats: RepeatQueue): Promise<Ended | "waits"> {
+    const { source } = this.#o;
     this.#phase = "committing";
     for (;;) {
       // Counted before the wait: a request that arrives from here on makes another commit necessary.
@@ -336,17 +341,8 @@ class SenderRun implements Sender {
       const root = memory.pages.root();
       // Were the answer lost, the next send would have to know what the receiver may have.
       await source.changes?.keep?.({ cycle: this.#cycle, pages: memory.pages });
-      const durable = session.commit({
-        root,
-        cycle: this.#cycle,
-        sizeBytes: source.reader.sizeBytes,
-        time: this.#o.cut?.time ?? clock.now(),
-        ...(this.#o.cut === undefined ? {} : { group: this.#o.cut.group, members: this.#o.cut.members }),
-        ...(this.#o.label === undefined ? {} : { label: this.#o.label }),
-        consistency: this.#o.consistency ?? "crash",
-        skipEmpty: this.#o.skipEmpty ?? false,
-      });
-      const answer = await Promise.race([durable, repeats.arrival(served)]);
+      const ended = this.#o.isPass === true ? session.pass(root) : session.commit(this.#commitMessage(root));
+      const answer = await Promise.race([ended, repeats.arrival(served)]);
       if (answer === undefined) continue;
       if (Buffer.compare(answer.root, root) === 0) return answer;
       throw new ReplicationError(
@@ -354,6 +350,16 @@ class SenderRun implements Sender {
         `disk ${this.#o.disk}: the receiver made a point of another state than the one it was sent`,
       );
     }
+  }
+
+  #commitMessage(root: Uint8Array): Omit<Commit, "type" | "frames"> {
+    const { source, clock, cut, label, consistency = "crash", skipEmpty = false } = this.#o;
+    return {
+      ...{ root, cycle: this.#cycle, sizeBytes: source.reader.sizeBytes, consistency, skipEmpty },
+      time: cut?.time ?? clock.now(),
+      ...(cut === undefined ? {} : { group: cut.group, members: cut.members }),
+      ...(label === undefined ? {} : { label }),
+    };
   }
 
   /**
@@ -419,13 +425,14 @@ class SenderRun implements Sender {
     };
   }
 
-  #report(plan: Plan, durable: Durable | undefined, opened: Opened, startedAt: number): SendReport {
+  #report(plan: Plan, ended: Ended | undefined, opened: Opened, startedAt: number): SendReport {
+    const durable = ended?.type === "durable" ? ended : undefined;
     const found = plan.kind === "already-durable" ? { point: plan.point, root: plan.root, created: true } : durable;
     return {
       disk: this.#o.disk,
-      point: found?.point ?? 0,
+      point: found?.point ?? opened.point ?? 0,
       created: found?.created ?? false,
-      root: Buffer.from(found?.root ?? []).toString("hex"),
+      root: Buffer.from(found?.root ?? ended?.root ?? []).toString("hex"),
       reason: this.#reason ?? "resume",
       funnel: this.#funnel,
       seconds: (this.#o.clock.monotonic() - startedAt) / 1000,
@@ -436,6 +443,8 @@ class SenderRun implements Sender {
     };
   }
 }
+
+type Ended = Durable | Synced;
 
 interface ProgressMark {
   readonly pages: number;

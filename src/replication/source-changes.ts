@@ -1,5 +1,6 @@
 /** What is known of a source beside its bytes: which blocks may have changed since a state the receiver has. */
 import type { DirtyBits } from "../track/dirty-bitmap.ts";
+import type { PageDigests } from "../table/digest-table.ts";
 import type { KnownState } from "../track/known-state.ts";
 import type { Opened } from "../wire/messages.ts";
 import type { BlockRange } from "./data-cursor.ts";
@@ -14,19 +15,21 @@ export interface SourceChanges {
   readonly audited?: DirtyBits | undefined;
   /** False: only dirty and audited blocks can be read as they were. When others are needed the send ends with `base-mismatch`. */
   readonly complete: boolean;
+  /** What an earlier pass left at the receiver, which is no state of its own: {@link dirty} is relative to it. */
+  readonly passed?: PageDigests | undefined;
   /** The image as it was at some of {@link bases}. Of a state the receiver has and that is not among them, everything is compared. */
   readonly states: readonly KnownState[];
   /** Before a receiver is asked to make a point of it: what is sent, for {@link states} of a later send. Durable when it resolves. */
   readonly keep?: (state: KnownState) => Promise<void>;
 }
 
-/** The state a delta can be made relative to: the receiver has it, and what it looked like is known. */
-export function knownBase(changes: SourceChanges | undefined, opened: Opened): KnownState | undefined {
+/** What a delta can be made relative to: the receiver has it, and what it looked like is known. */
+export function knownBase(changes: SourceChanges | undefined, opened: Opened): PageDigests | undefined {
   const state = changes?.states.find(({ cycle }) => cycle === opened.cycle && changes.bases.includes(cycle));
-  if (state === undefined) return undefined;
-  const { geometry } = state.pages;
-  const same = geometry.blockBytes === opened.blockBytes && geometry.digestKind === opened.digestKind;
-  return same ? state : undefined;
+  const pages = changes?.passed ?? state?.pages;
+  if (pages === undefined) return undefined;
+  const same = pages.geometry.blockBytes === opened.blockBytes && pages.geometry.digestKind === opened.digestKind;
+  return same ? pages : undefined;
 }
 
 /** Dirty blocks of [first, end), blocks of `blockBytes`, which need not be the bitmap's. Ascending, apart from each other. */

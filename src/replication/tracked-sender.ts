@@ -10,8 +10,13 @@ import { chooseAudit } from "../track/audit.ts";
 import type { KnownState, KnownStates } from "../track/known-state.ts";
 import { cutImages, type ImageCut, type TrackedImage } from "../track/tracked-image.ts";
 import { type Quiescing, whileQuiet } from "./quiescing.ts";
-import type { SendReport } from "./report.ts";
+import { makePasses, type Passed, type PassesOptions } from "./passes.ts";
+import { type SendReport, withPasses } from "./report.ts";
 import type { SendSource } from "./sender.ts";
+import type { SourceChanges } from "./source-changes.ts";
+
+/** A cut whose base the receiver does not have is made again, of everything; after passes once more. */
+const attemptsMax = 3;
 
 export interface TrackedDisk {
   readonly image: TrackedImage;
@@ -28,7 +33,7 @@ export interface CycleSend {
   run(signal?: AbortSignal): Promise<readonly SendReport[]>;
 }
 
-export interface TrackedSenderOptions {
+export interface TrackedSenderOptions extends Pick<PassesOptions, "passBytes"> {
   /** At least one. */
   readonly disks: readonly TrackedDisk[];
   /** A send of these sources, as many as there are disks, all of one moment. */
@@ -36,6 +41,8 @@ export interface TrackedSenderOptions {
     sources: readonly SendSource[],
     how: { readonly consistency: "crash" | "application" },
   ) => CycleSend;
+  /** A send that makes no point, of one of the disks by its place among them. */
+  readonly createPass: (source: SendSource, nth: number) => { run(signal?: AbortSignal): Promise<SendReport> };
   /** Has the applications of the machine write out what they hold, for as long as the cut takes. */
   readonly quiescing?: Quiescing | undefined;
   /** Share of the blocks called clean that is looked at in each cycle, 0 to 1; default 0. */
@@ -63,46 +70,74 @@ export class TrackedSender {
    * part of the next cycle.
    */
   async cycle(signal?: AbortSignal): Promise<readonly SendReport[]> {
-    for (;;) {
+    for (let attempt = 1; ; attempt++) {
       const whole = this.#whole || this.#distrusts || !this.#o.disks.every(isKnown);
-      const { cuts, consistency } = await this.#cut(whole);
+      const passes: (Passed | undefined)[] = [];
+      let cuts: readonly ImageCut[] = [];
       try {
-        const reports = await this.#send(cuts, consistency, signal);
+        for (const nth of this.#o.disks.keys()) passes.push(await this.#passesOf(nth, whole, signal));
+        const made = await this.#cut(whole, passes);
+        ({ cuts } = made);
+        const reports = await this.#send(made, passes, signal);
         this.#whole = false;
         this.#distrusts = reports.some(({ audit }) => (audit?.missedBytes ?? 0) > 0);
         if (this.#distrusts) this.#shout(reports);
         return reports;
       } catch (error) {
-        for (const cut of cuts) await cut.mergeBack();
-        if (whole || !(error instanceof ReplicationError) || error.code !== "base-mismatch") throw error;
+        for (const cut of [...passes.map((passed) => passed?.cut), ...cuts]) await cut?.mergeBack();
+        const isMismatch = error instanceof ReplicationError && error.code === "base-mismatch";
+        if (!isMismatch || attempt === attemptsMax) throw error;
         // The receiver is not where it was left: what differs is found by comparing.
         this.#whole = true;
       }
     }
   }
 
-  async #cut(whole: boolean): Promise<{ cuts: readonly ImageCut[]; consistency: "crash" | "application" }> {
+  /** Of one disk. */
+  async #passesOf(nth: number, whole: boolean, signal: AbortSignal | undefined): Promise<Passed | undefined> {
+    const { disks, clock, createPass, passBytes } = this.#o;
+    const disk = disks[nth];
+    invariant(disk !== undefined, "a pass is of one of the disks");
+    return await makePasses({
+      ...{ image: disk.image, clock, whole, passBytes },
+      send: async (cut, how) => {
+        const source = sourceOf(disk, cut, { states: this.#knownStates(disk), ...how });
+        return await createPass(source, nth).run(signal);
+      },
+    });
+  }
+
+  async #cut(whole: boolean, passes: readonly (Passed | undefined)[]): Promise<Cuts> {
     const { disks, clock, random, auditShare = 0, quiescing, log } = this.#o;
     const images = disks.map(({ image }) => image);
     const audits = images.map(({ journal }) => (whole ? undefined : chooseAudit(journal.dirty, auditShare, random)));
     return await whileQuiet({ quiescing, clock, log }, () =>
-      cutImages(images, { clock, freeze: whole ? "all" : "dirty", audits }),
+      cutImages(images, {
+        ...{ clock, audits, freeze: whole ? "all" : "dirty" },
+        passes: passes.map((passed) => passed?.cut),
+      }),
     );
   }
 
+  #knownStates({ states }: TrackedDisk): readonly KnownState[] {
+    return this.#distrusts ? [] : states.known;
+  }
+
   async #send(
-    cuts: readonly ImageCut[],
-    consistency: "crash" | "application",
+    { cuts, consistency }: Cuts,
+    passes: readonly (Passed | undefined)[],
     signal: AbortSignal | undefined,
   ): Promise<readonly SendReport[]> {
     const { disks, createSend } = this.#o;
     for (const { durable } of cuts) await durable;
     const pairs = disks.flatMap((disk, nth) => {
       const cut = cuts[nth];
-      return cut === undefined ? [] : [{ disk, cut }];
+      return cut === undefined ? [] : [{ disk, cut, passed: passes[nth]?.pages }];
     });
     const send = createSend(
-      pairs.map(({ disk, cut }) => sourceOf(disk, cut, this.#distrusts ? [] : disk.states.known)),
+      pairs.map(({ disk, cut, passed }) =>
+        sourceOf(disk, cut, { states: this.#knownStates(disk), passed, keep: (state) => disk.states.keep(state) }),
+      ),
       { consistency },
     );
     const reports = await send.run(signal);
@@ -111,7 +146,7 @@ export class TrackedSender {
       if (reports[nth]?.created === true) await cut.retire(() => disk.states.settle(cut.cycle));
       else await cut.mergeBack();
     }
-    return reports;
+    return reports.map((report, nth) => withPasses(report, passes[nth]?.reports ?? []));
   }
 
   #shout(reports: readonly SendReport[]): void {
@@ -131,11 +166,19 @@ function isKnown({ image, states }: TrackedDisk): boolean {
   return states.known.some(({ cycle }) => cycle === base || cycle === pending);
 }
 
-function sourceOf({ name, identity, states }: TrackedDisk, cut: ImageCut, known: readonly KnownState[]): SendSource {
-  const { cycle, bases, dirty, audited, complete, view } = cut;
+interface Cuts {
+  readonly cuts: readonly ImageCut[];
+  readonly consistency: "crash" | "application";
+}
+
+function sourceOf(
+  { name, identity }: TrackedDisk,
+  { cycle, bases, dirty, audited, complete, view }: ImageCut,
+  how: Pick<SourceChanges, "states" | "passed" | "keep">,
+): SendSource {
   const check = async (): Promise<void> => view.check();
   return {
     ...{ name, identity, reader: view, guard: { begin: check, check } },
-    changes: { cycle, bases, dirty, audited, complete, states: known, keep: (state) => states.keep(state) },
+    changes: { cycle, bases, dirty, audited, complete, ...how },
   };
 }

@@ -29,14 +29,17 @@ export interface TrackedImageOptions {
 export interface ImageCut {
   /** Id of this state: what a receiver has when it has the cut. */
   readonly cycle: string;
-  /** States relative to which {@link dirty} names everything that may have changed. Empty: there is none, and all has to be compared. */
+  /**
+   * States relative to which {@link dirty} names everything that may have changed. Empty: there is none, and all has to be compared. Of a cut
+   * after a pass, it is relative to what the pass sent instead.
+   */
   readonly bases: readonly string[];
   readonly dirty: DirtyBits;
   /** Blocks that are looked at although they may be clean. */
   readonly audited: DirtyBits | undefined;
   /** As the image was: of all blocks, or of those that are dirty or audited alone. */
   readonly view: FrozenView;
-  /** Every block of the view is as it was. */
+  /** Every block of the view may be read: as it was or, of a pass, as it is. */
   readonly complete: boolean;
   /** Resolves when the journal has the cut: before anything of it is sent. */
   readonly durable: Promise<void>;
@@ -44,6 +47,18 @@ export interface ImageCut {
   retire(remember?: () => Promise<void>): Promise<void>;
   /** The cut came to nothing: what it froze is dirty for the next one. Idempotent; after `retire` it does nothing. */
   mergeBack(): Promise<void>;
+}
+
+/**
+ * What a cut keeps as it was: `dirty` and audited blocks, `all` of them, or `nothing`: that is a pass, which reads the image as it is and leaves what changes
+ * meanwhile to the next one.
+ */
+export type Frozen = "dirty" | "all" | "nothing";
+
+export interface CutExtras {
+  /** {@link ImageCut.audited}. */
+  readonly audited?: DirtyBitmap | undefined;
+  readonly pass?: ImageCut | undefined;
 }
 
 /** Time within which all writes under way must end for a cut. */
@@ -146,17 +161,27 @@ export class TrackedImage implements BlockWriter {
     this.#stopped = undefined;
   }
 
-  /** While writers are stopped and none is under way. At once. */
-  freeze(what: "dirty" | "all", audited?: DirtyBitmap): ImageCut {
+  /**
+   * While writers are stopped and none is under way. At once. `pass`: the pass that it follows, which ends: what was written since is dirty here, and that alone
+   * has to be kept; in the journal everything is that was.
+   */
+  freeze(what: Frozen, { audited, pass }: CutExtras = {}): ImageCut {
     invariant(this.#stopped !== undefined && this.#underWay === 0, "a cut is made while nobody writes");
-    invariant(this.#view === undefined, "one cut of an image at a time");
     const journal = this.#journal;
+    const since = pass === undefined ? undefined : union(journal.dirty);
+    void pass?.mergeBack();
+    invariant(this.#view === undefined, "one cut of an image at a time");
     const bases = [journal.base, journal.pending].filter((cycle) => cycle !== undefined);
-    const { cycle, frozen: dirty, durable } = journal.flip();
+    const { cycle, frozen, durable } = journal.flip();
+    const dirty = since ?? frozen;
     const { openSpill, spillMemoryBytes: memoryBytes, spillBytesMax } = this.#o;
     const aside = new OldContent({ blockBytes: dirty.blockBytes, openSpill, memoryBytes, spillBytesMax });
-    const complete = what === "all" || dirty.count === dirty.blocks;
-    const view = new FrozenView({ image: this.#image, frozen: complete ? allOf(dirty) : union(dirty, audited), aside });
+    const all = (what === "all" && pass === undefined) || dirty.count === dirty.blocks;
+    const kept = all ? allOf(dirty) : audited === undefined ? dirty : union(dirty, audited);
+    const view = new FrozenView({
+      ...{ image: this.#image, aside },
+      frozen: what === "nothing" ? new DirtyBitmap(dirty).freeze() : kept,
+    });
     this.#view = view;
     let ended: Promise<void> | undefined;
     const end = async (): Promise<void> => {
@@ -164,7 +189,8 @@ export class TrackedImage implements BlockWriter {
       await view.close();
     };
     return {
-      ...{ cycle, bases, dirty, audited, view, complete, durable },
+      ...{ cycle, bases, dirty, audited, view, durable },
+      complete: all || what === "nothing",
       retire: async (remember) => {
         invariant(ended === undefined, "a cut ends once");
         await this.#image.flush();
@@ -188,9 +214,8 @@ export class TrackedImage implements BlockWriter {
   }
 }
 
-function union(dirty: DirtyBits, audited: DirtyBitmap | undefined): DirtyBits {
-  if (audited === undefined) return dirty;
-  const both = audited.clone();
+function union(dirty: DirtyBits, others?: DirtyBitmap): DirtyBits {
+  const both = others?.clone() ?? new DirtyBitmap(dirty);
   for (const range of dirty.ranges()) both.setRange(range);
   return both.freeze();
 }
@@ -209,15 +234,16 @@ export async function cutImages(
   images: readonly TrackedImage[],
   options: {
     readonly clock: Clock;
-    /** `all`: the whole disk can be read as it was, for a comparison. */
-    readonly freeze: "dirty" | "all";
+    readonly freeze: Frozen;
     /** Of each image: {@link ImageCut.audited}. */
     readonly audits?: readonly (DirtyBitmap | undefined)[] | undefined;
+    /** Of each image: the pass that its cut follows. They end with the cut; when it is given up they go on. */
+    readonly passes?: readonly (ImageCut | undefined)[] | undefined;
     /** Default {@link CUT_MILLIS_MAX}. */
     readonly millisMax?: number;
   },
 ): Promise<readonly ImageCut[]> {
-  const { clock, freeze, audits, millisMax = CUT_MILLIS_MAX } = options;
+  const { clock, freeze, audits, passes, millisMax = CUT_MILLIS_MAX } = options;
   const timer = new AbortController();
   const drained = images.map((image) => image.stop());
   try {
@@ -232,7 +258,7 @@ export async function cutImages(
       const text = `writes under way did not end within ${millisMax / 1000} s: the cut is given up, and the writers go on`;
       throw new ReplicationError("cut-abandoned", text);
     }
-    return images.map((image, nth) => image.freeze(freeze, audits?.[nth]));
+    return images.map((image, nth) => image.freeze(freeze, { audited: audits?.[nth], pass: passes?.[nth] }));
   } finally {
     timer.abort();
     for (const image of images) image.go();

@@ -240,6 +240,11 @@ export const layouts: Layouts = {
     },
   },
   bye: { number: 18, fields: {} },
+  pass: {
+    number: 19,
+    fields: { root: required("r", root), frames: required("f", list(safe, 1, limits.connectionsMax)) },
+  },
+  synced: { number: 20, fields: { root: required("r", root) } },
 };
 
 function blockSizeKind(): Kind<number> {

@@ -191,6 +191,23 @@ export interface Commit {
   readonly members?: readonly string[];
 }
 
+/**
+ * S→R in place of `commit`, when no point is to be made: all of a pass was sent. The last one counts. What was applied stays, for the next session to go on
+ * from.
+ */
+export interface Pass {
+  readonly type: "pass";
+  readonly root: Uint8Array;
+  /** As of {@link Commit}. */
+  readonly frames: readonly number[];
+}
+
+/** R→S: exactly the frames of the pass are applied, and durable. */
+export interface Synced {
+  readonly type: "synced";
+  readonly root: Uint8Array;
+}
+
 /** R→S: the point is on disk. Nothing before this message retires anything at the sender. */
 export interface Durable {
   readonly type: "durable";
@@ -239,6 +256,8 @@ export type Message =
   | AskRepeat
   | Commit
   | Durable
+  | Pass
+  | Synced
   | Heartbeat
   | ErrorMessage
   | Bye;

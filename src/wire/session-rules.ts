@@ -30,6 +30,8 @@ export const sessionEvents: readonly SessionEvent[] = [
   "ask-repeat",
   "commit",
   "durable",
+  "pass",
+  "synced",
   "heartbeat",
   "error",
   "bye",
@@ -43,7 +45,7 @@ export type SessionState =
   | "opening"
   | "opened"
   | "committing"
-  | "durable"
+  | "settled"
   | "sender-left"
   | "receiver-left"
   | "ended";
@@ -99,25 +101,27 @@ export const sessionTable: Readonly<Record<SessionState, Row<SessionState>>> = {
     sender: {
       ...stay("opened", ...asks, "data", "zero", ...repeats, "heartbeat"),
       commit: "committing",
+      pass: "committing",
       ...senderEnds,
     },
     receiver: { ...stay("opened", ...answers, "grant", "ask-repeat", "heartbeat"), ...receiverEnds },
   },
   committing: {
-    sender: { ...stay("committing", ...repeats, "commit", "heartbeat"), ...senderEnds },
+    sender: { ...stay("committing", ...repeats, "commit", "pass", "heartbeat"), ...senderEnds },
     receiver: {
       ...stay("committing", ...answers, "grant", "ask-repeat", "heartbeat"),
-      durable: "durable",
+      durable: "settled",
+      synced: "settled",
       ...receiverEnds,
     },
   },
-  durable: {
-    sender: { ...stay("durable", "heartbeat"), ...senderEnds },
-    receiver: { ...stay("durable", "heartbeat"), ...receiverEnds },
+  settled: {
+    sender: { ...stay("settled", "heartbeat"), ...senderEnds },
+    receiver: { ...stay("settled", "heartbeat"), ...receiverEnds },
   },
   ...leaving({
-    sender: ["hello", "open", ...asks, "data", "zero", ...repeats, "commit", "heartbeat"],
-    receiver: ["hello", "opened", ...answers, "grant", "ask-repeat", "durable", "heartbeat"],
+    sender: ["hello", "open", ...asks, "data", "zero", ...repeats, "commit", "pass", "heartbeat"],
+    receiver: ["hello", "opened", ...answers, "grant", "ask-repeat", "durable", "synced", "heartbeat"],
   }),
 };
 

@@ -394,6 +394,32 @@ describe("commit", () => {
       end.send({ type: "bye" });
     }
   });
+
+  test("a pass makes no point, says when it is kept, and nothing may follow it but the end", async () => {
+    const { end, root } = await oneBlock();
+    end.send({ type: "pass", root, frames: [2] });
+    await turns(30);
+    expect(end.frames.filter(({ message }) => message.type === "synced")).toEqual([]);
+    end.send({ type: "pass", root, frames: [1] });
+    expect(Buffer.from((await end.next("synced"))?.message.root ?? [])).toEqual(Buffer.from(root));
+    expect(await points()).toBe(0);
+    end.send(commitMessage({ frames: [1], root }));
+    expect(await end.end()).toBe("connection-lost");
+    await until(() => kit.receiver.sessions === 0);
+    expect(await points()).toBe(0);
+    const { end: next, opened } = await open();
+    expect(opened).toMatchObject({ fresh: true, empty: false });
+    next.send(commitMessage({ frames: [0], root }));
+    expect((await next.next("durable"))?.message).toMatchObject({ point: 1, created: true });
+    next.send({ type: "bye" });
+    await until(() => kit.receiver.sessions === 0);
+  });
+
+  test("a pass with another root: root-mismatch", async () => {
+    const { end } = await oneBlock();
+    end.send({ type: "pass", root: randomBytes(32), frames: [1] });
+    expect(await end.end()).toBe("root-mismatch");
+  });
 });
 
 describe("questions", () => {

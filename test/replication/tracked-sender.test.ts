@@ -1,25 +1,13 @@
 /** Cycles of a tracked image: what they read, what the receiver has afterwards, and what happens when something comes in between. */
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { silentLogger } from "../../src/base/logger.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
-import type { BlockWriter } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
-import type { Quiescing } from "../../src/replication/quiescing.ts";
-import type { SendReport } from "../../src/replication/report.ts";
-import { createSender } from "../../src/replication/sender.ts";
-import { TrackedSender } from "../../src/replication/tracked-sender.ts";
-import { createLinkedPair, type LinkedPair } from "../../src/testing/linked-pair.ts";
-import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
-import { openJournal } from "../../src/track/journal/open.ts";
-import { loadKnownState, openKnownStates } from "../../src/track/known-state.ts";
-import { TrackedImage } from "../../src/track/tracked-image.ts";
-import { createTestRandom } from "../replica/simulated-store.ts";
+import type { LinkedPair } from "../../src/testing/linked-pair.ts";
+import { loadKnownState } from "../../src/track/known-state.ts";
 import { randomBytes } from "../random.ts";
 import { watchRejections } from "./checks.ts";
-import { hastyClock, PairKit } from "./pair-kit.ts";
-
-const sizeBytes = 100 * MIB + 1_536;
-const statePath = "/images/vm.rbk";
+import { PairKit } from "./pair-kit.ts";
+import { filled, sizeBytes, statePath, Tracker } from "./tracker-kit.ts";
 
 let kit: PairKit;
 const rejections = watchRejections();
@@ -33,92 +21,9 @@ afterEach(async () => {
   expect(await rejections.take()).toEqual([]);
 });
 
-/** A process that tracks; several one after the other share the image and the folder. */
-class Tracker {
-  readonly disk = createSimulatedDisk();
-  readonly memory: BlockWriter = createMemoryImage(sizeBytes);
-  #opens = 0;
-  image!: TrackedImage;
-  sender!: TrackedSender;
-  onPair: (pair: LinkedPair) => void = () => undefined;
-  auditShare = 0;
-  quiescing: Quiescing | undefined;
-
-  async cycle(signal?: AbortSignal): Promise<SendReport> {
-    const [report] = await this.sender.cycle(signal);
-    if (report === undefined) throw new Error("a report for each disk");
-    return report;
-  }
-
-  async start(blockBytes = 64 * KIB, spillMemoryBytes?: number): Promise<string> {
-    const storage = this.disk.start();
-    await storage.makeDirectory("/images");
-    const { journal, belief } = await openJournal({
-      ...{ storage, path: "/images/vm.rbj", sizeBytes, blockBytes, kind: "file" },
-      image: async () => ({ sizeBytes, device: "1", inode: "1", changedNanos: 1n, dataWriteGuid: undefined }),
-      clock: hastyClock,
-      random: createTestRandom(++this.#opens),
-    });
-    this.image = new TrackedImage({ image: this.memory, journal, spillMemoryBytes });
-    this.sender = new TrackedSender({
-      disks: [
-        {
-          ...{ image: this.image, name: "vm", identity: "vm-1" },
-          states: await openKnownStates(storage, statePath, { sync: true }),
-        },
-      ],
-      ...{ clock: hastyClock, random: createTestRandom(this.#opens), log: silentLogger },
-      auditShare: this.auditShare,
-      quiescing: this.quiescing,
-      createSend: ([source], { consistency }) => {
-        if (source === undefined) throw new Error("a source");
-        const { lanes, pool, random, codecs } = kit.sending;
-        const sender = createSender({
-          source,
-          ...{ disk: "disk", instance: "vm-1", software: "test", lanes, pool, random, codecs, consistency },
-          ...{ clock: hastyClock, log: silentLogger },
-          connect: () => {
-            const pair = createLinkedPair({ clock: hastyClock });
-            this.onPair(pair);
-            kit.receiver.accept(pair.server);
-            return Promise.resolve(pair.client);
-          },
-        });
-        return { run: async (signal) => [await sender.run(signal)] };
-      },
-    });
-    return belief.kind;
-  }
-
-  async stop(): Promise<void> {
-    await this.image.journal.close();
-  }
-
-  write(offset: number, length: number): Promise<void> {
-    return this.image.write(randomBytes(length), offset);
-  }
-
-  async expectReplica(): Promise<void> {
-    await kit.idle();
-    const bytes = new Uint8Array(sizeBytes);
-    await this.memory.read(bytes, 0);
-    expect(Buffer.compare(kit.replica(), bytes)).toBe(0);
-  }
-}
-
-async function filled(): Promise<Tracker> {
-  const tracker = new Tracker();
-  await tracker.start();
-  for (const at of [0, 40, 99]) await tracker.write(at * MIB, MIB);
-  const report = await tracker.cycle();
-  expect(report).toMatchObject({ reason: "initial", point: 1, created: true });
-  await tracker.expectReplica();
-  return tracker;
-}
-
 describe("a delta reads what changed and nothing else", () => {
   test.each([16 * KIB, 64 * KIB, MIB])("journal blocks of %d bytes", async (blockBytes) => {
-    const tracker = new Tracker();
+    const tracker = new Tracker(kit);
     await tracker.start(blockBytes);
     for (const at of [0, 40, 99]) await tracker.write(at * MIB, MIB);
     await tracker.cycle();
@@ -138,7 +43,7 @@ describe("a delta reads what changed and nothing else", () => {
   });
 
   test("also after a restart, and when the process ended between commit and retire", async () => {
-    const tracker = await filled();
+    const tracker = await filled(kit);
     await tracker.write(3 * MIB, 100_000);
     await tracker.stop();
     expect(await tracker.start()).toBe("exact");
@@ -164,7 +69,7 @@ describe("a delta reads what changed and nothing else", () => {
 });
 
 test("a link that breaks in the middle of a delta: the same cut goes on, and nothing but dirty blocks is read", async () => {
-  const tracker = await filled();
+  const tracker = await filled(kit);
   for (let at = 0; at < 90; at += 3) await tracker.write(at * MIB + 4_096, 100_000);
   let links = 0;
   tracker.onPair = (pair) => {
@@ -179,7 +84,7 @@ test("a link that breaks in the middle of a delta: the same cut goes on, and not
 });
 
 test("a delta that was given up half way, and more writes: the next cycle puts it right", async () => {
-  const tracker = await filled();
+  const tracker = await filled(kit);
   for (let at = 0; at < 90; at += 3) await tracker.write(at * MIB, 100_000);
   const stop = new AbortController();
   tracker.onPair = (pair) => {
@@ -197,7 +102,7 @@ test("a delta that was given up half way, and more writes: the next cycle puts i
 });
 
 test("a receiver that has another state than it was left with is compared, once", async () => {
-  const tracker = await filled();
+  const tracker = await filled(kit);
   const other = createMemoryImage(sizeBytes);
   await other.write(randomBytes(2 * MIB), 40 * MIB + 100);
   await kit.send(other, { source: { reader: other, name: "vm", identity: "vm-1" } });
@@ -213,7 +118,7 @@ test("a receiver that has another state than it was left with is compared, once"
 });
 
 test("what another sender left half applied is found, though no point tells of it", async () => {
-  const tracker = await filled();
+  const tracker = await filled(kit);
   const other = createMemoryImage(sizeBytes);
   await other.write(randomBytes(20 * MIB), 30 * MIB);
   const onPair = (pair: LinkedPair): void => pair.toServer.cutAfter(8_000_000);
@@ -228,7 +133,7 @@ test("what another sender left half applied is found, though no point tells of i
 });
 
 test("without its known state all is compared; a state that is damaged is none", async () => {
-  const tracker = await filled();
+  const tracker = await filled(kit);
   await tracker.stop();
   const bytes = tracker.disk.peek(statePath);
   if (bytes === undefined) throw new Error("the state is saved");
@@ -248,7 +153,7 @@ test("without its known state all is compared; a state that is damaged is none",
 });
 
 test("a cut that is lost makes no point, and its changes are in the next", async () => {
-  const tracker = await filled();
+  const tracker = await filled(kit);
   await tracker.stop();
   await tracker.start(64 * KIB, 0);
   await tracker.write(5 * MIB, 3 * MIB);
@@ -266,7 +171,7 @@ test("a cut that is lost makes no point, and its changes are in the next", async
 });
 
 test("an audit looks at blocks called clean; what was written past the tracker is sent, and then all is compared", async () => {
-  const tracker = await filled();
+  const tracker = await filled(kit);
   tracker.auditShare = 1;
   await tracker.stop();
   await tracker.start();
@@ -285,7 +190,7 @@ test("an audit looks at blocks called clean; what was written past the tracker i
 });
 
 test("a machine is frozen for its cut and thawed whatever happens; the point says what it is", async () => {
-  const tracker = await filled();
+  const tracker = await filled(kit);
   const calls: string[] = [];
   let fails = false;
   tracker.quiescing = {

@@ -239,4 +239,6 @@ export const goldenFrames: Readonly<Record<string, Golden>> = {
     },
   },
   bye: { message: { type: "bye" } },
+  pass: { message: { type: "pass", root, frames: [17, 0, 3] } },
+  synced: { message: { type: "synced", root } },
 };

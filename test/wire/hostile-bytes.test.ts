@@ -148,8 +148,8 @@ describe("prelude", () => {
 
   test("another protocol, unknown types, flags, reserved bytes", () => {
     expect(messageOf(Buffer.from("GET / HTTP/1.1\r\nHost: replica\r\n\r\n"))).toContain("another protocol");
-    for (const type of [0, 19, 255]) expect(codeOf(rawFrame({ type, header: empty }))).toBe("frame-malformed");
-    expect(messageOf(rawFrame({ type: 19, header: empty }))).toContain("message type 19 is unknown");
+    for (const type of [0, 21, 255]) expect(codeOf(rawFrame({ type, header: empty }))).toBe("frame-malformed");
+    expect(messageOf(rawFrame({ type: 21, header: empty }))).toContain("message type 21 is unknown");
     for (let bit = 0; bit < 8; bit++) {
       expect(codeOf(rawFrame({ type: bye, header: empty, flags: 1 << bit }))).toBe("frame-malformed");
     }

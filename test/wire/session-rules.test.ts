@@ -53,6 +53,8 @@ function messageFor(event: SessionEvent): Message {
     case "ask-repeat":
     case "commit":
     case "durable":
+    case "pass":
+    case "synced":
     case "heartbeat":
     case "error":
     case "bye":
@@ -76,7 +78,7 @@ const ways: Readonly<Record<SessionState, readonly Said[]>> = {
   opening: [...greet, ["sender", "open"]],
   opened: openUp,
   committing: [...openUp, ["sender", "commit"]],
-  durable: [...openUp, ["sender", "commit"], ["receiver", "durable"]],
+  settled: [...openUp, ["sender", "commit"], ["receiver", "durable"]],
   "sender-left": [...openUp, ["sender", "bye"]],
   "receiver-left": [...openUp, ["receiver", "error"]],
   ended: [...openUp, ["sender", "bye"], ["receiver", "bye"]],
@@ -137,10 +139,14 @@ describe("what must never pass", () => {
     ["new zeros after commit", "committing", "sender", "zero"],
     ["questions after commit", "committing", "sender", "ask-blocks"],
     ["durable before commit", "opened", "receiver", "durable"],
-    ["a second durable", "durable", "receiver", "durable"],
-    ["data after durable", "durable", "sender", "data"],
-    ["repeats after durable", "durable", "sender", "data-repeat"],
-    ["commit after durable", "durable", "sender", "commit"],
+    ["a second durable", "settled", "receiver", "durable"],
+    ["data after durable", "settled", "sender", "data"],
+    ["repeats after durable", "settled", "sender", "data-repeat"],
+    ["commit after durable", "settled", "sender", "commit"],
+    ["a pass after durable", "settled", "sender", "pass"],
+    ["synced before a pass", "opened", "receiver", "synced"],
+    ["a second answer to the end", "settled", "receiver", "synced"],
+    ["a sender that says synced", "committing", "sender", "synced"],
     ["a receiver that sends data", "opened", "receiver", "data"],
     ["a receiver that commits", "opened", "receiver", "commit"],
     ["a sender that grants", "opened", "sender", "grant"],
@@ -164,7 +170,7 @@ describe("what must never pass", () => {
   });
 
   test("both may report an error as soon as they have spoken, and heartbeats run in every state of an open session", () => {
-    for (const state of ["greeted", "opening", "opened", "committing", "durable"] as const) {
+    for (const state of ["greeted", "opening", "opened", "committing", "settled"] as const) {
       for (const speaker of roles) {
         expect(sessionTable[state][speaker].heartbeat).toBe(state);
         expect(sessionTable[state][speaker].error).toBe(`${speaker}-left`);
@@ -227,7 +233,7 @@ describe("further connections", () => {
   };
 
   test("join before the session was greeted, after open, and twice", () => {
-    for (const state of ["new", "greeting", "opening", "opened", "committing", "durable"] as const) {
+    for (const state of ["new", "greeting", "opening", "opened", "committing", "settled"] as const) {
       for (const role of roles) {
         const rules = rulesIn(role, state);
         expect(() => say(rules, role, ["sender", "hello-join"], 1)).toThrow("hello (join) on connection 1");
@@ -251,7 +257,7 @@ describe("further connections", () => {
 
   test("data before opened and after durable", () => {
     for (const role of roles) {
-      for (const state of ["greeted", "opening", "durable"] as const) {
+      for (const state of ["greeted", "opening", "settled"] as const) {
         const rules = joined(role, state);
         expect(() => say(rules, role, ["sender", "data"], 1)).toThrow(`while the session is in state ${state}`);
         expect(() => say(rules, role, ["sender", "zero-repeat"], 1)).toThrow(`while the session is in state ${state}`);
@@ -279,7 +285,7 @@ describe("further connections", () => {
         ReplicationError,
       );
     }
-    for (const event of ["opened", "pages", "grant", "ask-repeat", "durable"] as const) {
+    for (const event of ["opened", "pages", "grant", "ask-repeat", "durable", "synced"] as const) {
       expect(thrownBy(() => joined("sender", "opened").received(messageFor(event), 1))).toBeInstanceOf(
         ReplicationError,
       );
@@ -338,7 +344,7 @@ class Crossing {
     const { message, asked } = item;
     this.rules[speaker === "sender" ? "receiver" : "sender"].received(message, connection);
     if (message.type === "data" || message.type === "zero") this.#arrived.count(connection);
-    if (message.type === "commit") this.#commit = { frames: message.frames, asked };
+    if (message.type === "commit" || message.type === "pass") this.#commit = { frames: message.frames, asked };
     if (message.type === "ask-repeat") {
       this.#repeatsSeen++;
       this.#repeatAllowed = true;
@@ -348,9 +354,9 @@ class Crossing {
 
   #trySend(speaker: SessionRole, connection: number, event: SessionEvent): void {
     let message = messageFor(event);
-    if (!this.#repeatAllowed && ["commit", "data-repeat", "zero-repeat"].includes(event)) return;
-    if (message.type === "commit") message = { ...message, frames: this.#sent.list() };
-    if (event === "durable" && !this.#durableAllowed()) return;
+    if (!this.#repeatAllowed && ["commit", "pass", "data-repeat", "zero-repeat"].includes(event)) return;
+    if (message.type === "commit" || message.type === "pass") message = { ...message, frames: this.#sent.list() };
+    if ((event === "durable" || event === "synced") && !this.#durableAllowed()) return;
     try {
       this.rules[speaker].sent(message, connection);
     } catch (error) {
@@ -358,7 +364,7 @@ class Crossing {
       return;
     }
     if (message.type === "data" || message.type === "zero") this.#sent.count(connection);
-    if (event === "commit") this.#repeatAllowed = false;
+    if (event === "commit" || event === "pass") this.#repeatAllowed = false;
     if (event === "ask-repeat") this.#repeatsAsked++;
     const wire = this.#wires.get(`${speaker} ${connection}`) ?? [];
     wire.push({ message, asked: this.#repeatsSeen });
