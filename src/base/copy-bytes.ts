@@ -7,3 +7,8 @@ export function copyBytes(source: Uint8Array, target: Uint8Array, offset: number
   const bytes = Buffer.from(target.buffer, target.byteOffset + offset, source.length);
   bytes.fill(source);
 }
+
+/** Bytes of their own. `slice` of a Buffer, unlike that of any other Uint8Array, is a view of the same memory. */
+export function ownCopy(bytes: Uint8Array): Uint8Array {
+  return new Uint8Array(bytes);
+}

@@ -159,6 +159,7 @@ export function doneEvent(report: SendReport): object {
     consistency: report.consistency,
     reason: report.reason,
     ...(report.passes === undefined ? {} : { passes: report.passes }),
+    ...(report.audit === undefined ? {} : { bytesAudited: report.audit.bytes, bytesMissed: report.audit.missedBytes }),
   };
 }
 

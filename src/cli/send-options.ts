@@ -4,9 +4,10 @@ import { systemClock } from "../base/clock.ts";
 import { checkDiskName } from "../base/disk-name.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { isBlockSize } from "../base/units.ts";
+import type { BitmapOptions } from "../library/bitmap-source.ts";
 import { needed, type ParsedArguments } from "./arguments.ts";
 import type { createLog } from "./log.ts";
-import { parseAddress, parseCount, parseRate, parseSize, parseWord } from "./values.ts";
+import { parseAddress, parseCount, parseRate, parseShare, parseSize, parseWord } from "./values.ts";
 
 interface Folder {
   readonly disk: string;
@@ -76,6 +77,21 @@ export function sendOptions(given: ParsedArguments) {
     adopt: given.flag("adopt"),
     allowShrink: given.flag("allow-shrink"),
   };
+}
+
+/** Undefined: what was sent is not kept, and nothing is known of what changed since. */
+export function knownChanges(given: ParsedArguments): BitmapOptions | undefined {
+  const [stateFile, bitmap, audit] = [given.text("state"), given.text("bitmap"), given.text("audit")];
+  if (bitmap !== undefined && stateFile === undefined) {
+    throw new ReplicationError("usage", "send: --bitmap goes with --state FILE");
+  }
+  if (audit !== undefined && bitmap === undefined) {
+    throw new ReplicationError("usage", "send: --audit goes with --bitmap");
+  }
+  if (stateFile === undefined) return undefined;
+  const other = given.texts("disk").length > 0 ? "--disk" : given.text("to-dir") === undefined ? undefined : "--to-dir";
+  if (other !== undefined) throw new ReplicationError("usage", `send: --state does not go with ${other}`);
+  return { stateFile, bitmap, auditShare: audit === undefined ? undefined : parseShare(audit) };
 }
 
 function parseBlock(text: string): number {

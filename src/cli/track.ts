@@ -13,7 +13,7 @@ import { parseNbdPlace } from "./nbd-address.ts";
 import { doneEvent } from "./progress.ts";
 import { commandsOf } from "./quiescing-commands.ts";
 import { networkReceiver, parseDisks, parseNetwork, sendOptions } from "./send-options.ts";
-import { formatSize, formatTime, parseCount, parseTime, parseWord } from "./values.ts";
+import { formatSize, formatTime, parseCount, parseShare, parseTime, parseWord } from "./values.ts";
 import { type CliIo, stopped, type Verb } from "./verb.ts";
 
 const help = `usage: replicate track IMAGE --nbd ADDRESS [options]
@@ -163,14 +163,6 @@ function planOf(given: ParsedArguments, io: CliIo) {
     },
     everyMillis: every ?? 300_000,
   };
-}
-
-/** `0.1%`: a part of one. */
-function parseShare(text: string): number {
-  const percent = /^(\d+(?:\.\d+)?)%$/.exec(text)?.[1];
-  const share = percent === undefined ? Number.NaN : Number(percent) / 100;
-  if (share >= 0 && share <= 1) return share;
-  throw new ReplicationError("usage", `--audit: ${JSON.stringify(text)} is not a share such as 0.1%`);
 }
 
 function beginText({ name, belief }: Tracked, uri: string, json: boolean): string {

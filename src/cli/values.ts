@@ -108,3 +108,11 @@ export function formatTime(millis: number): string {
     .replace("T", " ")
     .replace(/\.\d+Z$/, "Z");
 }
+
+/** `0.1%`: a part of one. */
+export function parseShare(text: string): number {
+  const percent = /^(\d+(?:\.\d+)?)%$/.exec(text)?.[1];
+  const share = percent === undefined ? Number.NaN : Number(percent) / 100;
+  if (share >= 0 && share <= 1) return share;
+  throw new ReplicationError("usage", `--audit: ${JSON.stringify(text)} is not a share such as 0.1%`);
+}

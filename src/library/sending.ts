@@ -5,6 +5,7 @@ import { checkDiskName } from "../base/disk-name.ts";
 import { ReplicationError } from "../base/errors.ts";
 import type { Engine } from "../replication/engine.ts";
 import { createMachineSender as createBareMachineSender, type MachineSender } from "../replication/machine.ts";
+import type { SendReport } from "../replication/report.ts";
 import { createSeedTarget } from "../replication/seed/export.ts";
 import type { Sender, SenderOptions, SendSource } from "../replication/sender.ts";
 import { createSender as createBareSender } from "../replication/sender.ts";
@@ -12,7 +13,14 @@ import type { FileLock } from "../storage/seam.ts";
 import type { CredentialSource } from "../transport/credential-source.ts";
 import { connectTls } from "../transport/tls.ts";
 import { version } from "../version.ts";
+import type { BitmapChanges, BitmapOptions } from "./bitmap-source.ts";
 import { nameOfLocation, openLocation } from "./locations.ts";
+
+export interface OpenSource extends SendSource {
+  /** After a send that succeeded, where `known` was given: keeps what the next send is relative to. */
+  sent(report: SendReport): Promise<void>;
+  close(): Promise<void>;
+}
 
 /**
  * Opens what `location` names: a raw image, a VHDX or VHD image with those it builds upon, a block device, or an export of an NBD server
@@ -30,25 +38,37 @@ export async function openSource(
     readonly allowLive?: boolean;
     /** Certificates of this side for an `nbds` address. */
     readonly credentials?: CredentialSource | undefined;
+    /** What is known of its changes since it was sent last. A bitmap is one of an NBD server. */
+    readonly known?: BitmapOptions | undefined;
     /** Where it will be sent, for the lock that keeps one host from sending the same image twice at a time. */
     readonly target?: string;
   },
-): Promise<SendSource & { close(): Promise<void> }> {
+): Promise<OpenSource> {
   const { engine } = options;
   const { storage, clock, log } = engine;
-  const { format, allowLive = false, credentials } = options;
-  const image = await openLocation(location, { storage, clock, log, format, allowLive, credentials });
+  const { format, allowLive = false, credentials, known } = options;
+  const how = { storage, clock, log, format, allowLive, credentials, bitmap: known?.bitmap };
+  const image = await openLocation(location, how);
   const { name } = image;
   for (const remark of image.remarks) log.warn({ image: name }, remark);
-  const lock = await lockSource(location, options.target, engine).catch(async (error: unknown) => {
+  let lock: FileLock | undefined;
+  let bitmap: BitmapChanges | undefined;
+  try {
+    lock = await lockSource(location, options.target, engine);
+    bitmap =
+      known === undefined ? undefined : await (await import("./bitmap-source.ts")).readBitmap(image, known, engine);
+  } catch (error) {
     await image.reader.close();
+    await lock?.release();
     throw error;
-  });
+  }
   return {
     reader: image.reader,
     name,
     identity: identityOf(engine, name, image.identity),
     guard: allowLive ? undefined : image.guard,
+    changes: bitmap?.changes,
+    sent: async (report) => await bitmap?.sent(report),
     async close() {
       await image.reader.close();
       await lock?.release();

@@ -1,4 +1,5 @@
 /** The receiver's digest table as the sender sees it: asked for in pieces, ahead of need, and not kept. */
+import { ownCopy } from "../base/copy-bytes.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
 import { digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
@@ -113,7 +114,7 @@ export function encodePages(
     if (digest === undefined) continue;
     bits[index >> 3] = (bits[index >> 3] ?? 0) | (1 << (index & 7));
     // A copy: what the table gives is a view.
-    pieces.push(digest.slice());
+    pieces.push(ownCopy(digest));
   }
   return Buffer.concat(pieces);
 }

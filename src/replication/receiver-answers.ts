@@ -1,4 +1,5 @@
 /** Answers to a sender's questions, from the table and the replica. */
+import { ownCopy } from "../base/copy-bytes.ts";
 import type { AskBlocks, AskPages, AskParts, Message } from "../wire/messages.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { digestBytes, pageBlocks, pageCount } from "../base/units.ts";
@@ -24,7 +25,7 @@ export async function* answerBlocks(disk: SessionDisk, ask: AskBlocks): AsyncGen
   for (const page of ask.pages) {
     const digests = await disk.page(page);
     const length = pageBlocks(disk.geometry, page).count * digestBytes(disk.geometry.digestKind);
-    yield { message: { type: "blocks", request: ask.request, page }, payload: digests.slice(0, length) };
+    yield { message: { type: "blocks", request: ask.request, page }, payload: ownCopy(digests.subarray(0, length)) };
   }
 }
 

@@ -22,6 +22,7 @@ import {
 import { isZero } from "../base/zero.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
+import { ownCopy } from "../base/copy-bytes.ts";
 import { pageDigest, type PageDigests } from "../table/digest-table.ts";
 import { BaseTable } from "./base-table.ts";
 import type { CodecChoice } from "./codec-choice.ts";
@@ -258,7 +259,7 @@ export class Scan {
       );
     }
     if (Buffer.compare(base, was) === 0) {
-      if (memory.baseBlocks.size < baseBlocksMax) memory.baseBlocks.set(page, now.slice());
+      if (memory.baseBlocks.size < baseBlocksMax) memory.baseBlocks.set(page, ownCopy(now));
       return now;
     }
     const before = memory.baseBlocks.get(page);
@@ -280,7 +281,7 @@ export class Scan {
   ): Promise<void> {
     const looked = joinRanges(dirty, audited);
     const { first, count } = pageBlocks(this.#geometry, page);
-    const work: PageWork = { page, first, count, digests: base.slice(), open: 1, cold: [] };
+    const work: PageWork = { page, first, count, digests: ownCopy(base), open: 1, cold: [] };
     const ranges = await this.#dataIn(looked);
     await this.#reader.readAhead(work, ranges);
     await this.#reader.read(work, ranges, isZero(base) ? "zero" : base);

@@ -5,10 +5,11 @@ import { DirtyBitmap, type DiskBlocks } from "./dirty-bitmap.ts";
 /** Blocks looked at side by side: their digests are asked for together. */
 const blocksTogether = 64;
 
-/** About `share` of all blocks, in runs at places of chance, whatever is dirty among them; at least one run. Undefined: none are wanted, or there are none. */
+/** About `share` of all blocks (all for 1), in runs at places of chance, whatever is dirty among them; at least one run. Undefined: none are wanted, or there are none. */
 export function chooseAudit(disk: DiskBlocks, share: number, random: Random): DirtyBitmap | undefined {
   if (share <= 0 || disk.sizeBytes === 0) return undefined;
   const chosen = new DirtyBitmap(disk);
+  if (share >= 1) chosen.setAll();
   const runs = Math.ceil((chosen.blocks * Math.min(1, share)) / blocksTogether);
   const places = Math.ceil(chosen.blocks / blocksTogether);
   for (let run = 0; run < runs; run++) {

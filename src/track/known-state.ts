@@ -35,6 +35,8 @@ export interface KnownStates {
   keep(state: KnownState): Promise<void>;
   /** The receiver has that cycle: if it was kept it is the base from now on, else there is none. */
   settle(cycle: string): Promise<void>;
+  /** Nothing is known from now on. */
+  forget(): Promise<void>;
 }
 
 /** `path`: of the base. Errors of later calls are the system's. */
@@ -60,6 +62,16 @@ export async function openKnownStates(
       next = undefined;
       if (base === undefined) return;
       await storage.rename(nextPath, path);
+      if (options.sync) await storage.syncDirectory(dirname(path));
+    },
+    async forget() {
+      base = undefined;
+      next = undefined;
+      for (const file of [path, nextPath]) {
+        await storage.unlink(file).catch((error: unknown) => {
+          if (errnoOf(error) !== "ENOENT") throw error;
+        });
+      }
       if (options.sync) await storage.syncDirectory(dirname(path));
     },
   };

@@ -2,6 +2,7 @@
  * What of a seed's data a disk still needs. A seed's frames are made over an empty disk; where an earlier session left blocks behind, what is equal is
  * skipped, and what differs is sent whole, because the parts that are zero in the seed do not travel in it.
  */
+import { ownCopy } from "../../base/copy-bytes.ts";
 import { countParts, fullMask, hasPart } from "../../base/part-mask.ts";
 import { PagedBits } from "../../base/paged-bits.ts";
 import {
@@ -88,7 +89,7 @@ export class SeedBlocks {
     const found: Sendable[] = [];
     let at = 0;
     for (const [index, block] of blocks.entries()) {
-      const mask = masks.slice(index * perMask, (index + 1) * perMask);
+      const mask = ownCopy(masks.subarray(index * perMask, (index + 1) * perMask));
       const parts = raw.subarray(at, at + countParts(mask) * PART_BYTES);
       at += parts.length;
       const state = states[index];
@@ -98,7 +99,7 @@ export class SeedBlocks {
         type: "data",
         blocks: [block],
         masks: state === "zero" ? mask : fullMask(blockBytes),
-        digests: digests.slice(index * this.#width, (index + 1) * this.#width),
+        digests: ownCopy(digests.subarray(index * this.#width, (index + 1) * this.#width)),
         codec: "stored",
         rawBytes: payload.length,
         repeat: false,
