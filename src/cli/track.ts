@@ -1,4 +1,7 @@
-import { basename } from "node:path";
+import { basename, resolve } from "node:path";
+import { Gate } from "../base/gate.ts";
+import type { Logger } from "../base/logger.ts";
+import type { ControlListener, ControlOptions } from "../library/control/server.ts";
 import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import type { ServedImages, Tracked } from "../library/tracking.ts";
 import { createEngine, type Engine } from "../replication/engine.ts";
@@ -31,6 +34,7 @@ The image must be written through this server alone: whatever else touches it is
   --nbd-tls DIR/NAME     certificates of the NBD server: clients need one of the same authority
   --journal PATH         default IMAGE.rbj, beside the image
   --journal-sync WHAT    power: the journal survives loss of power (default); process: it survives the end of this process alone
+  --control SOCKET       where replicate send asks for a cut (default: IMAGE.rbc, beside the image; with --disk: none)
   --send HOST:PORT/DISK  the receiver, and the name of the disk there
   --tls DIR/NAME         certificates for the receiver (see replicate pki)
   --every TIME           between the beginnings of two cycles (default 5m); 0 begins the next when one is done. A cycle that takes longer
@@ -65,6 +69,7 @@ export const trackVerb: Verb = {
           "nbd-tls",
           "journal",
           "journal-sync",
+          "control",
           "send",
           "tls",
           "every",
@@ -92,6 +97,7 @@ export const trackVerb: Verb = {
     const credentials = nbdTls === undefined ? undefined : await watchCredentials(nbdTls, { clock: engine.clock, log });
     const disks: { readonly name: string; readonly exportName: string; readonly tracked: Tracked }[] = [];
     let served: ServedImages | undefined;
+    let control: ControlListener | undefined;
     try {
       for (const { name, image } of plan.images) {
         const tracked = await openTracked(image, {
@@ -102,10 +108,11 @@ export const trackVerb: Verb = {
         disks.push({ name, exportName: plan.isMachine ? name : basename(tracked.name), tracked });
       }
       const { destination } = plan;
+      const turn = new Gate(1);
       let sender: TrackedSender | undefined;
       if (destination !== undefined) {
         const receiver = await networkReceiver(destination, log);
-        const how = { ...plan.sending, engine, receiver };
+        const how = { ...plan.sending, turn, engine, receiver };
         const { skipEmpty: _none, ...together } = how;
         const [first] = disks;
         invariant(first !== undefined, "there is something to track");
@@ -114,11 +121,13 @@ export const trackVerb: Verb = {
           : createTrackedSender({ ...how, disk: destination.disk, tracked: first.tracked });
       }
       served = await serveTracked(engine, { disks, place, credentials });
+      control = await controlOf(disks, { ...plan.sending, plan, engine, turn, log });
       for (const [nth, { tracked }] of disks.entries()) io.out(beginText(tracked, served.uris[nth] ?? "", json));
       if (sender === undefined) await stopped(io.signal);
       else await sendCycles(sender, { io, json, engine, everyMillis: plan.everyMillis });
       return exitCodes.done;
     } finally {
+      await control?.close();
       await served?.close();
       for (const { tracked } of disks) await tracked.close();
       credentials?.close();
@@ -153,6 +162,7 @@ function planOf(given: ParsedArguments, io: CliIo) {
   return {
     isMachine,
     images,
+    control: given.text("control"),
     tracking: { journal: given.text("journal"), mode, format, blockBytes: sending.blockBytes },
     destination: send === undefined ? undefined : parseNetwork(given, send, { verb: "track", withDisk: !isMachine }),
     sending: {
@@ -163,6 +173,34 @@ function planOf(given: ParsedArguments, io: CliIo) {
     },
     everyMillis: every ?? 300_000,
   };
+}
+
+/** A socket path has room for so many bytes. */
+const socketPathMax = 100;
+
+/** Undefined: nobody asks for cuts. */
+async function controlOf(
+  disks: readonly { readonly exportName: string; readonly tracked: Tracked }[],
+  options: Omit<ControlOptions, "path" | "disks"> & {
+    readonly plan: { readonly isMachine: boolean; readonly control: string | undefined };
+    readonly log: Logger;
+  },
+): Promise<ControlListener | undefined> {
+  const { plan, log, ...rest } = options;
+  const { controlPathOf } = await import("../library/control/protocol.ts");
+  const { listenControl } = await import("../library/control/server.ts");
+  if (plan.control !== undefined) return await listenControl({ ...rest, path: resolve(plan.control), disks });
+  const [first] = disks;
+  if (plan.isMachine || first === undefined) return undefined;
+  const path = controlPathOf(first.tracked.name);
+  try {
+    if (Buffer.byteLength(path) <= socketPathMax) return await listenControl({ ...rest, path, disks });
+    throw new ReplicationError("listen-failed", `${path} is too long for a socket`);
+  } catch (error) {
+    const { code, message } = toReplicationError(error);
+    log.warn({ code }, `${message}; replicate send finds this tracker when --control names another path`);
+    return undefined;
+  }
 }
 
 function beginText({ name, belief }: Tracked, uri: string, json: boolean): string {

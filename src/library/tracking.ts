@@ -49,6 +49,8 @@ export interface Tracked {
   /** Its bytes are the disk's. */
   readonly file: StorageFile;
   readonly states: KnownStates;
+  /** Path of the known state of the base. */
+  readonly stateFile: string;
   /** Whether what changed while nobody watched is known. */
   readonly belief: Belief;
   /** After servers and senders have ended. What was written is durable, and the journal is closed. */
@@ -123,9 +125,10 @@ async function track(options: Known): Promise<Tracked> {
     journal,
     openSpill: () => openSpill(storage, `${journalPath}.spill`),
   });
-  const states = await openKnownStates(storage, knownStatePathOf(journalPath), { sync: mode === "power" });
+  const stateFile = knownStatePathOf(journalPath);
+  const states = await openKnownStates(storage, stateFile, { sync: mode === "power" });
   return {
-    ...{ name, image, file, states, belief },
+    ...{ name, image, file, states, stateFile, belief },
     identity: identityOf(engine, name, options.identity),
     async close() {
       try {
@@ -181,7 +184,7 @@ export async function serveTracked(
 
 export interface CreateTrackedSenderOptions
   extends Omit<CreateSenderOptions, "source" | "disk" | "cut" | "consistency" | "receiver">,
-    Pick<TrackedSenderOptions, "quiescing" | "auditShare" | "passBytes"> {
+    Pick<TrackedSenderOptions, "quiescing" | "auditShare" | "passBytes" | "turn"> {
   readonly receiver: CreateMachineSenderOptions["receiver"];
 }
 
@@ -189,10 +192,10 @@ export interface CreateTrackedSenderOptions
 export function createTrackedSender(
   options: CreateTrackedSenderOptions & { readonly tracked: Tracked; readonly disk: string },
 ): TrackedSender {
-  const { tracked, disk, quiescing, auditShare, passBytes, ...rest } = options;
+  const { tracked, disk, quiescing, auditShare, passBytes, turn, ...rest } = options;
   const { clock, random, log } = options.engine;
   return new TrackedSender({
-    ...{ clock, random, log, quiescing, auditShare, passBytes, disks: [tracked] },
+    ...{ clock, random, log, quiescing, auditShare, passBytes, turn, disks: [tracked] },
     createPass: (source) => createSender({ ...rest, disk, source, isPass: true }),
     createSend(sources, { consistency }) {
       const [source] = sources;
@@ -210,10 +213,10 @@ export function createTrackedMachineSender(
     readonly disks: readonly { readonly name: string; readonly tracked: Tracked }[];
   },
 ): TrackedSender {
-  const { machine, disks, quiescing, auditShare, passBytes, ...rest } = options;
+  const { machine, disks, quiescing, auditShare, passBytes, turn, ...rest } = options;
   const { clock, random, log } = options.engine;
   return new TrackedSender({
-    ...{ clock, random, log, quiescing, auditShare, passBytes, disks: disks.map(({ tracked }) => tracked) },
+    ...{ clock, random, log, quiescing, auditShare, passBytes, turn, disks: disks.map(({ tracked }) => tracked) },
     createPass: (source, nth) =>
       createSender({ ...rest, disk: diskOfMachine(machine, disks[nth]?.name ?? ""), source, isPass: true }),
     createSend(sources, { consistency }) {

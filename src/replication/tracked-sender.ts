@@ -4,6 +4,7 @@
  */
 import type { Clock } from "../base/clock.ts";
 import { invariant, ReplicationError } from "../base/errors.ts";
+import type { Gate } from "../base/gate.ts";
 import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
 import { chooseAudit } from "../track/audit.ts";
@@ -45,6 +46,8 @@ export interface TrackedSenderOptions extends Pick<PassesOptions, "passBytes"> {
   readonly createPass: (source: SendSource, nth: number) => { run(signal?: AbortSignal): Promise<SendReport> };
   /** Has the applications of the machine write out what they hold, for as long as the cut takes. */
   readonly quiescing?: Quiescing | undefined;
+  /** One cut of these images at a time: shared with whoever else cuts them. Default: nobody does. */
+  readonly turn?: Gate | undefined;
   /** Share of the blocks called clean that is looked at in each cycle, 0 to 1; default 0. */
   readonly auditShare?: number | undefined;
   readonly clock: Clock;
@@ -70,6 +73,15 @@ export class TrackedSender {
    * part of the next cycle.
    */
   async cycle(signal?: AbortSignal): Promise<readonly SendReport[]> {
+    await this.#o.turn?.enter();
+    try {
+      return await this.#cycle(signal);
+    } finally {
+      this.#o.turn?.leave();
+    }
+  }
+
+  async #cycle(signal: AbortSignal | undefined): Promise<readonly SendReport[]> {
     for (let attempt = 1; ; attempt++) {
       const whole = this.#whole || this.#distrusts || !this.#o.disks.every(isKnown);
       const passes: (Passed | undefined)[] = [];

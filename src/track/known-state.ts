@@ -58,6 +58,8 @@ export async function openKnownStates(
       next = state;
     },
     async settle(cycle) {
+      // Another process may have kept it.
+      if (next?.cycle !== cycle) next = await loadKnownState(storage, nextPath);
       base = next?.cycle === cycle ? next : undefined;
       next = undefined;
       if (base === undefined) return;

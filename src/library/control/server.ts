@@ -1,0 +1,224 @@
+/** The control socket of a tracker: other processes of this user ask it for cuts of its disks, and send them. */
+import { invariant, ReplicationError, toReplicationError } from "../../base/errors.ts";
+import type { Gate } from "../../base/gate.ts";
+import type { ServedContext } from "../../nbd/exported-disk.ts";
+import { listenNbd, type NbdListener } from "../../nbd/server.ts";
+import type { Engine } from "../../replication/engine.ts";
+import { type Quiescing, whileQuiet } from "../../replication/quiescing.ts";
+import { chooseAudit } from "../../track/audit.ts";
+import type { DirtyBits } from "../../track/dirty-bitmap.ts";
+import { cutImages, type ImageCut } from "../../track/tracked-image.ts";
+import type { ByteStream } from "../../transport/byte-stream.ts";
+import { JsonLines } from "../../transport/json-lines.ts";
+import { listenStreams } from "../../transport/stream-listen.ts";
+import type { Tracked } from "../tracking.ts";
+import {
+  auditedContext,
+  changedContext,
+  type ControlAnswer,
+  type ControlRequest,
+  type CutOffer,
+  parseRequest,
+} from "./protocol.ts";
+
+export interface ControlOptions {
+  readonly engine: Engine;
+  /** Of the unix socket; mode 0600. Cuts are served at `PATH.cut`. */
+  readonly path: string;
+  readonly disks: readonly { readonly exportName: string; readonly tracked: Tracked }[];
+  /** One cut of these images at a time: shared with whoever else cuts them. */
+  readonly turn: Gate;
+  readonly quiescing?: Quiescing | undefined;
+  readonly auditShare?: number | undefined;
+}
+
+export interface ControlListener {
+  /** Ends what was asked for; a cut that was not retired came to nothing. */
+  close(): Promise<void>;
+}
+
+/** Errors: `listen-failed`. */
+export async function listenControl(options: ControlOptions): Promise<ControlListener> {
+  const { storage, clock, random, log } = options.engine;
+  const clients = new Set<Client>();
+  const listener = await listenStreams({
+    ...{ storage, clock, random, log },
+    place: { kind: "unix", path: options.path },
+    onStream: (stream) => {
+      const client = new Client(options, stream);
+      clients.add(client);
+      void client.over.then(() => clients.delete(client));
+    },
+  });
+  return {
+    async close() {
+      await listener.close();
+      for (const client of clients) client.leave();
+      await Promise.all([...clients].map(({ over }) => over));
+    },
+  };
+}
+
+/** A cut that is being sent. */
+interface Open {
+  readonly cuts: readonly ImageCut[];
+  readonly nbd: NbdListener;
+}
+
+class Client {
+  /** Resolves when nothing of it is left. */
+  readonly over: Promise<void>;
+  readonly #o: ControlOptions;
+  readonly #lines: JsonLines;
+  #working: Promise<void> = Promise.resolve();
+  #waiting = 0;
+  #hasTurn = false;
+  #open: Open | undefined;
+  #left = false;
+
+  constructor(options: ControlOptions, stream: ByteStream) {
+    this.#o = options;
+    let resolveOver = (): void => undefined;
+    this.over = new Promise((resolve) => {
+      resolveOver = resolve;
+    });
+    this.#lines = new JsonLines(stream, {
+      onValue: (value) => this.#ask(parseRequest(value)),
+      onEnd: () => {
+        this.#left = true;
+        void this.#working.then(() => this.#end([])).then(resolveOver);
+      },
+    });
+  }
+
+  leave(): void {
+    this.#lines.close();
+  }
+
+  #ask(request: ControlRequest): void {
+    if (++this.#waiting > 1)
+      throw new ReplicationError("protocol-violation", "the control socket: one question at a time");
+    this.#working = this.#answer(request).then((answer) => {
+      this.#waiting--;
+      this.#lines.send(answer);
+    });
+  }
+
+  async #answer(request: ControlRequest): Promise<ControlAnswer> {
+    try {
+      switch (request.do) {
+        case "cut":
+          return { ok: await this.#cut(request.whole) };
+        case "check":
+          for (const { view } of this.#cuts) view.check();
+          return { ok: true };
+        case "retire":
+          await this.#end(request.cycles);
+          return { ok: true };
+      }
+    } catch (thrown) {
+      const { code, message } = toReplicationError(thrown);
+      return { error: { code, message } };
+    }
+  }
+
+  get #cuts(): readonly ImageCut[] {
+    if (this.#open !== undefined) return this.#open.cuts;
+    throw new ReplicationError("protocol-violation", "the control socket: no cut is open");
+  }
+
+  async #cut(whole: boolean): Promise<CutOffer> {
+    await this.#end([]);
+    await this.#o.turn.enter();
+    this.#hasTurn = true;
+    try {
+      if (this.#left) throw new ReplicationError("aborted", "nobody waits for the cut any more");
+      return await this.#makeCut(whole);
+    } catch (error) {
+      await this.#end([]);
+      throw error;
+    }
+  }
+
+  async #makeCut(whole: boolean): Promise<CutOffer> {
+    const { engine, path, disks, quiescing, auditShare = 0 } = this.#o;
+    const { storage, clock, random, log } = engine;
+    const images = disks.map(({ tracked }) => tracked.image);
+    const audits = images.map(({ journal }) => (whole ? undefined : chooseAudit(journal.dirty, auditShare, random)));
+    const { cuts, consistency } = await whileQuiet({ quiescing, clock, log }, () =>
+      cutImages(images, { clock, audits, freeze: whole ? "all" : "dirty" }),
+    );
+    const socket = `${path}.cut`;
+    try {
+      for (const { durable } of cuts) await durable;
+      const exports = cuts.map((cut, nth) => ({
+        name: disks[nth]?.exportName ?? "",
+        ...{ image: cut.view, writable: false },
+        contexts: contextsOf(cut),
+      }));
+      const nbd = await listenNbd({
+        ...{ storage, clock, random, log, exports },
+        place: { kind: "unix", path: socket },
+      });
+      this.#open = { cuts, nbd };
+    } catch (error) {
+      for (const cut of cuts) await cut.mergeBack();
+      throw error;
+    }
+    const offered = cuts.map(({ cycle, bases, complete, audited }, nth) => {
+      const disk = disks[nth];
+      invariant(disk !== undefined, "a cut of each disk");
+      const { name: image, identity, stateFile } = disk.tracked;
+      return {
+        name: disk.exportName,
+        image,
+        identity,
+        stateFile,
+        cycle,
+        bases,
+        complete,
+        audited: audited !== undefined,
+      };
+    });
+    return { consistency, socket, disks: offered };
+  }
+
+  /** Ends the cut: what a receiver has of it is clean, all else as dirty as it was. Idempotent. */
+  async #end(cycles: readonly string[]): Promise<void> {
+    const open = this.#open;
+    this.#open = undefined;
+    try {
+      if (open === undefined) return;
+      await open.nbd.close();
+      for (const [nth, cut] of open.cuts.entries()) {
+        const states = this.#o.disks[nth]?.tracked.states;
+        if (cycles.includes(cut.cycle)) await cut.retire(async () => await states?.settle(cut.cycle));
+      }
+    } finally {
+      for (const cut of open?.cuts ?? []) await cut.mergeBack();
+      if (this.#hasTurn) this.#o.turn.leave();
+      this.#hasTurn = false;
+    }
+  }
+}
+
+function contextsOf({ dirty, audited }: ImageCut): ServedContext[] {
+  const changed = { name: changedContext, stretches: stretchesOf(dirty) };
+  return audited === undefined ? [changed] : [changed, { name: auditedContext, stretches: stretchesOf(audited) }];
+}
+
+function stretchesOf(bits: DirtyBits): ServedContext["stretches"] {
+  const { blockBytes } = bits;
+  return async function* stretches(offset, length) {
+    const end = offset + length;
+    for (let at = offset; at < end; ) {
+      const run = bits.next(Math.floor(at / blockBytes));
+      const first = run === undefined ? end : Math.min(end, Math.max(at, run.first * blockBytes));
+      if (first > at) yield { length: first - at, flags: 0 };
+      if (run === undefined || first === end) return;
+      const last = Math.min(end, (run.first + run.count) * blockBytes);
+      yield { length: last - first, flags: 1 };
+      at = last;
+    }
+  };
+}
