@@ -150,7 +150,7 @@ const config = {
     ...folderOverrides,
     ...pureFileOverrides,
     {
-      files: ["src/index.ts"],
+      files: ["src/index.ts", "src/tracking.ts"],
       rules: {
         "no-restricted-imports": noRestrictedImports([
           { regex: "^\\./cli/", message: "The public API knows nothing of the command line." },

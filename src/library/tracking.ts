@@ -46,8 +46,8 @@ export interface Tracked {
   /** As of a source. */
   readonly identity: string;
   readonly image: TrackedImage;
-  /** Its bytes are the disk's. */
-  readonly file: StorageFile;
+  /** Its bytes are the disk's; undefined: they are reached through the image alone. */
+  readonly file: StorageFile | undefined;
   readonly states: KnownStates;
   /** Path of the known state of the base. */
   readonly stateFile: string;
@@ -142,7 +142,7 @@ async function track(options: Known): Promise<Tracked> {
 }
 
 /** Gone from the folder at once, and from the disk when it is closed. */
-async function openSpill(storage: Storage, path: string): Promise<StorageFile> {
+export async function openSpill(storage: Storage, path: string): Promise<StorageFile> {
   const file = await storage.open(path, { write: true, create: true, truncate: true });
   await storage.unlink(path);
   return file;
@@ -165,11 +165,15 @@ export async function serveTracked(
     ...{ storage, clock, random, log, credentials, place },
     exports: disks.map(({ exportName, tracked: { image, file } }) => ({
       ...{ name: exportName, image, writable: true },
-      file: {
-        fd: file.fd,
-        lanes: storage.lanes,
-        mayWriteNow: (offset: number, length: number): boolean => image.mayWriteNow(offset, length),
-      },
+      ...(file === undefined
+        ? {}
+        : {
+            file: {
+              fd: file.fd,
+              lanes: storage.lanes,
+              mayWriteNow: (offset: number, length: number): boolean => image.mayWriteNow(offset, length),
+            },
+          }),
     })),
   });
   const tls = credentials !== undefined;

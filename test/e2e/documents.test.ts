@@ -71,6 +71,24 @@ test("docs/examples/send-custom-reader.mjs sends a disk from memory", (t) => {
   expect(statSync(replica).mode & 0o222).toBe(0);
 });
 
+test("docs/examples/track-custom-writer.mjs sends what was written, and reads no more", (t) => {
+  const folder = tempDir(t);
+  const result = runTool(process.execPath, [join(root, "docs/examples/track-custom-writer.mjs"), folder]);
+  expect(result.code, result.stderr).toBe(0);
+  const reports = result.stdout
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line) as object);
+  expect(reports).toMatchObject([
+    { point: 1, reason: "initial" },
+    // The block, and the part of it that differs once more.
+    { point: 2, reason: "bitmap", read: 65_536 + 4_096, changed: 4_096 },
+  ]);
+  const expected = Buffer.alloc(50_000_000, 1);
+  expected.write("hello, disk", 25_000_000);
+  expect(readFileSync(join(folder, "store/disks/memory/replica.raw")).equals(expected)).toBe(true);
+});
+
 test("ARCHITECTURE.md names the folders and levels of scripts/layers.mjs", () => {
   const rows = [...document("ARCHITECTURE.md").matchAll(/^\| (\d) \| `([a-z]+)\/` \|/gm)];
   expect(rows.length).toBeGreaterThan(8);

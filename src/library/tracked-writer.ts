@@ -1,0 +1,51 @@
+/** Tracks writers of one's own: what a hypervisor or a backup tool writes to, whatever it is made of. */
+import { resolve } from "node:path";
+import { BLOCK_BYTES_DEFAULT } from "../base/units.ts";
+import type { BlockWriter } from "../image/block-device.ts";
+import { openJournal } from "../track/journal/open.ts";
+import { knownStatePathOf, openKnownStates } from "../track/known-state.ts";
+import { TrackedImage } from "../track/tracked-image.ts";
+import { identityOf } from "./sending.ts";
+import { type OpenTrackedOptions, openSpill, type Tracked } from "./tracking.ts";
+
+export interface TrackWriterOptions extends Omit<OpenTrackedOptions, "format"> {
+  /** For messages; with `identity` it says which image this is. */
+  readonly name: string;
+  /** Stable over restarts, any text; default: the name. */
+  readonly identity?: string | undefined;
+  /** Path of the journal; the known state and old content of cuts lie beside it. */
+  readonly journal: string;
+}
+
+/**
+ * A tracked image over a writer. From now on everything is written through `image` of the result, which is a {@link BlockWriter} itself; `close` closes both. Nothing tells
+ * whether the writer was used past it while it was not tracked: the caller vouches that it was not. After an unclean end a share of the blocks called clean is to be
+ * audited (`belief`). Only one process at a time may track it. Errors: of the writer; `sync-failed`.
+ */
+export async function trackWriter(writer: BlockWriter, options: TrackWriterOptions): Promise<Tracked> {
+  const { engine, name, identity = name, mode = "power", blockBytes = BLOCK_BYTES_DEFAULT } = options;
+  const { storage, clock, random } = engine;
+  const { sizeBytes } = writer;
+  const path = resolve(options.journal);
+  const { journal, belief } = await openJournal({
+    ...{ storage, clock, random, mode, path, sizeBytes, blockBytes },
+    // As of a block device: it has no time of its last change.
+    kind: "device",
+    image: async () => ({ sizeBytes, device: identity, inode: "0", changedNanos: 0n, dataWriteGuid: undefined }),
+    ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
+  });
+  const image = new TrackedImage({ image: writer, journal, openSpill: () => openSpill(storage, `${path}.spill`) });
+  const stateFile = knownStatePathOf(path);
+  const states = await openKnownStates(storage, stateFile, { sync: mode === "power" });
+  return {
+    ...{ name, image, states, stateFile, belief, file: undefined },
+    identity: identityOf(engine, name, identity),
+    async close() {
+      try {
+        await image.flush();
+      } finally {
+        await image.close();
+      }
+    },
+  };
+}
