@@ -12,7 +12,7 @@ import { blockCount, digestBytes, type Geometry } from "../base/units.ts";
 import { applyState } from "../lanes/jobs.ts";
 import { areaB } from "../lanes/slot-layout.ts";
 import type { DiskWriter, Point } from "../replica/store.ts";
-import type { Link, PeerIdentity } from "../transport/link.ts";
+import type { ControlFrame, Link, PeerIdentity } from "../transport/link.ts";
 import { createCredit, createFrameCounts, type Credit, type FrameCounts } from "../wire/credit.ts";
 import { toErrorMessage } from "../wire/error-message.ts";
 import type { DecodedFrame } from "../wire/frame.ts";
@@ -195,15 +195,16 @@ export class ReceiverSession {
     this.#tasks.add(tracked);
   }
 
-  #send(message: Message, payload?: Uint8Array): void {
+  /** In one write. */
+  #send(...frames: readonly ControlFrame[]): void {
     if (this.#ended) return;
     const first = this.#links[0];
     invariant(first !== undefined, "a session has a connection");
-    if (message.type !== "heartbeat" && first.bytesQueued > answerBytesMax) {
+    if (first.bytesQueued > answerBytesMax) {
       throw new ReplicationError("limit-exceeded", `${this.peer.name} asks without reading the answers`);
     }
-    this.#rules.sent(message);
-    first.send(message, payload);
+    for (const { message } of frames) this.#rules.sent(message);
+    first.sendAll(frames);
   }
 
   // opening
@@ -253,7 +254,7 @@ export class ReceiverSession {
       ungranted: 0,
       grantEvery: Math.max(1, window >> 2),
     };
-    this.#send(openedMessage(this.#s, writer, open, { sizeBytes, credit: window, interrupted }));
+    this.#send({ message: openedMessage(this.#s, writer, open, { sizeBytes, credit: window, interrupted }) });
     log.info(
       {
         disk: open.disk,
@@ -279,7 +280,7 @@ export class ReceiverSession {
     }
     this.#run(
       (async () => {
-        for await (const { message, payload } of answers) this.#send(message, payload);
+        for await (const frames of answers) this.#send(...frames);
         this.#questions--;
       })(),
     );
@@ -355,7 +356,7 @@ export class ReceiverSession {
       { disk: this.#disk, blocks: again.length, damaged },
       "blocks did not come out as digested; asking for them whole",
     );
-    this.#send({ type: "ask-repeat", blocks: again });
+    this.#send({ message: { type: "ask-repeat", blocks: again } });
   }
 
   async #zero(message: Zero, connection: number): Promise<void> {
@@ -378,7 +379,7 @@ export class ReceiverSession {
     work.ungranted++;
     if (work.ungranted < work.grantEvery || this.#ended || this.#committing) return;
     work.credit.grant(work.ungranted);
-    this.#send({ type: "grant", frames: work.ungranted });
+    this.#send({ message: { type: "grant", frames: work.ungranted } });
     work.ungranted = 0;
   }
 
@@ -432,7 +433,7 @@ export class ReceiverSession {
     }
     this.#durable = true;
     this.#phase = "idle";
-    this.#send({ type: "durable", point: point.point, root, cycle: commit.cycle, created });
+    this.#send({ message: { type: "durable", point: point.point, root, cycle: commit.cycle, created } });
     this.#s.log.info(
       { disk: this.#disk, point: point.point, peer: this.peer.name, root: point.root, created },
       "point committed",

@@ -10,14 +10,7 @@ import { ReplicationError } from "../base/errors.ts";
 import { Gate } from "../base/gate.ts";
 import { PagedBits } from "../base/paged-bits.ts";
 import type { BufferPool } from "../base/buffer-pool.ts";
-import {
-  blockCount,
-  blocksPerPage,
-  digestBytes,
-  type Geometry,
-  pageBlocks,
-  pageCount,
-} from "../base/units.ts";
+import { blockCount, blocksPerPage, digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
 import { isZero } from "../base/zero.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
