@@ -1,6 +1,6 @@
 /** The receiver's digest table as the sender sees it: asked for in pieces, ahead of need, and not kept. */
 import { ownCopy } from "../base/copy-bytes.ts";
-import { ReplicationError } from "../base/errors.ts";
+import { invariant, ReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
 import { digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
 import type { PagesAnswer, SenderSession } from "./sender-session.ts";
@@ -21,6 +21,8 @@ export class BaseTable {
   /** Pages the receiver has: a disk that grew has none beyond its old end. */
   readonly #pagesKnown: number;
   readonly #chunks = new Map<number, Promise<Chunk>>();
+  /** The last that was looked into. */
+  #here: Chunk | undefined;
 
   constructor(
     session: SenderSession,
@@ -41,14 +43,25 @@ export class BaseTable {
   /** 32 bytes; all zero for a page of zero blocks. */
   async page(page: number): Promise<Uint8Array> {
     if (page >= this.#pagesKnown) return zeroPage;
-    const number = Math.floor(page / limits.pagesPerRequestMax);
-    const chunk = await this.#chunk(number);
-    if (page % limits.pagesPerRequestMax === limits.pagesPerRequestMax >> 1) {
+    this.#here = await this.#chunk(Math.floor(page / limits.pagesPerRequestMax));
+    return this.#of(this.#here, page);
+  }
+
+  /** As {@link page}; undefined when it would have to be waited for. */
+  held(page: number): Uint8Array | undefined {
+    if (page >= this.#pagesKnown) return zeroPage;
+    const first = page - (page % limits.pagesPerRequestMax);
+    return this.#here?.first === first ? this.#of(this.#here, page) : undefined;
+  }
+
+  #of({ first, digests }: Chunk, page: number): Uint8Array {
+    if (page - first === limits.pagesPerRequestMax >> 1) {
+      const number = Math.floor(page / limits.pagesPerRequestMax);
       // Half way through: the next answer is under way before it is needed, and the one before is forgotten.
       if ((number + 1) * limits.pagesPerRequestMax < this.#pagesKnown) this.#chunk(number + 1).catch(ignore);
       this.#chunks.delete(number - 1);
     }
-    return chunk.digests.get(page) ?? zeroPage;
+    return digests.get(page) ?? zeroPage;
   }
 
   #chunk(number: number): Promise<Chunk> {
@@ -64,18 +77,30 @@ export class BaseTable {
 
   /** Digests of the blocks of a page that exist. */
   async blocks(page: number): Promise<Uint8Array> {
-    const [digests] = await this.#session.askBlocks([page]);
+    const [digests] = await this.blocksOf([page]);
+    invariant(digests !== undefined, "one page, one answer");
+    return digests;
+  }
+
+  /** As {@link blocks}, of at most {@link limits.blocksPerRequestMax} pages, in one question. */
+  async blocksOf(pages: readonly number[]): Promise<readonly Uint8Array[]> {
+    if (pages.length === 0) return [];
+    const answers = await this.#session.askBlocks(pages);
+    return pages.map((page, nth) => this.#checked(page, answers[nth] ?? zeroPage.subarray(0, 0)));
+  }
+
+  #checked(page: number, digests: Uint8Array): Uint8Array {
     const expected = pageBlocks(this.#geometry, page).count * digestBytes(this.#geometry.digestKind);
     // A page the old end of a growing disk lies in: its blocks behind that are zero.
-    if (page === this.#pagesKnown - 1 && digests !== undefined && digests.length < expected) {
+    if (page === this.#pagesKnown - 1 && digests.length < expected) {
       const padded = new Uint8Array(expected);
       padded.set(digests);
       return padded;
     }
-    if (digests?.length !== expected) {
+    if (digests.length !== expected) {
       throw new ReplicationError(
         "message-malformed",
-        `the receiver gave ${digests?.length ?? 0} bytes of digests for page ${page}, not ${expected}`,
+        `the receiver gave ${digests.length} bytes of digests for page ${page}, not ${expected}`,
       );
     }
     return digests;

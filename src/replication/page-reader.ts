@@ -1,8 +1,9 @@
 /**
- * Reads the blocks of a page, in lanes wherever they can read by themselves, and sees to what is found: new over zero is shipped at once, what differs from content
+ * Reads blocks of pages, in lanes wherever they can read by themselves, and sees to what is found: new over zero is shipped at once, what differs from content
  * is given to {@link Patches}. Bounded: pieces read at a time by a gate, block memory by the pool.
  */
 import type { BufferPool, Slot } from "../base/buffer-pool.ts";
+import { invariant } from "../base/errors.ts";
 import { Gate, settleAll } from "../base/gate.ts";
 import { digestBytes, EXTENT_BYTES_MAX, type Geometry, partsPerBlock } from "../base/units.ts";
 import { isZero } from "../base/zero.ts";
@@ -22,8 +23,10 @@ import type { Funnel } from "./report.ts";
 
 /** Pieces under way for each lane: one in work, one ready. */
 const piecesPerLane = 2;
-/** Pieces compared in one job: 8 MiB, so that jobs are few, and a slow disk does not hold a lane for long. */
-const piecesTogether = 8;
+/** Compared in one job, so that jobs are few, and a slow disk does not hold a lane for long. */
+const bytesTogether = 8 * EXTENT_BYTES_MAX;
+/** Scattered pieces of one job: each may be a seek, and a guest that writes to what is being read waits for all of them. */
+const piecesTogether = 32;
 
 export interface PageReaderOptions {
   readonly reader: BlockReader;
@@ -41,11 +44,19 @@ export interface PageReaderOptions {
   readonly check: () => void;
 }
 
-/** Blocks whose bytes lie in files. */
-interface PlacedPiece {
-  readonly first: number;
-  /** Exclusive. */
-  readonly end: number;
+/** A page, and which of its blocks are read. */
+export interface PageRead {
+  readonly work: PageWork;
+  readonly ranges: readonly BlockRange[];
+  /** What the receiver holds of the page. `unknown`: the page is read by itself. */
+  readonly base: Uint8Array | "zero" | "unknown";
+}
+
+/** Blocks of a page that follow one another. */
+interface Piece extends BlockRange, Pick<PageRead, "work" | "base"> {}
+
+/** One whose bytes lie in files. */
+interface PlacedPiece extends Piece {
   readonly length: number;
   readonly runs: readonly FileRun[];
 }
@@ -68,52 +79,54 @@ export class PageReader {
     this.#readGate = new Gate(options.lanes.count * piecesPerLane);
   }
 
-  /** Before the first read of a page. */
-  async readAhead(work: PageWork, ranges: readonly BlockRange[]): Promise<void> {
-    const runs = runsOfRanges(this.#o.reader, this.#geometry, ranges);
+  /** Before the first read of pages. */
+  async readAhead(reads: readonly Pick<PageRead, "work" | "ranges">[]): Promise<void> {
+    const owners: PageWork[] = [];
+    const runs: FileRun[] = [];
+    for (const { work, ranges } of reads) {
+      for (const run of runsOfRanges(this.#o.reader, this.#geometry, ranges)) {
+        owners.push(work);
+        runs.push(run);
+      }
+    }
     if (runs.length === 0) return;
     const { cold } = await this.#o.lanes.run("readAhead", { runs });
-    work.cold = cold.flatMap((index) => runs[index] ?? []);
+    for (const index of cold) {
+      const run = runs[index];
+      if (run !== undefined) owners[index]?.cold.push(run);
+    }
   }
 
   /**
-   * Reads ranges of a page: pieces of which something may be shipped at once in slots, as many in one as there is room for (a sparse image has its content
+   * Reads ranges of pages, ascending: pieces of which something may be shipped at once in slots, as many in one as there is room for (a sparse image has its content
    * in many small ranges), the others 8 MiB together.
    */
-  async read(work: PageWork, ranges: readonly BlockRange[], base: Uint8Array | "zero" | "unknown"): Promise<void> {
+  async read(reads: readonly PageRead[]): Promise<void> {
     const tasks: Promise<void>[] = [];
-    const blocksMax = EXTENT_BYTES_MAX / this.#geometry.blockBytes;
-    let together: PlacedPiece[] = [];
-    const compare = (): void => {
-      if (together.length > 0 && base !== "zero") tasks.push(this.#compareAll(work, together, base));
-      together = [];
-    };
-    let group: BlockRange[] = [];
-    let grouped = 0;
-    const scan = (): void => {
-      if (group.length > 0) tasks.push(this.#scanAll(work, group, base));
-      group = [];
-      grouped = 0;
-    };
-    for (const range of cutRanges(ranges, blocksMax)) {
-      const { first, end } = range;
-      const placed = base !== "zero" && !this.#hasZero(work, first, end, base) ? this.#placed(first, end) : undefined;
-      if (placed !== undefined) {
-        if (together.push(placed) === piecesTogether) compare();
-        continue;
+    const { blockBytes } = this.#geometry;
+    const blocksMax = EXTENT_BYTES_MAX / blockBytes;
+    const together = new Gathered<PlacedPiece>(bytesTogether / blockBytes, (pieces) => {
+      tasks.push(this.#compareAll(pieces));
+    });
+    const group = new Gathered<Piece>(blocksMax, (pieces) => {
+      tasks.push(this.#scanAll(pieces));
+    });
+    for (const { work, ranges, base } of reads) {
+      for (const { first, end } of cutRanges(ranges, blocksMax)) {
+        const piece = { work, base, first, end };
+        const placed = base !== "zero" && !this.#hasZero(piece) ? this.#placed(piece) : undefined;
+        if (placed === undefined) group.add(piece);
+        else together.add(placed);
       }
-      if (grouped + end - first > blocksMax) scan();
-      group.push(range);
-      grouped += end - first;
     }
-    scan();
-    compare();
+    group.finish();
+    together.finish();
     await settleAll(tasks);
   }
 
   /** Whether the receiver holds one of these blocks as zeros: then it may be new, and is shipped at once. */
-  #hasZero(work: PageWork, first: number, end: number, base: Uint8Array | "unknown"): boolean {
-    if (base === "unknown") return false;
+  #hasZero({ work, first, end, base }: Piece): boolean {
+    if (typeof base === "string") return false;
     for (let block = first; block < end; block++) {
       const at = (block - work.first) * this.#width;
       if (base[at] === 0 && isZero(base.subarray(at, at + this.#width))) return true;
@@ -121,72 +134,83 @@ export class PageReader {
     return false;
   }
 
-  /** Undefined: only the reader can read it. */
-  #placed(first: number, end: number): PlacedPiece | undefined {
-    const { blockBytes, sizeBytes } = this.#geometry;
-    const offset = first * blockBytes;
-    const length = Math.min(end * blockBytes, sizeBytes) - offset;
-    const runs = this.#o.reader.runs?.(offset, length);
-    return runs === undefined ? undefined : { first, end, length, runs };
+  /** What the receiver holds of the blocks of these pieces, as jobs take it. */
+  #baseOf(pieces: readonly Piece[]): ScanRequest["base"] {
+    const common = pieces[0]?.base;
+    if (typeof common === "string" && pieces.every(({ base }) => base === common)) return common;
+    return Buffer.concat(
+      pieces.map(({ work, base, first, end }) => {
+        invariant(base !== "unknown", "a page whose digests are not known is read by itself");
+        if (base === "zero") return new Uint8Array((end - first) * this.#width);
+        return base.subarray((first - work.first) * this.#width, (end - work.first) * this.#width);
+      }),
+    );
   }
 
-  /** Digests pieces of a page in one job, and compares them. */
-  async #compareAll(work: PageWork, placed: readonly PlacedPiece[], base: Uint8Array | "unknown"): Promise<void> {
-    const { lanes, name, funnel } = this.#o;
+  /** Undefined: only the reader can read it. */
+  #placed(piece: Piece): PlacedPiece | undefined {
+    const { blockBytes, sizeBytes } = this.#geometry;
+    const offset = piece.first * blockBytes;
+    const length = Math.min(piece.end * blockBytes, sizeBytes) - offset;
+    const runs = this.#o.reader.runs?.(offset, length);
+    return runs === undefined ? undefined : { ...piece, length, runs };
+  }
+
+  /** Digests pieces in one job, and compares them. */
+  async #compareAll(placed: readonly PlacedPiece[]): Promise<void> {
+    const { lanes, name, reader, funnel } = this.#o;
     const { blockBytes, digestKind } = this.#geometry;
-    const width = this.#width;
-    const placeOf = (block: number): number => (block - work.first) * width;
     await this.#readGate.enter();
     let result: CompareResult;
     const held: HeldRuns[] = [];
     const pieces: PlacedPiece[] = [];
-    const moved: BlockRange[] = [];
+    const moved: PlacedPiece[] = [];
     try {
       this.#o.check();
       for (const piece of placed) {
-        const { runs, release } = holdRuns(this.#o.reader, piece.first * blockBytes, piece.length);
+        const { runs, release } = holdRuns(reader, piece.first * blockBytes, piece.length);
         held.push({ runs, release });
         if (runs === undefined) moved.push(piece);
         else pieces.push({ ...piece, runs });
       }
+      const base = this.#baseOf(pieces);
+      invariant(base !== "zero", "what is new is not compared");
       result = await lanes.run("compare", {
         file: name,
         pieces: pieces.map(({ runs, length }) => ({ runs, length })),
-        base:
-          base === "unknown"
-            ? base
-            : Buffer.concat(pieces.map(({ first, end }) => base.subarray(placeOf(first), placeOf(end)))),
-        ...{ blockBytes, digestKind },
+        ...{ base, blockBytes, digestKind },
       });
     } finally {
       for (const { release } of held) release();
       this.#readGate.leave();
     }
+    for (const { length } of pieces) funnel.readBytes += length;
+    await this.#shipper.shipZeros(this.#enter(pieces, result), false);
+    for (const piece of moved) await this.#scanAll([piece]);
+  }
+
+  /** Enters what a job found: digests, and what differs. Returns the blocks that are zero now. */
+  #enter(pieces: readonly Piece[], { digests, states, parts }: CompareResult): readonly number[] {
+    const width = this.#width;
     const zeros: number[] = [];
     let index = 0;
     let partsEnd = 0;
-    for (const { first, end, length } of pieces) {
-      funnel.readBytes += length;
-      work.digests.set(result.digests.subarray(index * width, (index + end - first) * width), placeOf(first));
+    for (const { work, first, end } of pieces) {
+      work.digests.set(digests.subarray(index * width, (index + end - first) * width), (first - work.first) * width);
       for (let block = first; block < end; block++, index++) {
-        const state = result.states[index];
+        const state = states[index];
         if (state === blockState.zero) zeros.push(block);
         else if (state === blockState.differs) {
-          this.#patches.add(work, block, result.parts.subarray(partsEnd, partsEnd + this.#partBytes));
+          this.#patches.add(work, block, parts.subarray(partsEnd, partsEnd + this.#partBytes));
           partsEnd += this.#partBytes;
         }
       }
     }
-    await this.#shipper.shipZeros(zeros, false);
-    for (const range of moved) await this.#scanAll(work, [range], base);
+    return zeros;
   }
 
-  /** Digests ranges of a page that fit a slot together, and ships what is new over zero. */
-  async #scanAll(work: PageWork, ranges: readonly BlockRange[], base: Uint8Array | "zero" | "unknown"): Promise<void> {
-    const blocks = ranges.flatMap(({ first, end }) =>
-      Array.from({ length: end - first }, (_unused, nth) => first + nth),
-    );
-    const placeOf = (block: number): number => (block - work.first) * this.#width;
+  /** Digests pieces that fit a slot together, and ships what is new over zero. */
+  async #scanAll(pieces: readonly Piece[]): Promise<void> {
     await this.#readGate.enter();
     let inGate = true;
     const leave = (): void => {
@@ -197,32 +221,17 @@ export class PageReader {
     try {
       slot = await this.#o.pool.acquire(this.#o.signal);
       this.#o.check();
+      const base = this.#baseOf(pieces);
       // As late as can be: a page has 32 MiB of pieces, which would all still get the codec of a trial that is over.
       const pick = base === "unknown" ? undefined : this.#o.codec.next();
-      const mine =
-        typeof base === "string"
-          ? base
-          : Buffer.concat(ranges.map(({ first, end }) => base.subarray(placeOf(first), placeOf(end))));
-      const result = await this.scanBlocks(slot, ranges, mine, pick?.codec ?? "stored");
+      const result = await this.scanBlocks(slot, pieces, base, pick?.codec ?? "stored");
       leave();
-      let index = 0;
-      for (const { first, end } of ranges) {
-        const digests = result.digests.subarray(index * this.#width, (index + end - first) * this.#width);
-        work.digests.set(digests, placeOf(first));
-        index += end - first;
-      }
-      const zeros: number[] = [];
-      let parts = 0;
-      for (const [nth, state] of result.states.entries()) {
-        const block = blocks[nth] ?? 0;
-        if (state === blockState.zero) zeros.push(block);
-        else if (state === blockState.differs) {
-          this.#patches.add(work, block, result.parts.subarray(parts, parts + this.#partBytes));
-          parts += this.#partBytes;
-        }
-      }
+      const zeros = this.#enter(pieces, result);
       if (result.shipment !== undefined && pick !== undefined) {
         const { shipment } = result;
+        const blocks = pieces.flatMap(({ first, end }) =>
+          Array.from({ length: end - first }, (_unused, nth) => first + nth),
+        );
         const shipped = shipment.picked.map((nth) => blocks[nth] ?? 0);
         await this.#shipper.ship(slot, { ...shipment, blocks: shipped }, { repeat: false, pick });
       }
@@ -273,5 +282,31 @@ export class PageReader {
     } finally {
       for (const { release } of held) release();
     }
+  }
+}
+
+/** Pieces of one job: at most {@link piecesTogether}, as many as have so many blocks together. */
+class Gathered<P extends BlockRange> {
+  readonly #blocksMax: number;
+  readonly #start: (pieces: readonly P[]) => void;
+  #pieces: P[] = [];
+  #blocks = 0;
+
+  constructor(blocksMax: number, start: (pieces: readonly P[]) => void) {
+    this.#blocksMax = blocksMax;
+    this.#start = start;
+  }
+
+  add(piece: P): void {
+    const blocks = piece.end - piece.first;
+    if (this.#blocks + blocks > this.#blocksMax || this.#pieces.length === piecesTogether) this.finish();
+    this.#pieces.push(piece);
+    this.#blocks += blocks;
+  }
+
+  finish(): void {
+    if (this.#pieces.length > 0) this.#start(this.#pieces);
+    this.#pieces = [];
+    this.#blocks = 0;
   }
 }

@@ -11,8 +11,8 @@ export interface PageWork {
   readonly digests: Uint8Array;
   /** Blocks not settled, and 1 for the scan itself. */
   open: number;
-  /** What this page brought into the page cache. */
-  cold: readonly FileRun[];
+  /** What reading this page brought into the page cache. */
+  readonly cold: FileRun[];
 }
 
 /** Blocks of a page whose digest is not the receiver's: those that are zero now, and ranges of the others. */

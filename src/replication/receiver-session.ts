@@ -12,7 +12,7 @@ import { blockCount, digestBytes, type Geometry } from "../base/units.ts";
 import { applyState } from "../lanes/jobs.ts";
 import { areaB } from "../lanes/slot-layout.ts";
 import type { DiskWriter } from "../replica/store.ts";
-import type { Link, PeerIdentity } from "../transport/link.ts";
+import type { ControlFrame, Link, PeerIdentity } from "../transport/link.ts";
 import { createCredit, createFrameCounts, type Credit, type FrameCounts } from "../wire/credit.ts";
 import { toErrorMessage } from "../wire/error-message.ts";
 import type { DecodedFrame } from "../wire/frame.ts";
@@ -198,15 +198,16 @@ export class ReceiverSession {
     this.#tasks.add(tracked);
   }
 
-  #send(message: Message, payload?: Uint8Array): void {
+  /** In one write. */
+  #send(...frames: readonly ControlFrame[]): void {
     if (this.#ended) return;
     const first = this.#links[0];
     invariant(first !== undefined, "a session has a connection");
-    if (message.type !== "heartbeat" && first.bytesQueued > answerBytesMax) {
+    if (first.bytesQueued > answerBytesMax) {
       throw new ReplicationError("limit-exceeded", `${this.peer.name} asks without reading the answers`);
     }
-    this.#rules.sent(message);
-    first.send(message, payload);
+    for (const { message } of frames) this.#rules.sent(message);
+    first.sendAll(frames);
   }
 
   // opening
@@ -256,7 +257,7 @@ export class ReceiverSession {
       ungranted: 0,
       grantEvery: Math.max(1, window >> 2),
     };
-    this.#send(openedMessage(this.#s, writer, open, { sizeBytes, credit: window, interrupted }));
+    this.#send({ message: openedMessage(this.#s, writer, open, { sizeBytes, credit: window, interrupted }) });
     log.info(
       {
         disk: open.disk,
@@ -282,7 +283,7 @@ export class ReceiverSession {
     }
     this.#run(
       (async () => {
-        for await (const { message, payload } of answers) this.#send(message, payload);
+        for await (const frames of answers) this.#send(...frames);
         this.#questions--;
       })(),
     );
@@ -358,7 +359,7 @@ export class ReceiverSession {
       { disk: this.#disk, blocks: again.length, damaged },
       "blocks did not come out as digested; asking for them whole",
     );
-    this.#send({ type: "ask-repeat", blocks: again });
+    this.#send({ message: { type: "ask-repeat", blocks: again } });
   }
 
   async #zero(message: Zero, connection: number): Promise<void> {
@@ -381,7 +382,7 @@ export class ReceiverSession {
     work.ungranted++;
     if (work.ungranted < work.grantEvery || this.#ended || this.#committing) return;
     work.credit.grant(work.ungranted);
-    this.#send({ type: "grant", frames: work.ungranted });
+    this.#send({ message: { type: "grant", frames: work.ungranted } });
     work.ungranted = 0;
   }
 
@@ -408,7 +409,7 @@ export class ReceiverSession {
     const { point, root, created } = await commitPoint(work, commit);
     this.#settled = true;
     this.#phase = "idle";
-    this.#send({ type: "durable", point: point.point, root, cycle: commit.cycle, created });
+    this.#send({ message: { type: "durable", point: point.point, root, cycle: commit.cycle, created } });
     this.#s.log.info(
       { disk: this.#disk, point: point.point, peer: this.peer.name, root: point.root, created },
       "point committed",
@@ -425,7 +426,7 @@ export class ReceiverSession {
     if (disk.changed) await writer.suspend(0);
     this.#settled = true;
     this.#phase = "idle";
-    this.#send({ type: "synced", root });
+    this.#send({ message: { type: "synced", root } });
   }
 
   // ending

@@ -10,23 +10,15 @@ import { ReplicationError } from "../base/errors.ts";
 import { Gate } from "../base/gate.ts";
 import { PagedBits } from "../base/paged-bits.ts";
 import type { BufferPool } from "../base/buffer-pool.ts";
-import {
-  blockCount,
-  blockLength,
-  blocksPerPage,
-  digestBytes,
-  type Geometry,
-  pageBlocks,
-  pageCount,
-} from "../base/units.ts";
+import { blockCount, blocksPerPage, digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
 import { isZero } from "../base/zero.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
-import { ownCopy } from "../base/copy-bytes.ts";
 import { pageDigest, type PageDigests } from "../table/digest-table.ts";
 import { BaseTable } from "./base-table.ts";
 import type { CodecChoice } from "./codec-choice.ts";
 import { type BlockRange, blocksOutside, DataCursor } from "./data-cursor.ts";
+import { KnownDelta } from "./known-delta.ts";
 import { PageReader } from "./page-reader.ts";
 import { differences, type PageWork, RecentPages } from "./page-work.ts";
 import { Patches } from "./patches.ts";
@@ -34,11 +26,11 @@ import { FrameShipper } from "./frame-shipper.ts";
 import { FunnelCount } from "./funnel-count.ts";
 import type { RateLimit } from "./rate.ts";
 import type { Funnel } from "./report.ts";
-import { baseBlocksMax, type ScanMemory } from "./scan-memory.ts";
+import type { ScanMemory } from "./scan-memory.ts";
 import type { SenderSession } from "./sender-session.ts";
-import { dirtyRanges, joinRanges, type SourceChanges } from "./source-changes.ts";
+import type { SourceChanges } from "./source-changes.ts";
 
-/** Pages under way: enough to keep lanes busy across the round trips of their questions. */
+/** Pages, or groups of pages, under way: enough to keep lanes busy across the round trips of their questions. */
 const pagesUnderWay = 4;
 /** Pages whose digests are kept for a repeat. */
 const recentPages = 256;
@@ -83,6 +75,8 @@ export class Scan {
   /** Blocks sent whole at the receiver's request: each once. */
   readonly #repeated: PagedBits;
   readonly #patches: Patches;
+  /** What changed is known. */
+  readonly #known: KnownDelta | undefined;
   /** Share of the last pages that differed, as a moving average: while most do, block digests are asked ahead of reading. */
   #differing = 0;
   /** First failure of a task. */
@@ -118,6 +112,22 @@ export class Scan {
       },
     });
     this.#base = new BaseTable(options.session, this.#geometry, { empty, sizeBytes: baseBytes });
+    const { changes, known } = options;
+    if (changes === undefined || known === undefined) return;
+    this.#known = new KnownDelta({
+      ...options,
+      ...{ changes, known, base: this.#base, pages: this.#reader, shipper: this.#shipper },
+      start: (task) => this.#start(task),
+      settle: (work) => {
+        this.#settle(work, 1);
+      },
+      passed: (page) => {
+        this.#scanned(page);
+      },
+      needComplete: (why) => {
+        this.#needComplete(why);
+      },
+    });
   }
 
   /** Looks at every block once. Resolves when all that had to be sent was taken by the sockets. */
@@ -138,7 +148,7 @@ export class Scan {
         const cursor = new DataCursor(reader, { blockBytes: this.#geometry.blockBytes, fromBlock });
         for (let page = from; page < to; page++) {
           this.#check();
-          if (this.#o.known === undefined || !(await this.#visitKnown(page, this.#o.known))) {
+          if (this.#known === undefined || !(this.#known.passes(page) || (await this.#known.visit(page)))) {
             const { first, count } = pageBlocks(this.#geometry, page);
             const before = cursor.dataBytes;
             const ranges = await cursor.ranges(first, first + count);
@@ -149,6 +159,7 @@ export class Scan {
         }
         await cursor.close();
       }
+      await this.#known?.flush();
       await this.#drain();
       await this.#patches.flush();
       await this.#drain();
@@ -196,144 +207,19 @@ export class Scan {
       this.#scanned(page);
       return;
     }
+    await this.#start(() => this.#page(page, ranges, base ?? zeroPageDigest));
+  }
+
+  /** Runs a task that reads pages, as soon as there is room for it. */
+  async #start(task: () => Promise<void>): Promise<void> {
     // Batches wait for the receiver: who reads on meanwhile gathers the part digests of the whole disk.
     await this.#patches.room();
     await this.#pageGate.enter();
     void this.#track(
-      this.#page(page, ranges, base ?? zeroPageDigest).finally(() => {
+      task().finally(() => {
         this.#pageGate.leave();
       }),
     );
-  }
-
-  /** A page of which only dirty blocks can differ, because the receiver has it as it was. False: it must be looked at as a whole. */
-  async #visitKnown(page: number, known: PageDigests): Promise<boolean> {
-    const { memory, changes } = this.#o;
-    if (changes === undefined) return false;
-    const base = this.#base.empty ? zeroPageDigest : await this.#base.page(page);
-    if (memory.done.has(page) && Buffer.compare(memory.pages.get(page), base) === 0) {
-      this.#scanned(page);
-      return true;
-    }
-    const was = knownPage(known, page);
-    const { first, count } = pageBlocks(this.#geometry, page);
-    const dirty = dirtyRanges(changes.dirty, this.#geometry.blockBytes, first, first + count);
-    const { audited: audits } = changes;
-    const audited = audits === undefined ? [] : dirtyRanges(audits, this.#geometry.blockBytes, first, first + count);
-    const asItWas = Buffer.compare(base, was) === 0;
-    if (asItWas && dirty.length === 0 && audited.length === 0) {
-      memory.pages.set(page, was);
-      memory.done.add(page);
-      this.#scanned(page);
-      return true;
-    }
-    const blocks = asItWas || memory.baseBlocks.has(page) ? await this.#knownBlocks(page, base, was, dirty) : undefined;
-    if (blocks === undefined) {
-      this.#needComplete(`the receiver has page ${page} of it in another state than the one that was sent`);
-      return false;
-    }
-    await this.#patches.room();
-    await this.#pageGate.enter();
-    void this.#track(
-      this.#dirtyBlocks(page, { dirty, audited }, blocks).finally(() => {
-        this.#pageGate.leave();
-      }),
-    );
-    return true;
-  }
-
-  /** The receiver's digests of a page, when only dirty blocks of it can differ from what they were. Undefined: others do. */
-  async #knownBlocks(
-    page: number,
-    base: Uint8Array,
-    was: Uint8Array,
-    dirty: readonly BlockRange[],
-  ): Promise<Uint8Array | undefined> {
-    const { memory } = this.#o;
-    const { first, count } = pageBlocks(this.#geometry, page);
-    const now = isZero(base) ? new Uint8Array(count * this.#width) : await this.#base.blocks(page);
-    if (Buffer.compare(pageDigest(now), base) !== 0) {
-      throw new ReplicationError(
-        "digest-mismatch",
-        `the receiver's digests of page ${page} of ${this.#o.name} do not fit each other; comparing anew`,
-      );
-    }
-    if (Buffer.compare(base, was) === 0) {
-      if (memory.baseBlocks.size < baseBlocksMax) memory.baseBlocks.set(page, ownCopy(now));
-      return now;
-    }
-    const before = memory.baseBlocks.get(page);
-    const isSame = (block: number): boolean => {
-      const at = (block - first) * this.#width;
-      return (
-        Buffer.compare(now.subarray(at, at + this.#width), before?.subarray(at, at + this.#width) ?? zeroPageDigest) ===
-        0
-      );
-    };
-    return blocksOutside(first, count, dirty).every(isSame) ? now : undefined;
-  }
-
-  /** Reads dirty and audited blocks of a page; the others have the digests of `base`. */
-  async #dirtyBlocks(
-    page: number,
-    { dirty, audited }: { readonly dirty: readonly BlockRange[]; readonly audited: readonly BlockRange[] },
-    base: Uint8Array,
-  ): Promise<void> {
-    const looked = joinRanges(dirty, audited);
-    const { first, count } = pageBlocks(this.#geometry, page);
-    const work: PageWork = { page, first, count, digests: ownCopy(base), open: 1, cold: [] };
-    const ranges = await this.#dataIn(looked);
-    await this.#reader.readAhead(work, ranges);
-    await this.#reader.read(work, ranges, isZero(base) ? "zero" : base);
-    const holes = looked.flatMap((range) => blocksOutside(range.first, range.end - range.first, ranges));
-    const zeros = holes.filter(
-      (block) => !isZero(base.subarray((block - first) * this.#width, (block - first + 1) * this.#width)),
-    );
-    for (const block of zeros) work.digests.fill(0, (block - first) * this.#width, (block - first + 1) * this.#width);
-    await this.#shipper.shipZeros(zeros, false);
-    this.#countAudit(work, base, audited, dirty);
-    this.#settle(work, 1);
-  }
-
-  #countAudit(
-    { digests, first, count }: PageWork,
-    base: Uint8Array,
-    audited: readonly BlockRange[],
-    dirty: readonly BlockRange[],
-  ): void {
-    if (audited.length === 0) return;
-    const { audit } = this.#o;
-    const clean = new Set(blocksOutside(first, count, dirty));
-    for (const range of audited) {
-      for (let block = range.first; block < range.end; block++) {
-        if (!clean.has(block)) continue;
-        const [from, to] = [(block - first) * this.#width, (block - first + 1) * this.#width];
-        const bytes = blockLength(this.#geometry, block);
-        audit.bytes += bytes;
-        if (Buffer.compare(digests.subarray(from, to), base.subarray(from, to)) !== 0) audit.missedBytes += bytes;
-      }
-    }
-  }
-
-  /** Of these ranges, the blocks with data. */
-  async #dataIn(ranges: readonly BlockRange[]): Promise<readonly BlockRange[]> {
-    const { reader, funnel } = this.#o;
-    const { blockBytes, sizeBytes } = this.#geometry;
-    const found: BlockRange[] = [];
-    for (const { first, end } of ranges) {
-      const offset = first * blockBytes;
-      for await (const extent of reader.extents(offset, Math.min(end * blockBytes, sizeBytes) - offset)) {
-        if (extent.kind !== "data") continue;
-        funnel.allocatedBytes += extent.length;
-        const from = Math.floor(extent.offset / blockBytes);
-        const to = Math.ceil((extent.offset + extent.length) / blockBytes);
-        const last = found.at(-1);
-        if (last !== undefined && from <= last.end)
-          found.splice(-1, 1, { first: last.first, end: Math.max(last.end, to) });
-        else found.push({ first: from, end: to });
-      }
-    }
-    return found;
   }
 
   #needComplete(why: string): void {
@@ -352,8 +238,8 @@ export class Scan {
     let base: Uint8Array | "zero" | undefined;
     if (isZero(basePage)) base = "zero";
     else if (ahead) base = await this.#base.blocks(page);
-    await this.#reader.readAhead(work, ranges);
-    await this.#reader.read(work, ranges, base ?? "unknown");
+    await this.#reader.readAhead([{ work, ranges }]);
+    await this.#reader.read([{ work, ranges, base: base ?? "unknown" }]);
     if (base === undefined) {
       const equal = Buffer.compare(pageDigest(work.digests), basePage) === 0;
       this.#note(!equal);
@@ -373,7 +259,7 @@ export class Scan {
   async #compare(work: PageWork, base: Uint8Array): Promise<void> {
     const { zeros, ranges } = differences(work, base);
     await this.#shipper.shipZeros(zeros, false);
-    await this.#reader.read(work, ranges, base);
+    await this.#reader.read([{ work, ranges, base }]);
   }
 
   /** Blocks in holes that the receiver does not hold as zero. */
@@ -448,8 +334,3 @@ export class Scan {
 }
 
 const zeroPageDigest = new Uint8Array(32);
-
-/** Of a disk that grew there is nothing behind its old end. */
-function knownPage(known: PageDigests, page: number): Uint8Array {
-  return page < pageCount(known.geometry) ? known.get(page) : zeroPageDigest;
-}
