@@ -97,7 +97,15 @@ export class TableFiles {
     if (this.#isEmptied) await this.#cutPages(pages + 1);
     table.write();
     await this.#syncFile(this.#pages, "pages");
-    if (this.#isEmptied) await this.#cutPages(pages);
+    if (this.#isEmptied) {
+      try {
+        await this.#cutPages(pages);
+      } catch (error) {
+        // A sync that failed may have forgotten the cut, though it is seen: the next open must not take it for one that stays.
+        await this.#pages.truncate(pages + 1).catch(() => undefined);
+        throw error;
+      }
+    }
     this.#isEmptied = false;
   }
 

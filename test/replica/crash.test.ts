@@ -7,7 +7,7 @@ import { describe, expect, test } from "vitest";
 import { MIB } from "../../src/base/units.ts";
 import { crashTests, numberOf } from "./crash-kit.ts";
 import { recoveries } from "./crash-recoveries.ts";
-import { crashAt, ends, operationsOf } from "./crash-scenario.ts";
+import { crashAt, ends, failAt, operationsOf } from "./crash-scenario.ts";
 
 /** It should have no divisor in common with the number of ways (10). */
 const every = 97;
@@ -18,7 +18,7 @@ crashTests({
 });
 
 /** Page digests that are missing are those of zeros: their length must not be there before them. */
-describe("a table built anew, when power is lost while its page digests are written", () => {
+describe("a table built anew, when power is lost or the disk fails while its page digests are written", () => {
   test.each(["raw", "vhdx"] as const)("%s", async (format) => {
     const options = { twice: true, replica: { format, payloadBlockBytes: MIB } } as const;
     const half = ends["power lost, half survives"];
@@ -30,6 +30,7 @@ describe("a table built anew, when power is lost while its page digests are writ
       for (let nth = 0; nth < 8; nth++) {
         expect(await crashAt(recoveries, half(index, index + 1_009 * nth), options)).toBe("crashed");
       }
+      await failAt(recoveries, index, "EIO", options);
     }
   });
 });
