@@ -108,6 +108,8 @@ async function track(options: Known): Promise<Tracked> {
     await file.close();
     throw new ReplicationError("image-in-use", `${name} is open for writing in QEMU: stop the machine first`);
   }
+  // What a sync lost that failed in an earlier process is not to be taken for what the image holds.
+  storage.lanes.dropCache(file.fd, 0, sizeBytes);
   const disk = { sizeBytes, blockBytes };
   const { journal, belief } = await openJournal({
     ...{ storage, clock, random, mode, ...disk },
