@@ -124,7 +124,10 @@ async function track(options: Known): Promise<Tracked> {
     journal,
     openSpill: () => openSpill(storage, `${journalPath}.spill`),
   });
-  const states = await openKnownStates(storage, knownStatePathOf(journalPath), { sync: mode === "power" });
+  const states = await openKnownStates(storage, knownStatePathOf(journalPath), {
+    sync: mode === "power",
+    onFailure: (words) => engine.log.warn({ image: name }, words),
+  });
   return {
     ...{ name, image, file, states, belief },
     identity: identityOf(engine, name, options.identity),
