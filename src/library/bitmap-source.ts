@@ -32,10 +32,13 @@ export interface BitmapChanges {
 export async function readBitmap(
   { reader, dirtyExtents }: Pick<OpenLocation, "dirtyExtents"> & { readonly reader: BlockReader },
   { stateFile, auditShare = 0 }: BitmapOptions,
-  { storage, random }: Pick<Engine, "storage" | "random">,
+  { storage, random, log }: Pick<Engine, "storage" | "random" | "log">,
 ): Promise<BitmapChanges> {
   const { sizeBytes } = reader;
-  const states = await openKnownStates(storage, resolve(stateFile), { sync: true });
+  const states = await openKnownStates(storage, resolve(stateFile), {
+    sync: true,
+    onFailure: (words) => log.warn({ stateFile }, words),
+  });
   const dirty = new DirtyBitmap({ sizeBytes, blockBytes: BLOCK_BYTES_DEFAULT });
   if (dirtyExtents === undefined) dirty.setAll();
   else for await (const { offset, length } of dirtyExtents(0, sizeBytes)) dirty.setBytes(offset, length);

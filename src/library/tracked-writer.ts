@@ -36,7 +36,10 @@ export async function trackWriter(writer: BlockWriter, options: TrackWriterOptio
   });
   const image = new TrackedImage({ image: writer, journal, openSpill: () => openSpill(storage, `${path}.spill`) });
   const stateFile = knownStatePathOf(path);
-  const states = await openKnownStates(storage, stateFile, { sync: mode === "power" });
+  const states = await openKnownStates(storage, stateFile, {
+    sync: mode === "power",
+    onFailure: (words) => engine.log.warn({ image: name }, words),
+  });
   return {
     ...{ name, image, states, stateFile, belief, file: undefined },
     identity: identityOf(engine, name, identity),

@@ -111,6 +111,8 @@ async function track(options: Known): Promise<Tracked> {
     await file.close();
     throw new ReplicationError("image-in-use", `${name} is open for writing in QEMU: stop the machine first`);
   }
+  // What a sync lost that failed in an earlier process is not to be taken for what the image holds.
+  storage.lanes.dropCache(file.fd, 0, sizeBytes);
   const disk = { sizeBytes, blockBytes };
   const { journal, belief } = await openJournal({
     ...{ storage, clock, random, mode, ...disk },
@@ -126,7 +128,10 @@ async function track(options: Known): Promise<Tracked> {
     openSpill: () => openSpill(storage, `${journalPath}.spill`),
   });
   const stateFile = knownStatePathOf(journalPath);
-  const states = await openKnownStates(storage, stateFile, { sync: mode === "power" });
+  const states = await openKnownStates(storage, stateFile, {
+    sync: mode === "power",
+    onFailure: (words) => engine.log.warn({ image: name }, words),
+  });
   return {
     ...{ name, image, file, states, stateFile, belief },
     identity: identityOf(engine, name, options.identity),

@@ -31,7 +31,7 @@ export interface KnownState {
 export interface KnownStates {
   /** At most two. */
   readonly known: readonly KnownState[];
-  /** Of a cycle that a receiver is about to be asked for: durable when it resolves, beside the base. */
+  /** Of a cycle that a receiver is about to be asked for: durable when it resolves, beside the base; or told to `onFailure`, and known until the process ends. */
   keep(state: KnownState): Promise<void>;
   /** The receiver has that cycle: if it was kept it is the base from now on, else there is none. */
   settle(cycle: string): Promise<void>;
@@ -39,23 +39,35 @@ export interface KnownStates {
   forget(): Promise<void>;
 }
 
-/** `path`: of the base. Errors of later calls are the system's. */
+/**
+ * `path`: of the base. A file that cannot be written costs a comparison after the next start, and no cycle: it is told, in words, and what would be in it is known all the
+ * same for as long as the process runs.
+ */
 export async function openKnownStates(
   storage: Storage,
   path: string,
-  options: { readonly sync: boolean },
+  options: { readonly sync: boolean; readonly onFailure?: (words: string) => void },
 ): Promise<KnownStates> {
   const nextPath = `${path}.next`;
   let base = await loadKnownState(storage, path);
   let next = await loadKnownState(storage, nextPath);
+  const attempt = async (work: () => Promise<void>): Promise<void> => {
+    try {
+      await work();
+    } catch (error) {
+      const errno = errnoOf(error);
+      if (errno === undefined) throw error;
+      const words = `${path}, what is known of the receiver, cannot be written (${errno}): after the next start all of the image is compared`;
+      options.onFailure?.(words);
+    }
+  };
   return {
     get known() {
       return [base, next].filter((state) => state !== undefined);
     },
     async keep(state) {
-      next = undefined;
-      await saveKnownState(storage, nextPath, state, options);
       next = state;
+      await attempt(() => saveKnownState(storage, nextPath, state, options));
     },
     async settle(cycle) {
       // Another process may have kept it.
@@ -63,8 +75,10 @@ export async function openKnownStates(
       base = next?.cycle === cycle ? next : undefined;
       next = undefined;
       if (base === undefined) return;
-      await storage.rename(nextPath, path);
-      if (options.sync) await storage.syncDirectory(dirname(path));
+      await attempt(async () => {
+        await storage.rename(nextPath, path);
+        if (options.sync) await storage.syncDirectory(dirname(path));
+      });
     },
     async forget() {
       base = undefined;

@@ -73,6 +73,7 @@ export class TrackedImage implements BlockWriter {
   #stopped: { readonly going: Promise<void>; readonly go: () => void } | undefined;
   #whenDrained: (() => void) | undefined;
   #view: FrozenView | undefined;
+  #syncFailure: { readonly error: unknown } | undefined;
 
   constructor(options: TrackedImageOptions) {
     this.#o = options;
@@ -113,8 +114,15 @@ export class TrackedImage implements BlockWriter {
     return this.#change(offset, length, () => this.#image.zero(offset, length));
   }
 
-  flush(): Promise<void> {
-    return this.#image.flush();
+  /** After one that failed each fails: what that one lost no later one writes, though reads still show it. So no bit is retired any more either. */
+  async flush(): Promise<void> {
+    if (this.#syncFailure !== undefined) throw this.#syncFailure.error;
+    try {
+      await this.#image.flush();
+    } catch (error) {
+      this.#syncFailure = { error };
+      throw error;
+    }
   }
 
   /**
@@ -193,7 +201,7 @@ export class TrackedImage implements BlockWriter {
       complete: all || what === "nothing",
       retire: async (remember) => {
         invariant(ended === undefined, "a cut ends once");
-        await this.#image.flush();
+        await this.flush();
         await remember?.();
         ended = end();
         await Promise.all([ended, journal.retire(cycle)]);

@@ -1,6 +1,6 @@
 /** Each sync and each "A before B" bites: taken out of the program, some crash shows a block that is called clean and is not, or a journal that is lost. */
 import { expect, test } from "vitest";
-import { crashAt, ends, stepsOf } from "./journal-ends.ts";
+import { crashAt, ends, playOf, stepsOf } from "./journal-ends.ts";
 import { type Edge, edges } from "./journal-edges.ts";
 import { lives } from "./journal-lives.ts";
 
@@ -8,8 +8,9 @@ import { lives } from "./journal-lives.ts";
 async function bite(edge: Edge): Promise<string | undefined> {
   for (const life of Object.values(lives)) {
     const touched: number[] = [];
+    const play = playOf(life);
     try {
-      const steps = await stepsOf(life, {
+      const steps = await stepsOf(play, {
         change: (step) => {
           const fault = edge.change(step);
           if (fault !== undefined) touched.push(step.index);
@@ -18,7 +19,7 @@ async function bite(edge: Edge): Promise<string | undefined> {
       });
       const near = new Set(touched.flatMap((at) => [1, 2, 3, 4, 6, 9, 14].map((distance) => at + distance)));
       for (const at of [...near].filter((index) => index <= steps.length)) {
-        for (const end of Object.keys(ends)) await crashAt(life, at, end, { change: edge.change, strict: edge.scans });
+        for (const end of Object.keys(ends)) await crashAt(play, at, end, { change: edge.change, strict: edge.scans });
       }
     } catch (error) {
       const causes = [error, error instanceof Error ? error.cause : undefined].map(String);

@@ -14,10 +14,10 @@ export interface Edge {
   readonly superfluous?: string;
 }
 
-type Test = (step: Step) => boolean;
+export type Test = (step: Step) => boolean;
 
 /** What a write to the journal writes. */
-function written({
+export function written({
   kind,
   path,
   offset,
@@ -34,7 +34,7 @@ function isSync({ kind, path }: Operation): boolean {
 }
 
 /** The sync behind a write of this kind. */
-function syncOf(what: ReturnType<typeof written>): Test {
+export function syncOf(what: ReturnType<typeof written>): Test {
   return (step) => {
     if (!isSync(step)) return false;
     const last = step.past.findLast((each) => written(each) !== undefined && written(each) !== "heartbeat");
@@ -42,15 +42,16 @@ function syncOf(what: ReturnType<typeof written>): Test {
   };
 }
 
-const isImageWrite = ({ kind, path }: Operation): boolean => kind === "write" && path === imagePath;
-const isHeader = (operation: Operation): boolean => written(operation) === "header";
+const isImageWrite = ({ kind, path }: Operation): boolean =>
+  (kind === "write" || kind === "punch") && path === imagePath;
+export const isHeader = (operation: Operation): boolean => written(operation) === "header";
 
-function skip(test: Test): FaultOf {
+export function skip(test: Test): FaultOf {
   return (step) => (test(step) ? { kind: "skip" } : undefined);
 }
 
 /** `test` is done behind the next `until`. */
-function late(test: Test, until: (operation: Operation) => boolean): FaultOf {
+export function late(test: Test, until: (operation: Operation) => boolean): FaultOf {
   return (step) => (test(step) ? { kind: "late", until } : undefined);
 }
 

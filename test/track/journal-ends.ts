@@ -29,16 +29,38 @@ export interface EndOptions {
   readonly strict?: boolean | undefined;
 }
 
+/** A life in a world, and the look around after its end. */
+export interface Played {
+  live(): Promise<void>;
+  /** As {@link World.crash}. */
+  crash(survives?: Survives): void;
+  /** `mayScan`: there is a reason to compare everything. */
+  lookAround(mayScan: boolean): Promise<void>;
+}
+
+export type Play = (world: World) => Played;
+
+/** Of a journal alone. */
+export function playOf(life: Life): Play {
+  return (world) => ({
+    live: () => life(world),
+    crash: (survives) => {
+      world.crash(survives);
+    },
+    lookAround: (mayScan) => lookAround(world, mayScan),
+  });
+}
+
 function worldOf(fault: FaultOf, { change, disk }: EndOptions): World {
   return new World({ ...(disk === undefined ? {} : { disk }), fault: (step) => fault(step) ?? change?.(step) });
 }
 
 /** All operations of a life on the journal and its directory. */
-export async function stepsOf(life: Life, options: EndOptions = {}): Promise<readonly Step[]> {
+export async function stepsOf(play: Play, options: EndOptions = {}): Promise<readonly Step[]> {
   const steps: Step[] = [];
   const world = worldOf((step) => void steps.push(step), options);
   await world.makeImage();
-  await life(world);
+  await play(world).live();
   return steps;
 }
 
@@ -57,13 +79,14 @@ async function lookAround(world: World, mayScan: boolean): Promise<void> {
 }
 
 /** True: the life ended there. Throws what is missing. */
-export async function crashAt(life: Life, at: number, end: string, options: EndOptions = {}): Promise<boolean> {
+export async function crashAt(play: Play, at: number, end: string, options: EndOptions = {}): Promise<boolean> {
   let over = false;
   const world = worldOf(({ index }) => (!over && index === at ? { kind: "kill" } : undefined), options);
   await world.makeImage();
+  const played = play(world);
   let crashed = false;
   try {
-    await life(world);
+    await played.live();
   } catch (error) {
     if (world.process?.dead !== true || world.operations <= at) throw error;
     crashed = true;
@@ -72,22 +95,23 @@ export async function crashAt(life: Life, at: number, end: string, options: EndO
   // A size that is being changed is another one for a moment, which is a reason to scan.
   const mayScan =
     !world.isKept || /grow|shrink/.test(world.doing) || (options.change !== undefined && options.strict !== true);
-  world.crash(ends[end]?.((options.seed ?? 1) + at));
-  await lookAround(world, mayScan);
+  played.crash(ends[end]?.((options.seed ?? 1) + at));
+  await played.lookAround(mayScan);
   return crashed;
 }
 
 /** One operation on the journal fails, the guest goes on; at the end power is lost. True: the journal was lost by it, and said so. */
-export async function failAt(life: Life, at: number, errno: string, options: EndOptions = {}): Promise<boolean> {
+export async function failAt(play: Play, at: number, errno: string, options: EndOptions = {}): Promise<boolean> {
   let over = false;
   const fault = ({ index }: Step): Fault | undefined => (!over && index === at ? { kind: "errno", errno } : undefined);
   const world = worldOf(fault, options);
   await world.makeImage();
-  await life(world);
+  const played = play(world);
+  await played.live();
   over = true;
   const { scans } = world;
-  world.crash(() => false);
-  await lookAround(world, true);
+  played.crash(() => false);
+  await played.lookAround(true);
   return scans > 1;
 }
 

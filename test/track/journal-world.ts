@@ -32,7 +32,7 @@ export function isJournalPath(path: string): boolean {
 
 export const blockBytes = 64 * KIB;
 export const regionBytes = 4 * MIB;
-const sectorBytes = 512;
+export const sectorBytes = 512;
 /** Simulated files get their times from here on, a millisecond an operation. */
 const wallStart = 1_700_000_060_000;
 
@@ -56,7 +56,7 @@ export interface WorldOptions {
 }
 
 /** Content: the number written to a sector, by its offset. What is not there is zeros. */
-type Content = ReadonlyMap<number, number>;
+export type Content = ReadonlyMap<number, number>;
 
 export class World {
   readonly disk: SimulatedDisk;
@@ -84,6 +84,8 @@ export class World {
   quiet = false;
   exact = 0;
   scans = 0;
+  /** Operations that failed. */
+  failures = 0;
   #image: StorageFile | undefined;
   #values = 0;
   #boot = 1;
@@ -116,6 +118,7 @@ export class World {
       fault: (operation) => {
         const step = { ...operation, index: this.operations++, doing: this.doing, past };
         const found = this.#options.fault?.(step);
+        if (found?.kind === "errno") this.failures++;
         past.push(operation);
         return found;
       },
@@ -125,6 +128,8 @@ export class World {
     const image = await process.open(imagePath, { write: true });
     this.#image = image;
     this.sizeBytes = (await image.stat()).sizeBytes;
+    // As who opens a tracked image does it.
+    process.lanes.dropCache(image.fd, 0, this.sizeBytes);
     const boot = { id: `boot ${this.#boot}`, ageMillis: 30_000 };
     const opened = await openJournal({
       storage: overriding(process, { boot: () => Promise.resolve(boot) }),
@@ -151,11 +156,21 @@ export class World {
     return opened.belief;
   }
 
+  /** Of the process that tracks. */
+  get image(): StorageFile {
+    return this.#tracker.image;
+  }
+
   get #tracker(): { journal: BitmapJournal; image: StorageFile } {
     const { journal } = this;
     if (journal === undefined || this.#image === undefined) throw new Error("nobody tracks");
     this.#noteFailure();
     return { journal, image: this.#image };
+  }
+
+  /** Never written before. */
+  nextValue(): number {
+    return ++this.#values;
   }
 
   /** Writes a sector at each offset, all at once. True: none had to wait. */
@@ -170,7 +185,7 @@ export class World {
     const marked = journal.mark(offset, length);
     await marked;
     for (let at = offset; at < Math.min(offset + length, this.sizeBytes - sectorBytes + 1); ) {
-      const value = ++this.#values;
+      const value = this.nextValue();
       this.touched.add(at);
       const bytes = Buffer.alloc(sectorBytes);
       bytes.writeUInt32LE(value);
@@ -183,15 +198,20 @@ export class World {
 
   /** Returns the cycle. */
   async flip(): Promise<string> {
+    const { cycle, frozen, durable } = this.#tracker.journal.flip();
+    this.noteCut(cycle, frozen);
+    await durable;
+    this.#alive();
+    return cycle;
+  }
+
+  /** What the guest has written is what the cycle is of. */
+  noteCut(cycle: string, frozen: DirtyBits): void {
     const { journal } = this.#tracker;
-    const { cycle, frozen, durable } = journal.flip();
     expect(this.cycles.has(cycle), "a cycle's id is its own").toBe(false);
     // Of a journal that is kept: what differs from the base is in what was cut.
     if (journal.base !== undefined) this.#expectNamed(journal.base, this.content, frozen, "cut");
     this.cycles.set(cycle, new Map(this.content));
-    await durable;
-    this.#alive();
-    return cycle;
   }
 
   /** The receiver has it. */
@@ -200,6 +220,12 @@ export class World {
     await image.datasync();
     this.retiring = cycle;
     await journal.retire(cycle);
+    this.noteRetired(cycle);
+  }
+
+  /** The journal has said so. */
+  noteRetired(cycle: string): void {
+    const { journal } = this.#tracker;
     this.#alive();
     if (journal.failure === undefined) {
       this.retired = cycle;
@@ -231,9 +257,10 @@ export class World {
     for (const offset of this.content.keys()) if (offset >= sizeBytes) this.content.delete(offset);
   }
 
-  async close(): Promise<void> {
+  /** `isSynced`: the image is, by who writes to it. */
+  async close(isSynced = false): Promise<void> {
     const { journal, image } = this.#tracker;
-    await image.datasync();
+    if (!isSynced) await image.datasync();
     await journal.close();
     await image.close();
     this.#alive();

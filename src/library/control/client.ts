@@ -71,7 +71,10 @@ async function sendCut(
     for (const disk of offer.disks) {
       const reader = await openExport(offer.socket, disk, engine);
       readers.push(reader);
-      const known = await openKnownStates(engine.storage, disk.stateFile, { sync: true });
+      const known = await openKnownStates(engine.storage, disk.stateFile, {
+        sync: true,
+        onFailure: (words) => engine.log.warn({ image: disk.image }, words),
+      });
       states.push(known);
       disks.push({ name: disk.name, source: await sourceOf(disk, { reader, control, states: known }) });
     }

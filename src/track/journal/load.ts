@@ -151,8 +151,8 @@ class Loading {
     const pages = pagesOf(header);
     const directory = new PageDirectory(pages);
     const start = journalPlaces.page(0, 0, header.logBytes);
-    const buffer = new Uint8Array(MIB);
     const pair = 2 * JOURNAL_PAGE_BYTES;
+    const buffer = new Uint8Array(Math.min(MIB, pages * pair));
     for (let page = 0; page < pages; ) {
       const data = this.#file.nextData(start + page * pair);
       if (data === undefined) break;
