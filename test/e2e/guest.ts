@@ -215,8 +215,12 @@ function copyModules(tree: string, { modulesDir }: Kernel): readonly string[] {
 
 export interface GuestOptions {
   readonly system: GuestSystem;
-  /** Unix socket of the NBD server whose export is `/dev/vda`. */
-  readonly diskSocket: string;
+  /** Unix socket of the NBD server whose export is the first disk. */
+  readonly diskSocket?: string;
+  /** Time for which requests wait while the server is away; else they fail at once. */
+  readonly reconnectSeconds?: number;
+  /** Raw images, its next disks. */
+  readonly files?: readonly string[];
   /** On 127.0.0.1, forwarded to {@link guestPort}. */
   readonly port: number;
   readonly kvm: boolean;
@@ -239,7 +243,9 @@ export class Guest {
 
   constructor(scope: Scope, options: GuestOptions) {
     this.kernelLog = options.kernelLog;
-    this.#child = spawn(qemu, qemuArguments(options), { env: toolEnv(), stdio: ["ignore", "pipe", "pipe"] });
+    this.#child = spawn(qemu, qemuArguments(options), { env: toolEnv(), stdio: ["pipe", "pipe", "pipe"] });
+    // It may be gone, which `exited` tells.
+    this.#child.stdin?.on("error", () => undefined);
     this.#child.stdout?.setEncoding("utf8").on("data", (chunk: string) => {
       this.#text += chunk;
       const parts = (this.#partial + chunk).split("\n");
@@ -268,18 +274,30 @@ export class Guest {
   }
 
   /** The first line with this event, when it has come; rejects when the guest ends before. */
-  waitForEvent(event: string): Promise<JsonLine> {
+  async waitForEvent(event: string): Promise<JsonLine> {
+    const find = (): JsonLine | undefined => this.lines.find((line) => line.event === event);
+    await this.waitFor(() => find() !== undefined, event);
+    return find() ?? {};
+  }
+
+  /** Resolves when `condition` holds, looked at each time the guest says something; rejects when it ends before. */
+  waitFor(condition: () => boolean, what: string): Promise<void> {
     return new Promise((resolve, reject) => {
       const look = (): void => {
-        const line = this.lines.find((candidate) => candidate.event === event);
-        if (line === undefined && !this.#ended) return;
+        const holds = condition();
+        if (!holds && !this.#ended) return;
         this.#watchers.delete(look);
-        if (line !== undefined) resolve(line);
-        else reject(new Error(`the guest ended before "${event}":\n${this.text}`));
+        if (holds) resolve();
+        else reject(new Error(`the guest ended before "${what}":\n${this.text}`));
       };
       this.#watchers.add(look);
       look();
     });
+  }
+
+  /** A line for whoever reads the guest's second serial port. */
+  say(line: string): void {
+    this.#child.stdin?.write(`${line}\n`);
   }
 
   /** SIGKILL of QEMU, and its end. */
@@ -290,18 +308,26 @@ export class Guest {
 }
 
 function qemuArguments(options: GuestOptions): readonly string[] {
-  const { system, diskSocket, port, kvm, kernelLog, words = [] } = options;
+  const { system, port, kvm, kernelLog, words = [] } = options;
   const net = `user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:${String(port)}-10.0.2.15:${String(guestPort)}`;
-  const disk = `driver=nbd,node-name=disk,server.type=unix,server.path=${diskSocket},cache.direct=on,cache.no-flush=off`;
   return [
     ...["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"],
     ...["-machine", "q35", "-accel", kvm ? "kvm" : "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"],
     ...["-kernel", system.kernelPath, "-initrd", system.initramfsPath],
     ...["-append", ["console=ttyS0", "quiet", "panic=-1", ...words].join(" ")],
     ...["-serial", `file:${kernelLog}`, "-serial", "stdio"],
-    ...["-blockdev", disk, "-device", "virtio-blk-pci,drive=disk,write-cache=on"],
+    ...disksOf(options).flatMap((disk, nth) => [
+      ...["-blockdev", `${disk},node-name=disk${String(nth)}`],
+      ...["-device", `virtio-blk-pci,drive=disk${String(nth)},write-cache=on`],
+    ]),
     ...["-netdev", net, "-device", "virtio-net-pci,netdev=net,romfile="],
   ];
+}
+
+function disksOf({ diskSocket, reconnectSeconds, files = [] }: GuestOptions): readonly string[] {
+  const waits = reconnectSeconds === undefined ? "" : `,reconnect-delay=${String(reconnectSeconds)}`;
+  const nbd = `driver=nbd,server.type=unix,server.path=${diskSocket ?? ""}${waits},cache.direct=on,cache.no-flush=off`;
+  return [...(diskSocket === undefined ? [] : [nbd]), ...files.map((path) => `driver=file,filename=${path}`)];
 }
 
 /** A port nobody listens on, for QEMU, which cannot be asked to choose one. */

@@ -191,6 +191,8 @@ function cliEnv(extra: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv {
 export interface CliOptions {
   readonly cwd?: string;
   readonly env?: NodeJS.ProcessEnv;
+  /** A program and its arguments that becomes the command. */
+  readonly under?: readonly string[] | undefined;
 }
 
 /** A running `replicate`. Its standard output is taken as JSON lines; other lines are in `text` only. */
@@ -210,8 +212,10 @@ export class CliProcess {
   constructor(scope: Scope, args: readonly string[], options: CliOptions = {}) {
     if (!existsSync(cliPath)) throw new Error("dist/cli/main.js is missing: npm run build");
     this.#args = args;
-    this.#child = spawn(process.execPath, [cliPath, ...args], {
-      ...options,
+    const { under = [], ...how } = options;
+    const [program = "", ...words] = [...under, process.execPath, cliPath, ...args];
+    this.#child = spawn(program, words, {
+      ...how,
       env: cliEnv(options.env),
       stdio: ["ignore", "pipe", "pipe"],
     });

@@ -1,0 +1,23 @@
+/** The same kills as in track-kill.test.ts, many more. */
+import { join } from "node:path";
+import { beforeAll, expect, test } from "vitest";
+import { makePki, type Pki, suiteScope, tempDir } from "./kit.ts";
+import { type Killed, killTracked } from "./track-kill.ts";
+
+/** In the names of the tests, so that a failure tells it; `REPLICATE_TEST_SEED` repeats it. */
+const seed = Number(process.env["REPLICATE_TEST_SEED"]) || Date.now() & 0xffff;
+const kills = 50;
+const suite = suiteScope();
+let pki: Pki;
+
+beforeAll(async () => {
+  pki = await makePki(suite, join(tempDir(suite), "pki"));
+});
+
+for (const killed of ["tracker", "receiver", "both"] as const satisfies readonly Killed[]) {
+  test(`kill -9 of ${killed} under load, ${String(kills)} times, seed ${String(seed)}`, async (t) => {
+    const counts = await killTracked(t, pki, { killed, kills, seed });
+    process.stdout.write(`${killed}: ${JSON.stringify(counts)}\n`);
+    expect(counts.kills).toBe(kills);
+  });
+}
