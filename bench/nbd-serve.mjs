@@ -14,12 +14,13 @@ async function serveTracked() {
   const engine = await createEngine({ lanes: 1 });
   const tracked = await openTracked(path, { engine, format: "raw" });
   await serveTracked(engine, { disks: [{ exportName: "disk", tracked }], place });
-  createInterface({ input: process.stdin }).on("line", async () => {
+  console.log("ready");
+  for await (const _line of createInterface({ input: process.stdin })) {
     const [cut] = await cutImages([tracked.image], { clock: engine.clock, freeze: "dirty" });
     await cut.durable;
     await cut.retire();
     console.log("cut");
-  });
+  }
 }
 
 async function serveBare() {
@@ -35,7 +36,7 @@ async function serveBare() {
   const image = createRawWriter(file, storage, { sizeBytes });
   const exports = [{ name: "disk", image, writable: true, file: { fd: file.fd, lanes: storage.lanes } }];
   await listenNbd({ place, exports, storage, clock: systemClock, random: systemRandom, log: silentLogger });
+  console.log("ready");
 }
 
 await (how === "tracked" ? serveTracked() : serveBare());
-console.log("ready");
