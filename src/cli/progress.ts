@@ -4,7 +4,7 @@ import type { MachineSender } from "../replication/machine.ts";
 import type { SendReport } from "../replication/report.ts";
 import type { Sender, SendProgress } from "../replication/sender.ts";
 import type { Funnel } from "../replication/report.ts";
-import { formatDuration, formatSize } from "./values.ts";
+import { formatDuration, formatSize, formatTime } from "./values.ts";
 import type { CliIo } from "./verb.ts";
 
 const redrawMillis = 200;
@@ -187,4 +187,14 @@ export function funnelText(report: SendReport): string {
 function share(bytes: number, funnel: Funnel): string {
   if (funnel.sizeBytes === 0) return "";
   return `${((bytes / funnel.sizeBytes) * 100).toFixed(2).padStart(9)} %`;
+}
+
+/** A cycle of many, in one line. */
+export function cycleText(report: SendReport, { json, now }: { readonly json: boolean; readonly now: number }): string {
+  if (json) return `${JSON.stringify(doneEvent(report))}\n`;
+  const { funnel, created, point, reason, disk, seconds, consistency, passes } = report;
+  const what = created ? `point ${point}` : `nothing changed, point ${point} stays`;
+  const sizes = `${formatSize(funnel.readBytes)} read, ${formatSize(funnel.changedBytes)} changed, ${formatSize(funnel.wireBytes)} on the wire`;
+  const before = passes === undefined ? "" : ` after ${passes} ${passes === 1 ? "pass" : "passes"}`;
+  return `${formatTime(now)}  ${disk}  ${what} (${reason}, ${consistency})${before}: ${sizes}, in ${seconds.toFixed(1)} s\n`;
 }

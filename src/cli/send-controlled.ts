@@ -8,7 +8,7 @@ import type { SendReport } from "../replication/report.ts";
 import type { ParsedArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
 import type { createLog } from "./log.ts";
-import { doneEvent, funnelText, showMachineProgress, showProgress } from "./progress.ts";
+import { showMachineProgress, showProgress } from "./progress.ts";
 import { networkReceiver, parseNetwork, sendOptions } from "./send-options.ts";
 import type { CliIo } from "./verb.ts";
 
@@ -46,12 +46,13 @@ interface Surroundings {
   readonly engine: Engine;
   readonly log: ReturnType<typeof createLog>;
   readonly json: boolean;
+  readonly tell: (report: SendReport) => string;
 }
 
 export async function sendOfTracker(
   given: ParsedArguments,
   tracker: ControlClient,
-  { io, engine, log, json }: Surroundings,
+  { io, engine, log, json, tell }: Surroundings,
 ): Promise<number> {
   const [machine = "", place = ""] = given.positionals;
   const isMachine = isControlledMachine(given);
@@ -87,7 +88,7 @@ export async function sendOfTracker(
       },
     });
     stop();
-    for (const report of reports) io.out(json ? `${JSON.stringify(doneEvent(report))}\n` : funnelText(report));
+    for (const report of reports) io.out(tell(report));
     return missed(reports, log) ? exitCodes.differs : exitCodes.done;
   } finally {
     stop();

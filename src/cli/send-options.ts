@@ -7,7 +7,7 @@ import { isBlockSize } from "../base/units.ts";
 import type { BitmapOptions } from "../library/bitmap-source.ts";
 import { needed, type ParsedArguments } from "./arguments.ts";
 import type { createLog } from "./log.ts";
-import { parseAddress, parseCount, parseRate, parseShare, parseSize, parseWord } from "./values.ts";
+import { parseAddress, parseCount, parseEvery, parseRate, parseShare, parseSize, parseWord } from "./values.ts";
 
 interface Folder {
   readonly disk: string;
@@ -92,6 +92,15 @@ export function knownChanges(given: ParsedArguments): BitmapOptions | undefined 
   const other = given.texts("disk").length > 0 ? "--disk" : given.text("to-dir") === undefined ? undefined : "--to-dir";
   if (other !== undefined) throw new ReplicationError("usage", `send: --state does not go with ${other}`);
   return { stateFile, bitmap, auditShare: audit === undefined ? undefined : parseShare(audit) };
+}
+
+/** Throws `usage` for what makes sense once only. */
+export function checkEvery(given: ParsedArguments): void {
+  const every = given.text("every");
+  if (every === undefined) return;
+  parseEvery(every);
+  const other = ["to-dir", "bitmap"].find((option) => given.text(option) !== undefined);
+  if (other !== undefined) throw new ReplicationError("usage", `send: --every does not go with --${other}`);
 }
 
 function parseBlock(text: string): number {

@@ -1,15 +1,17 @@
 import type { SendSource } from "../replication/sender.ts";
+import { toReplicationError } from "../base/errors.ts";
 import { createEngine, type Engine } from "../replication/engine.ts";
 import type { MachineReport } from "../replication/machine.ts";
 import type { SendReport } from "../replication/report.ts";
 import { type ParsedArguments, parseArguments } from "./arguments.ts";
-import { exitCodes } from "./exit-codes.ts";
+import { exitCodeOf, exitCodes } from "./exit-codes.ts";
 import { disposable } from "./disposable.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { nbdCredentials } from "./nbd-credentials.ts";
-import { doneEvent, funnelText, showMachineProgress, showProgress } from "./progress.ts";
+import { cycleText, doneEvent, funnelText, showMachineProgress, showProgress } from "./progress.ts";
 import { findTracker, isControlledMachine, missed, sendOfTracker } from "./send-controlled.ts";
 import {
+  checkEvery,
   knownChanges,
   networkReceiver,
   parseDestination,
@@ -17,7 +19,7 @@ import {
   parseNetwork,
   sendOptions,
 } from "./send-options.ts";
-import { formatSize, parseCount, parseWord } from "./values.ts";
+import { formatSize, parseCount, parseEvery, parseWord } from "./values.ts";
 import type { CliIo, Verb } from "./verb.ts";
 
 const help = `usage: replicate send IMAGE HOST:PORT/DISK --tls DIR/NAME [options]
@@ -44,6 +46,8 @@ A lost connection is made again and the copy goes on; a send that was stopped go
   --connections N        TCP connections side by side (default 1)
   --lanes N              worker threads (default: one a core, at most 4)
   --label TEXT           a name for the point
+  --every TIME           sends again and again, so long between the beginnings of two cycles; 0 begins the next when one is done. A cycle that
+                         fails is tried again when the next is due, unless a person must decide. Ctrl-C ends it
   --skip-empty           make no point when nothing changed
   --adopt                the image replaces another one that was sent under this name
   --allow-shrink         the disk may become smaller than its newest point; older points keep their size
@@ -93,6 +97,7 @@ export const sendVerb: Verb = {
         "state",
         "bitmap",
         "audit",
+        "every",
         "log-level",
       ],
       lists: ["disk"],
@@ -100,36 +105,69 @@ export const sendVerb: Verb = {
     });
     const { json, log, engine } = await prepare(given, io);
     try {
-      const surroundings = { io, engine, log, json };
-      if (given.texts("disk").length > 0) return await sendMachine(given, surroundings);
-      const tracker = await findTracker(given, io, engine);
-      return await (tracker === undefined
-        ? sendDisk(given, surroundings)
-        : sendOfTracker(given, tracker, surroundings));
+      const every = given.text("every");
+      const tell = (report: SendReport): string => {
+        if (json) return `${JSON.stringify(doneEvent(report))}\n`;
+        return every === undefined ? funnelText(report) : cycleText(report, { json, now: engine.clock.now() });
+      };
+      const surroundings = { io, engine, log, json, tell };
+      if (every === undefined) return await sendOnce(given, surroundings);
+      await sendAgainAndAgain(given, surroundings, parseEvery(every));
+      return exitCodes.done;
     } finally {
       await engine.close();
     }
   },
 };
 
+/** Until it is stopped, or a person must decide. What fails otherwise is tried again when the next cycle is due. */
+async function sendAgainAndAgain(
+  given: ParsedArguments,
+  surroundings: Surroundings,
+  everyMillis: number,
+): Promise<void> {
+  const { io, engine, log } = surroundings;
+  const { runCycles } = await import("../replication/schedule.ts");
+  await runCycles({
+    ...{ clock: engine.clock, everyMillis, signal: io.signal },
+    cycle: async () => void (await sendOnce(given, surroundings)),
+    onFailure: (thrown) => {
+      const error = toReplicationError(thrown);
+      const exit = exitCodeOf(error.code);
+      if (exit === exitCodes.usage || exit === exitCodes.refused) throw error;
+      log.error({ code: error.code }, `${error.message}; it is tried again with the next cycle`);
+    },
+  });
+}
+
+async function sendOnce(given: ParsedArguments, surroundings: Surroundings): Promise<number> {
+  if (given.texts("disk").length > 0) return await sendMachine(given, surroundings);
+  const tracker = await findTracker(given, surroundings.io, surroundings.engine);
+  if (tracker === undefined) return await sendDisk(given, surroundings);
+  return await sendOfTracker(given, tracker, surroundings);
+}
+
 interface Surroundings {
   readonly io: CliIo;
   readonly engine: Engine;
   readonly log: ReturnType<typeof createLog>;
   readonly json: boolean;
+  /** What is printed of a send that is done. */
+  readonly tell: (report: SendReport) => string;
 }
 
 /**
  * What is wrong with the words is said before anything is started. Lanes take longer to start than all the rest: they do so while what
  * a sender consists of is loaded.
  */
-async function prepare(given: ParsedArguments, io: CliIo): Promise<Omit<Surroundings, "io">> {
+async function prepare(given: ParsedArguments, io: CliIo): Promise<Omit<Surroundings, "io" | "tell">> {
   const [, place = ""] = given.positionals;
   if (given.texts("disk").length > 0) parseMachine(given);
   else if (isControlledMachine(given)) parseNetwork(given, place, { verb: "send", withDisk: false });
   else parseDestination(given, place, io.cwd);
   sendOptions(given);
   knownChanges(given);
+  checkEvery(given);
   const json = given.flag("json");
   const lanes = given.text("lanes");
   const log = createLog(io, { level: parseLevel(given.text("log-level"), "warn"), json });
@@ -152,7 +190,7 @@ async function imageOptions(given: ParsedArguments) {
   };
 }
 
-async function sendDisk(given: ParsedArguments, { io, engine, log, json }: Surroundings): Promise<number> {
+async function sendDisk(given: ParsedArguments, { io, engine, log, json, tell }: Surroundings): Promise<number> {
   const [image = "", place = ""] = given.positionals;
   const destination = parseDestination(given, place, io.cwd);
   const { createSender, openSource } = await import("../library/sending.ts");
@@ -173,7 +211,7 @@ async function sendDisk(given: ParsedArguments, { io, engine, log, json }: Surro
     const report = await sender.run(io.signal);
     stop();
     if ("directory" in receiver) io.out(seedText(report, receiver.directory, json));
-    else io.out(json ? `${JSON.stringify(doneEvent(report))}\n` : funnelText(report));
+    else io.out(tell(report));
     await source.sent(report);
     return missed([report], log) ? exitCodes.differs : exitCodes.done;
   } finally {
@@ -181,7 +219,7 @@ async function sendDisk(given: ParsedArguments, { io, engine, log, json }: Surro
   }
 }
 
-async function sendMachine(given: ParsedArguments, { io, engine, log, json }: Surroundings): Promise<number> {
+async function sendMachine(given: ParsedArguments, { io, engine, log, json, tell }: Surroundings): Promise<number> {
   const { machine, images, ...network } = parseMachine(given);
   const { createMachineSender, openSource } = await import("../library/sending.ts");
   const receiver = await networkReceiver(network, log);
@@ -199,7 +237,7 @@ async function sendMachine(given: ParsedArguments, { io, engine, log, json }: Su
     stop = showMachineProgress(sender, io, { json });
     const report = await sender.run(io.signal);
     stop();
-    io.out(machineText(machine, report, json));
+    io.out(report.disks.map(tell).join("") + machineText(machine, report, json));
     return exitCodes.done;
   } finally {
     stop();
@@ -208,10 +246,10 @@ async function sendMachine(given: ParsedArguments, { io, engine, log, json }: Su
 }
 
 function machineText(machine: string, { cut, disks, seconds }: MachineReport, json: boolean): string {
-  if (!json) return `${disks.map(funnelText).join("")}${machine}: ${disks.length} disks, cut together\n`;
+  if (!json) return `${machine}: ${disks.length} disks, cut together\n`;
   const points = Object.fromEntries(disks.map(({ disk, point }) => [disk, point]));
   const event = { event: "machine", machine, cut, points, seconds: Number(seconds.toFixed(3)) };
-  return [...disks.map(doneEvent), event].map((line) => `${JSON.stringify(line)}\n`).join("");
+  return `${JSON.stringify(event)}\n`;
 }
 
 /** A copy into files makes no point: that is done where they are applied. */

@@ -5,7 +5,6 @@ import type { ControlListener, ControlOptions } from "../library/control/server.
 import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import type { ServedImages, Tracked } from "../library/tracking.ts";
 import { createEngine, type Engine } from "../replication/engine.ts";
-import type { SendReport } from "../replication/report.ts";
 import { runCycles } from "../replication/schedule.ts";
 import type { TrackedSender } from "../replication/tracked-sender.ts";
 import { watchCredentials } from "../transport/credential-watch.ts";
@@ -13,10 +12,10 @@ import { needed, optional, type ParsedArguments, parseArguments } from "./argume
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { parseNbdPlace } from "./nbd-address.ts";
-import { doneEvent } from "./progress.ts";
+import { cycleText } from "./progress.ts";
 import { commandsOf } from "./quiescing-commands.ts";
 import { networkReceiver, parseDisks, parseNetwork, sendOptions } from "./send-options.ts";
-import { formatSize, formatTime, parseCount, parseShare, parseTime, parseWord } from "./values.ts";
+import { parseCount, parseEvery, parseShare, parseTime, parseWord } from "./values.ts";
 import { type CliIo, stopped, type Verb } from "./verb.ts";
 
 const help = `usage: replicate track IMAGE --nbd ADDRESS [options]
@@ -158,7 +157,7 @@ function planOf(given: ParsedArguments, io: CliIo) {
     throw new ReplicationError("usage", "track: --freeze and --thaw go together");
   }
   const millisMax = optional(given.text("freeze-limit"), (text) => parseTime(text, "--freeze-limit"));
-  const every = optional(given.text("every"), (text) => (text === "0" ? 0 : parseTime(text, "--every")));
+  const every = optional(given.text("every"), parseEvery);
   return {
     isMachine,
     images,
@@ -232,7 +231,7 @@ async function sendCycles(
     signal: io.signal,
     cycle: async (signal) => {
       for (const report of await sender.cycle(signal)) {
-        io.out(json ? `${JSON.stringify(doneEvent(report))}\n` : `${formatTime(clock.now())}  ${cycleText(report)}\n`);
+        io.out(cycleText(report, { json, now: clock.now() }));
       }
     },
     onFailure: (thrown) => {
@@ -240,11 +239,4 @@ async function sendCycles(
       log.error({ code }, `${message}; what changed is sent with the next cycle`);
     },
   });
-}
-
-function cycleText({ funnel, created, point, reason, disk, seconds, consistency, passes }: SendReport): string {
-  const what = created ? `point ${point}` : `nothing changed, point ${point} stays`;
-  const sizes = `${formatSize(funnel.readBytes)} read, ${formatSize(funnel.changedBytes)} changed, ${formatSize(funnel.wireBytes)} on the wire`;
-  const before = passes === undefined ? "" : ` after ${passes} ${passes === 1 ? "pass" : "passes"}`;
-  return `${disk}  ${what} (${reason}, ${consistency})${before}: ${sizes}, in ${seconds.toFixed(1)} s`;
 }

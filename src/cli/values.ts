@@ -116,3 +116,8 @@ export function parseShare(text: string): number {
   if (share >= 0 && share <= 1) return share;
   throw new ReplicationError("usage", `--audit: ${JSON.stringify(text)} is not a share such as 0.1%`);
 }
+
+/** Milliseconds between the beginnings of two cycles; 0: without a pause. */
+export function parseEvery(text: string): number {
+  return text === "0" ? 0 : parseTime(text, "--every");
+}

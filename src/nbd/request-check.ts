@@ -12,6 +12,8 @@ export interface RequestRefusal {
 export interface ServedFacts {
   readonly sizeBytes: number;
   readonly writable: boolean;
+  /** What will be read soon can be read ahead. */
+  readonly cacheable: boolean;
   readonly structured: boolean;
   /** Contexts the client chose. */
   readonly contexts: number;
@@ -26,13 +28,15 @@ const allowedFlags: Readonly<Record<number, number>> = {
   [commands.trim]: commandFlags.fua,
   [commands.writeZeroes]: commandFlags.fua | commandFlags.noHole,
   [commands.blockStatus]: commandFlags.fua | commandFlags.requestOne,
+  [commands.cache]: commandFlags.fua,
 };
 
 /** Undefined: it can be done. Every command but `disconnect`. */
 export function refuseRequest(request: ReadRequest, facts: ServedFacts): RequestRefusal | undefined {
   const { command, flags, offset, length } = request;
   const allowed = allowedFlags[command];
-  if (allowed === undefined) return { error: errors.invalid, text: `command ${command} is not served` };
+  if (allowed === undefined || (command === commands.cache && !facts.cacheable))
+    return { error: errors.invalid, text: `command ${command} is not served` };
   if ((flags & ~allowed) !== 0) return { error: errors.invalid, text: `flags ${flags} do not go with this command` };
   const writes = command === commands.write || command === commands.trim || command === commands.writeZeroes;
   if (writes && !facts.writable) return { error: errors.permission, text: "the export is read-only" };

@@ -61,8 +61,9 @@ export class ServerConnection implements ByteSink {
     this.#disk = disk;
     this.#stream = stream;
     this.#replies = new ReplyWriter(stream, structured, () => this.#goOn());
-    const { sizeBytes, writer } = disk;
-    this.#facts = { sizeBytes, writable: writer !== undefined, structured, contexts: contexts.size };
+    const { sizeBytes, writer, file } = disk;
+    const cacheable = file !== undefined;
+    this.#facts = { sizeBytes, writable: writer !== undefined, cacheable, structured, contexts: contexts.size };
     const ahead = options.admitted.ahead();
     this.#landing.set(ahead);
     this.#end = ahead.length;
@@ -184,7 +185,11 @@ export class ServerConnection implements ByteSink {
       else this.#outgoing = { high, low, offset, left: length, first: true, reads: [] };
     } else if (command === commands.flush) this.#run({ high, low }, () => this.#disk.flush());
     else if (command === commands.blockStatus) this.#status({ high, low }, offset, length, flags);
-    else {
+    else if (command === commands.cache) {
+      const { file } = this.#disk;
+      file?.lanes.readAhead(file.fd, offset, length);
+      this.#replies.end({ high, low });
+    } else {
       this.#run({ high, low }, async () => {
         await this.#disk.zero(offset, length, (flags & commandFlags.noHole) !== 0);
         if ((flags & commandFlags.fua) !== 0) await this.#disk.flush();

@@ -215,10 +215,16 @@ class Dialog {
     return name === "" ? exports[0] : exports.find((disk) => disk.name === name);
   }
 
-  #info({ sizeBytes, writer }: ExportedDisk): ExportInfo {
-    const { hasFlags, multiConnection, dontFragment, readOnly, flush, fua, trim, writeZeroes } = exportFlags;
+  #info({ sizeBytes, writer, file }: ExportedDisk): ExportInfo {
+    const { cache, hasFlags, multiConnection, dontFragment, readOnly, flush, fua, trim, writeZeroes } = exportFlags;
     // Every connection sees what the others wrote, and a flush is one of all.
-    const common = hasFlags | multiConnection | flush | fua | (this.#structured ? dontFragment : 0);
+    const common =
+      hasFlags |
+      multiConnection |
+      flush |
+      fua |
+      (this.#structured ? dontFragment : 0) |
+      (file === undefined ? 0 : cache);
     return { sizeBytes, flags: common | (writer === undefined ? readOnly : trim | writeZeroes) };
   }
 

@@ -214,7 +214,7 @@ describe("requests", () => {
   test.each<[string, number, Parameters<ScriptedClient["request"]>]>([
     ["a command of the future", 22, [{ command: 77 }]],
     ["resize", 22, [{ command: 8 }]],
-    ["cache", 22, [{ command: cache, length: 512 }]],
+    ["cache, where there is no file", 22, [{ command: cache, length: 512 }]],
     ["a flag that does not belong", 22, [{ command: read, flags: commandFlags.noHole, length: 512 }]],
     ["a fast zero, which is not offered", 22, [{ command: writeZeroes, flags: commandFlags.fastZero, length: 512 }]],
     ["a read beyond the end", 22, [{ command: read, offset: MIB - 511, length: 512 }]],

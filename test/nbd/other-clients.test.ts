@@ -6,7 +6,7 @@ import { promisify } from "node:util";
 import { describe, expect, test, type TestContext } from "vitest";
 import { KIB, MIB } from "../../src/base/units.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
-import { makeImage, needTools } from "../e2e/kit.ts";
+import { makeImage, needTools, runTool } from "../e2e/kit.ts";
 import { makePki } from "../transport/kit.ts";
 import { socketDir } from "./kit.ts";
 import { exportFile, type Listening, serve, storage } from "./server-kit.ts";
@@ -46,6 +46,7 @@ for (const direct of [true, false]) {
         can_multi_conn: true,
         can_flush: true,
         can_df: true,
+        can_cache: direct,
         contexts: ["base:allocation"],
         block_size_minimum: 1,
         block_size_maximum: 32 * MIB,
@@ -64,6 +65,25 @@ for (const direct of [true, false]) {
       };
       expect(listed.exports.map((each) => each["export-name"])).toEqual(["disk.raw"]);
       await expect(tool("nbdinfo", uri.replace(":///", ":///none"))).rejects.toThrow("No such file");
+    });
+
+    test("libnbd: a client has a range read ahead where the export is a file", async (t) => {
+      const python = "/usr/bin/python3";
+      const libnbd = ["-c", "import nbd"];
+      if (runTool(python, libnbd).code !== 0) t.skip("python3-libnbd is not installed");
+      const { uri } = await serveFile(t, direct);
+      const lines = [
+        "import nbd, sys",
+        "h = nbd.NBD(); h.set_strict_mode(0); h.connect_uri(sys.argv[1])",
+        `assert h.can_cache() == ${direct ? "True" : "False"}`,
+        "def refused(offset, count):",
+        "  try: h.cache(count, offset)",
+        "  except nbd.Error as e: return e.errno == 'EINVAL'",
+        direct ? "h.cache(4096, 1 << 20)" : "assert refused(0, 4096)",
+        `assert refused(512, ${String(sizeBytes)})`,
+        "assert len(h.pread(4096, 1 << 20)) == 4096",
+      ];
+      await tool(python, "-c", lines.join("\n"), uri);
     });
 
     test("nbdcopy out and in, with four connections and requests of several sizes", async (t) => {
