@@ -151,7 +151,7 @@ test("qemu-storage-daemon: increments by its bitmaps read what is dirty and no m
   const how = { image: `nbd+unix:///cut?socket=${dir}/nbd`, port, disk: "vm", tls: pki.send };
   const wrong = await send(t, { ...how, args: ["--state", state, "--bitmap", "late", "--audit", "100%"] });
   expect(wrong.code, JSON.stringify(wrong)).toBe(3);
-  expect(wrong.stderr).toContain("that the bitmap calls clean");
+  expect(wrong.stderr).toContain("blocks had changed that are called clean");
   expect(existsSync(state)).toBe(false);
   const whole = await send(t, { ...how, args: ["--state", state, "--bitmap", "late"] });
   expect(whole.done).toMatchObject({ reason: "scan" });

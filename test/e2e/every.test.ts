@@ -4,7 +4,7 @@ import { beforeAll, expect, test } from "vitest";
 import { MIB } from "./content.ts";
 import {
   changeImage,
-  CliProcess,
+  type CliProcess,
   cmpFiles,
   makeImage,
   makePki,

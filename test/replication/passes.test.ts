@@ -141,6 +141,7 @@ test("a receiver that has something else after a pass is compared anew", async (
     if (++links !== 2) return;
     await kit.idle();
     await kit.send(other, { source: { reader: other, name: "vm", identity: "vm-1" } });
+    await kit.idle();
   };
   const report = await tracker.cycle();
   expect(links).toBeGreaterThan(2);
