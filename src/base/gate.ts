@@ -3,28 +3,44 @@ import { invariant } from "./errors.ts";
 
 export class Gate {
   #free: number;
-  readonly #waiting: (() => void)[] = [];
+  readonly #waiting = new Set<() => void>();
 
   constructor(places: number) {
     invariant(places >= 1, "a gate has a place");
     this.#free = places;
   }
 
-  /** Resolves when there is a place; the caller gives it back with {@link leave}. */
-  enter(): Promise<void> {
+  /** Resolves when there is a place; the caller gives it back with {@link leave}. Rejects with the signal's reason, and then there is nothing to give back. */
+  enter(signal?: AbortSignal): Promise<void> {
     if (this.#free > 0) {
       this.#free--;
       return Promise.resolve();
     }
-    return new Promise((resolve) => {
-      this.#waiting.push(resolve);
+    return new Promise((resolve, reject) => {
+      const onAbort = (): void => {
+        this.#waiting.delete(go);
+        reject(signal?.reason);
+      };
+      const go = (): void => {
+        signal?.removeEventListener("abort", onAbort);
+        resolve();
+      };
+      if (signal?.aborted === true) reject(signal.reason);
+      else {
+        this.#waiting.add(go);
+        signal?.addEventListener("abort", onAbort, { once: true });
+      }
     });
   }
 
   leave(): void {
-    const next = this.#waiting.shift();
-    if (next === undefined) this.#free++;
-    else next();
+    const [next] = this.#waiting;
+    if (next === undefined) {
+      this.#free++;
+      return;
+    }
+    this.#waiting.delete(next);
+    next();
   }
 }
 

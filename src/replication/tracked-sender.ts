@@ -73,7 +73,7 @@ export class TrackedSender {
    * part of the next cycle.
    */
   async cycle(signal?: AbortSignal): Promise<readonly SendReport[]> {
-    await this.#o.turn?.enter();
+    await this.#o.turn?.enter(signal);
     try {
       return await this.#cycle(signal);
     } finally {

@@ -116,6 +116,22 @@ test("a send that is killed leaves every block as dirty as it was, and the track
   await tracker.stop();
 });
 
+test("a tracker that sends itself waits for a cut that another has, and stops all the same", async (t) => {
+  const { dir, image, uri, receiver } = await world(t);
+  const target = `127.0.0.1:${String(receiver.port)}/vm`;
+  const sends = ["--send", target, "--tls", pki.send, "--every", "0"];
+  const tracker = await startTracker(t, image, "--nbd", `unix:${dir}/nbd`, ...sends);
+  await tracker.waitForEvent("done");
+  const socket = connect(`${image}.rbc`);
+  socket.write('{"do":"cut","whole":false}\n');
+  expect(String(await new Promise((resolve) => socket.once("data", resolve)))).toContain('"ok"');
+  await write(uri, MIB);
+  const said = tracker.lines.length;
+  expect(await tracker.stop()).toBe(0);
+  expect(tracker.lines.length).toBe(said);
+  socket.destroy();
+});
+
 test("what is no question ends its connection, and the tracker goes on", async (t) => {
   const { dir, image, receiver } = await world(t);
   const tracker = await startTracker(t, image, "--nbd", `unix:${dir}/nbd`);
