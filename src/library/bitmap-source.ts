@@ -2,11 +2,12 @@
 import { resolve } from "node:path";
 import { BLOCK_BYTES_DEFAULT } from "../base/units.ts";
 import type { BlockReader } from "../image/block-device.ts";
+import type { DirtyRange } from "../nbd/client.ts";
 import type { Engine } from "../replication/engine.ts";
 import type { SendReport } from "../replication/report.ts";
 import type { SourceChanges } from "../replication/source-changes.ts";
 import { chooseAudit } from "../track/audit.ts";
-import { DirtyBitmap } from "../track/dirty-bitmap.ts";
+import { DirtyBitmap, type DirtyBits } from "../track/dirty-bitmap.ts";
 import { openKnownStates } from "../track/known-state.ts";
 import type { OpenLocation } from "./locations.ts";
 
@@ -39,14 +40,12 @@ export async function readBitmap(
     sync: true,
     onFailure: (words) => log.warn({ stateFile }, words),
   });
-  const dirty = new DirtyBitmap({ sizeBytes, blockBytes: BLOCK_BYTES_DEFAULT });
-  if (dirtyExtents === undefined) dirty.setAll();
-  else for await (const { offset, length } of dirtyExtents(0, sizeBytes)) dirty.setBytes(offset, length);
+  const dirty = await bitsOf(sizeBytes, dirtyExtents?.(0, sizeBytes) ?? [{ offset: 0, length: sizeBytes }]);
   const cycle = random.uuid();
   const isRelative = dirtyExtents !== undefined && states.known.length > 0;
   return {
     changes: {
-      ...{ cycle, dirty: dirty.freeze(), complete: true },
+      ...{ cycle, dirty, complete: true },
       // A send whose answer was lost counts as failed: its bitmap is in this one.
       bases: states.known.map((state) => state.cycle),
       states: isRelative ? states.known : [],
@@ -58,4 +57,14 @@ export async function readBitmap(
       else if (created) await states.settle(cycle);
     },
   };
+}
+
+/** The blocks that these stretches of a disk touch. */
+export async function bitsOf(
+  sizeBytes: number,
+  extents: AsyncIterable<DirtyRange> | Iterable<DirtyRange>,
+): Promise<DirtyBits> {
+  const bits = new DirtyBitmap({ sizeBytes, blockBytes: BLOCK_BYTES_DEFAULT });
+  for await (const { offset, length } of extents) bits.setBytes(offset, length);
+  return bits.freeze();
 }

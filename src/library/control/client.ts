@@ -5,9 +5,9 @@ import type { NbdReader } from "../../nbd/client.ts";
 import type { Engine } from "../../replication/engine.ts";
 import type { SendReport } from "../../replication/report.ts";
 import type { SendSource } from "../../replication/sender.ts";
-import { BLOCK_BYTES_DEFAULT } from "../../base/units.ts";
-import { DirtyBitmap, type DirtyBits } from "../../track/dirty-bitmap.ts";
+import type { DirtyBits } from "../../track/dirty-bitmap.ts";
 import { type KnownStates, openKnownStates } from "../../track/known-state.ts";
+import { bitsOf } from "../bitmap-source.ts";
 import { JsonLines } from "../../transport/json-lines.ts";
 import { connectStream } from "../../transport/stream-connect.ts";
 import {
@@ -116,18 +116,15 @@ async function sourceOf(
     ...{ reader, name: image, identity, guard: { begin: check, check } },
     changes: {
       ...{ cycle, bases, complete, states: states.known },
-      dirty: await bitsOf(reader, changedContext),
-      audited: audited ? await bitsOf(reader, auditedContext) : undefined,
+      dirty: await contextBits(reader, changedContext),
+      audited: audited ? await contextBits(reader, auditedContext) : undefined,
       keep: (state) => states.keep(state),
     },
   };
 }
 
-async function bitsOf(reader: NbdReader, context: string): Promise<DirtyBits> {
-  const bits = new DirtyBitmap({ sizeBytes: reader.sizeBytes, blockBytes: BLOCK_BYTES_DEFAULT });
-  for await (const { offset, length } of reader.dirtyExtents(context, 0, reader.sizeBytes))
-    bits.setBytes(offset, length);
-  return bits.freeze();
+function contextBits(reader: NbdReader, context: string): Promise<DirtyBits> {
+  return bitsOf(reader.sizeBytes, reader.dirtyExtents(context, 0, reader.sizeBytes));
 }
 
 /** A connection to a tracker's control socket. One question at a time. */
