@@ -16,9 +16,9 @@ export const limits = {
   imageTableCacheBytes: 4 * MIB,
   /** Bytes of a frame's header (msgpack). */
   frameHeaderBytesMax: 64 * KIB,
-  /** Bytes of a frame's payload: one extent, or its stored form with a codec's worst growth. */
   /** Disks that are cut together. */
   groupDisksMax: 64,
+  /** Bytes of a frame's payload: one extent, or its stored form with a codec's worst growth. */
   framePayloadBytesMax: MIB + 16 * KIB,
   /** Text of an error that crosses the wire. */
   errorTextCharsMax: 2_000,

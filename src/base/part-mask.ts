@@ -9,6 +9,22 @@ export function addPart(mask: Uint8Array, part: number): void {
   mask[part >> 3] = (mask[part >> 3] ?? 0) | (1 << (part & 7));
 }
 
+/** Adds the parts whose digests differ, 4 bytes each of `one` and `other`. Returns how many those are. */
+export function addDiffering(mask: Uint8Array, one: Uint8Array, other: Uint8Array): number {
+  let count = 0;
+  for (let at = 0; at < one.length; at += 4) {
+    const same =
+      one[at] === other[at] &&
+      one[at + 1] === other[at + 1] &&
+      one[at + 2] === other[at + 2] &&
+      one[at + 3] === other[at + 3];
+    if (same) continue;
+    addPart(mask, at / 4);
+    count++;
+  }
+  return count;
+}
+
 /** Calls `visit` for each stretch of neighbouring parts, in order: its first part, how many it has, and how many named parts come before it. */
 export function forEachRun(mask: Uint8Array, visit: (first: number, count: number, before: number) => void): void {
   const parts = mask.length * 8;

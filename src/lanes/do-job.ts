@@ -1,5 +1,6 @@
 /** The jobs by their names. */
 import { apply, clear, oldParts, sync } from "./apply.ts";
+import { delta } from "./delta.ts";
 import type { JobName, JobTypes } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
 import { pack } from "./pack.ts";
@@ -9,7 +10,7 @@ import { compare, scan } from "./scan.ts";
 
 const jobs: {
   readonly [Name in JobName]: (lane: Lane, request: JobTypes[Name]["request"]) => JobTypes[Name]["result"];
-} = { scan, compare, readAhead, letGo, pack, save, append, apply, oldParts, clear, sync };
+} = { scan, compare, delta, readAhead, letGo, pack, save, append, apply, oldParts, clear, sync };
 
 /** Does one job here and now. */
 export function doJob<Name extends JobName>(

@@ -81,6 +81,25 @@ export interface CompareRequest extends BlockShape {
 /** Of the blocks of all pieces, one behind the other; as in {@link ScanResult}, and none `shipped`. */
 export type CompareResult = Omit<ScanResult, "shipment">;
 
+/** Sender: reads blocks of which the receiver's part digests were asked before, and packs the parts that differ. */
+export interface DeltaRequest extends BlockShape {
+  readonly slot: number;
+  /** Name of the image, for messages. */
+  readonly file: string;
+  /** As in {@link ScanRequest}: at most 256 blocks, as many of which are read as there is room for what differs. Without runs together at most 1 MiB. */
+  readonly pieces: readonly ScanPiece[];
+  /** Digests of these blocks at the receiver, none of a zero block. */
+  readonly base: Uint8Array;
+  /** 1 for a block of which `parts` says something. */
+  readonly known: Uint8Array;
+  /** The receiver's part digests of these blocks: 4 bytes little endian a part. */
+  readonly parts: Uint8Array;
+  readonly codec: CodecName;
+}
+
+/** Of the blocks that were read: the first ones, at least one. States as in {@link ScanResult}, and none `differs`. */
+export type DeltaResult = Omit<ScanResult, "parts">;
+
 /** Sender: has runs read ahead that are not in the page cache. */
 export interface ReadAheadRequest {
   readonly runs: readonly FileRun[];
@@ -269,6 +288,7 @@ export interface SyncRequest {
 export interface JobTypes {
   scan: { request: ScanRequest; result: ScanResult };
   compare: { request: CompareRequest; result: CompareResult };
+  delta: { request: DeltaRequest; result: DeltaResult };
   readAhead: { request: ReadAheadRequest; result: ReadAheadResult };
   letGo: { request: LetGoRequest; result: null };
   pack: { request: PackRequest; result: PackResult };

@@ -1,7 +1,11 @@
 /** Reads runs of files in a lane. */
 import { errnoOf, ReplicationError } from "../base/errors.ts";
+import { KIB } from "../base/units.ts";
 import type { FileRun } from "../image/block-device.ts";
 import type { Lane } from "./lane.ts";
+
+/** Read and digested at a time: it stays in the core's own cache in between. */
+export const stepBytes: number = 256 * KIB;
 
 export interface ReadHow {
   readonly file: string;
@@ -61,6 +65,12 @@ export class RunReader {
       }
     }
   }
+}
+
+/** The last block of the disk is digested padded with zeros: `content` is whole blocks, of which `bytes` are there. */
+export function padEnd(lane: Lane, content: Uint8Array, bytes: number): Uint8Array {
+  if (bytes < content.length) lane.zero(content.subarray(bytes));
+  return content;
 }
 
 function readRun(lane: Lane, fd: number, offset: number, target: Uint8Array, options: ReadHow): void {

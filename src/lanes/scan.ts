@@ -1,5 +1,5 @@
 /** The scan jobs: read, digest, compare; and compress what is new. */
-import { digestBytes, KIB, maskBytes, partsPerBlock } from "../base/units.ts";
+import { digestBytes, maskBytes, partsPerBlock } from "../base/units.ts";
 import { invariant } from "../base/errors.ts";
 import { isZero } from "../base/zero.ts";
 import { type BlockDigests, type Digester } from "../codec/digest.ts";
@@ -12,12 +12,9 @@ import {
   type ScanResult,
 } from "./jobs.ts";
 import type { Lane } from "./lane.ts";
-import { RunReader } from "./reading.ts";
+import { padEnd, RunReader, stepBytes } from "./reading.ts";
 import { Shipper } from "./shipping.ts";
 import { areaA } from "./slot-layout.ts";
-
-/** Read and digested at a time: it stays in the core's own cache in between. */
-const stepBytes = 256 * KIB;
 
 export function scan(lane: Lane, request: ScanRequest): ScanResult {
   const { blockBytes, pieces } = request;
@@ -64,12 +61,6 @@ function forEachStep(
     const bytes = Math.min(step, length - at);
     visit(at, bytes, Math.ceil(bytes / blockBytes) * blockBytes);
   }
-}
-
-/** The last block of the disk is digested padded with zeros. */
-function padEnd(lane: Lane, content: Uint8Array, bytes: number): Uint8Array {
-  if (bytes < content.length) lane.zero(content.subarray(bytes));
-  return content;
 }
 
 /** Digests blocks, and tells of each what is to become of it. */

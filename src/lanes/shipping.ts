@@ -25,6 +25,11 @@ export class Shipper {
     this.#blockBytes = blockBytes;
   }
 
+  /** Bytes of the parts so far. */
+  get rawBytes(): number {
+    return this.#raw;
+  }
+
   /** Adds the parts of `block` that `mask` names. */
   add(index: number, block: Uint8Array, mask: Uint8Array, digest: Uint8Array): void {
     this.#picked.push(index);

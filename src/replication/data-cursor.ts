@@ -80,6 +80,22 @@ export function blocksOutside(first: number, count: number, ranges: readonly Blo
   return outside;
 }
 
+/** Blocks of ranges. */
+export function blocksIn(ranges: readonly BlockRange[]): number[] {
+  return ranges.flatMap(({ first, end }) => Array.from({ length: end - first }, (_unused, nth) => first + nth));
+}
+
+/** Ranges of ascending blocks. */
+export function rangesOf(blocks: readonly number[]): readonly BlockRange[] {
+  const ranges: { first: number; end: number }[] = [];
+  for (const block of blocks) {
+    const last = ranges.at(-1);
+    if (last?.end === block) last.end++;
+    else ranges.push({ first: block, end: block + 1 });
+  }
+  return ranges;
+}
+
 /** Ranges cut into pieces of at most `step` blocks, each within one stretch of `step` blocks of the disk. */
 export function cutRanges(ranges: readonly BlockRange[], step: number): BlockRange[] {
   const pieces: BlockRange[] = [];

@@ -10,7 +10,7 @@ import type { BlockReader } from "../image/block-device.ts";
 import { pageDigest, type PageDigests } from "../table/digest-table.ts";
 import type { DirtyBits } from "../track/dirty-bitmap.ts";
 import type { BaseTable } from "./base-table.ts";
-import { type BlockRange, blocksOutside } from "./data-cursor.ts";
+import { type BlockRange, blocksIn, blocksOutside, rangesOf } from "./data-cursor.ts";
 import type { FrameShipper } from "./frame-shipper.ts";
 import type { PageReader, PageRead } from "./page-reader.ts";
 import type { PageWork } from "./page-work.ts";
@@ -195,6 +195,7 @@ export class KnownDelta {
 
   /** Reads dirty and audited blocks of pages; the others have the digests of `bases`. */
   async #read(pages: readonly TouchedPage[], bases: readonly Uint8Array[]): Promise<void> {
+    const works: PageWork[] = [];
     const reads: PageRead[] = [];
     const zeros: number[] = [];
     for (const [nth, { page, dirty, audited }] of pages.entries()) {
@@ -211,12 +212,24 @@ export class KnownDelta {
           zeros.push(block);
         }
       }
-      reads.push({ work, ranges, base: isZero(base) ? "zero" : base });
+      works.push(work);
+      if (isZero(base)) reads.push({ work, ranges, base: "zero" });
+      else {
+        const isDirty = new Set(blocksIn(dirty));
+        const replaces = (block: number): boolean =>
+          isDirty.has(block) &&
+          !isZero(base.subarray((block - first) * this.#width, (block - first + 1) * this.#width));
+        const blocks = blocksIn(ranges);
+        const changed = rangesOf(blocks.filter(replaces));
+        const rest = rangesOf(blocks.filter((block) => !replaces(block)));
+        if (changed.length > 0) reads.push({ work, ranges: changed, base, changed: true });
+        if (rest.length > 0) reads.push({ work, ranges: rest, base });
+      }
     }
     await this.#o.pages.readAhead(reads);
     await this.#o.pages.read(reads);
     await this.#o.shipper.shipZeros(zeros, false);
-    for (const [nth, { work }] of reads.entries()) {
+    for (const [nth, work] of works.entries()) {
       const page = pages[nth];
       if (page !== undefined) this.#countAudit(work, bases[nth] ?? zeroPageDigest, page);
       this.#o.settle(work);

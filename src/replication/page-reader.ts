@@ -6,7 +6,6 @@ import type { BufferPool, Slot } from "../base/buffer-pool.ts";
 import { invariant } from "../base/errors.ts";
 import { Gate, settleAll } from "../base/gate.ts";
 import { digestBytes, EXTENT_BYTES_MAX, type Geometry, partsPerBlock } from "../base/units.ts";
-import { isZero } from "../base/zero.ts";
 import type { CodecName } from "../codec/compression.ts";
 import type { BlockReader, FileRun } from "../image/block-device.ts";
 import { type HeldRuns, holdRuns } from "../image/held-runs.ts";
@@ -15,20 +14,19 @@ import type { Lanes } from "../lanes/lanes.ts";
 import { areaA } from "../lanes/slot-layout.ts";
 import type { CodecChoice } from "./codec-choice.ts";
 import { type BlockRange, cutRanges } from "./data-cursor.ts";
+import { DirtyBlocks, dirtyBlocksMax } from "./dirty-blocks.ts";
 import type { FrameShipper } from "./frame-shipper.ts";
 import type { PageWork } from "./page-work.ts";
 import { runsOfRanges } from "./part-ranges.ts";
 import type { Patches } from "./patches.ts";
+import { baseOf, bytesTogether, Gathered, hasZero, type Piece, type PlacedPiece, piecesTogether } from "./pieces.ts";
 import type { Funnel } from "./report.ts";
+import type { SenderSession } from "./sender-session.ts";
 
 /** Pieces under way for each lane: one in work, one ready. */
 const piecesPerLane = 2;
-/** Compared in one job, so that jobs are few, and a slow disk does not hold a lane for long. */
-const bytesTogether = 8 * EXTENT_BYTES_MAX;
-/** Scattered pieces of one job: each may be a seek, and a guest that writes to what is being read waits for all of them. */
-const piecesTogether = 32;
-
 export interface PageReaderOptions {
+  readonly session: SenderSession;
   readonly reader: BlockReader;
   /** Name of the image, for messages. */
   readonly name: string;
@@ -45,20 +43,10 @@ export interface PageReaderOptions {
 }
 
 /** A page, and which of its blocks are read. */
-export interface PageRead {
-  readonly work: PageWork;
+export interface PageRead extends Pick<Piece, "work" | "base"> {
   readonly ranges: readonly BlockRange[];
-  /** What the receiver holds of the page. `unknown`: the page is read by itself. */
-  readonly base: Uint8Array | "zero" | "unknown";
-}
-
-/** Blocks of a page that follow one another. */
-interface Piece extends BlockRange, Pick<PageRead, "work" | "base"> {}
-
-/** One whose bytes lie in files. */
-interface PlacedPiece extends Piece {
-  readonly length: number;
-  readonly runs: readonly FileRun[];
+  /** These blocks are known to have changed, and the receiver holds none of them as zeros: what differs is packed by the job that reads them. */
+  readonly changed?: boolean;
 }
 
 export class PageReader {
@@ -69,6 +57,7 @@ export class PageReader {
   readonly #shipper: FrameShipper;
   /** Pieces read at a time: few, so that the slots they use stay in the processor's cache. */
   readonly #readGate: Gate;
+  readonly #dirty: DirtyBlocks;
 
   constructor(options: PageReaderOptions) {
     this.#o = options;
@@ -77,6 +66,7 @@ export class PageReader {
     this.#patches = options.patches;
     this.#shipper = options.shipper;
     this.#readGate = new Gate(options.lanes.count * piecesPerLane);
+    this.#dirty = new DirtyBlocks({ ...options, readGate: this.#readGate });
   }
 
   /** Before the first read of pages. */
@@ -99,52 +89,40 @@ export class PageReader {
 
   /**
    * Reads ranges of pages, ascending: pieces of which something may be shipped at once in slots, as many in one as there is room for (a sparse image has its content
-   * in many small ranges), the others 8 MiB together.
+   * in many small ranges), those that are known to have changed by {@link DirtyBlocks}, the others 8 MiB together.
    */
   async read(reads: readonly PageRead[]): Promise<void> {
     const tasks: Promise<void>[] = [];
     const { blockBytes } = this.#geometry;
     const blocksMax = EXTENT_BYTES_MAX / blockBytes;
-    const together = new Gathered<PlacedPiece>(bytesTogether / blockBytes, (pieces) => {
-      tasks.push(this.#compareAll(pieces));
-    });
-    const group = new Gathered<Piece>(blocksMax, (pieces) => {
+    const together = new Gathered<PlacedPiece>(
+      { blocks: bytesTogether / blockBytes, pieces: piecesTogether },
+      (pieces) => {
+        tasks.push(this.#compareAll(pieces));
+      },
+    );
+    const group = new Gathered<Piece>({ blocks: blocksMax, pieces: piecesTogether }, (pieces) => {
       tasks.push(this.#scanAll(pieces));
     });
-    for (const { work, ranges, base } of reads) {
+    const dirty = new Gathered<Piece>({ blocks: dirtyBlocksMax, pieces: dirtyBlocksMax }, (pieces) => {
+      tasks.push(this.#dirty.ship(pieces));
+    });
+    for (const { work, ranges, base, changed } of reads) {
       for (const { first, end } of cutRanges(ranges, blocksMax)) {
         const piece = { work, base, first, end };
-        const placed = base !== "zero" && !this.#hasZero(piece) ? this.#placed(piece) : undefined;
+        if (changed === true) {
+          dirty.add(piece);
+          continue;
+        }
+        const placed = base !== "zero" && !hasZero(piece) ? this.#placed(piece) : undefined;
         if (placed === undefined) group.add(piece);
         else together.add(placed);
       }
     }
+    dirty.finish();
     group.finish();
     together.finish();
     await settleAll(tasks);
-  }
-
-  /** Whether the receiver holds one of these blocks as zeros: then it may be new, and is shipped at once. */
-  #hasZero({ work, first, end, base }: Piece): boolean {
-    if (typeof base === "string") return false;
-    for (let block = first; block < end; block++) {
-      const at = (block - work.first) * this.#width;
-      if (base[at] === 0 && isZero(base.subarray(at, at + this.#width))) return true;
-    }
-    return false;
-  }
-
-  /** What the receiver holds of the blocks of these pieces, as jobs take it. */
-  #baseOf(pieces: readonly Piece[]): ScanRequest["base"] {
-    const common = pieces[0]?.base;
-    if (typeof common === "string" && pieces.every(({ base }) => base === common)) return common;
-    return Buffer.concat(
-      pieces.map(({ work, base, first, end }) => {
-        invariant(base !== "unknown", "a page whose digests are not known is read by itself");
-        if (base === "zero") return new Uint8Array((end - first) * this.#width);
-        return base.subarray((first - work.first) * this.#width, (end - work.first) * this.#width);
-      }),
-    );
   }
 
   /** Undefined: only the reader can read it. */
@@ -173,7 +151,7 @@ export class PageReader {
         if (runs === undefined) moved.push(piece);
         else pieces.push({ ...piece, runs });
       }
-      const base = this.#baseOf(pieces);
+      const base = baseOf(pieces);
       invariant(base !== "zero", "what is new is not compared");
       result = await lanes.run("compare", {
         file: name,
@@ -221,7 +199,7 @@ export class PageReader {
     try {
       slot = await this.#o.pool.acquire(this.#o.signal);
       this.#o.check();
-      const base = this.#baseOf(pieces);
+      const base = baseOf(pieces);
       // As late as can be: a page has 32 MiB of pieces, which would all still get the codec of a trial that is over.
       const pick = base === "unknown" ? undefined : this.#o.codec.next();
       const result = await this.scanBlocks(slot, pieces, base, pick?.codec ?? "stored");
@@ -282,31 +260,5 @@ export class PageReader {
     } finally {
       for (const { release } of held) release();
     }
-  }
-}
-
-/** Pieces of one job: at most {@link piecesTogether}, as many as have so many blocks together. */
-class Gathered<P extends BlockRange> {
-  readonly #blocksMax: number;
-  readonly #start: (pieces: readonly P[]) => void;
-  #pieces: P[] = [];
-  #blocks = 0;
-
-  constructor(blocksMax: number, start: (pieces: readonly P[]) => void) {
-    this.#blocksMax = blocksMax;
-    this.#start = start;
-  }
-
-  add(piece: P): void {
-    const blocks = piece.end - piece.first;
-    if (this.#blocks + blocks > this.#blocksMax || this.#pieces.length === piecesTogether) this.finish();
-    this.#pieces.push(piece);
-    this.#blocks += blocks;
-  }
-
-  finish(): void {
-    if (this.#pieces.length > 0) this.#start(this.#pieces);
-    this.#pieces = [];
-    this.#blocks = 0;
   }
 }

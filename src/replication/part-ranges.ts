@@ -1,5 +1,5 @@
 /** Which parts of blocks differ, and where in the image they lie. */
-import { countParts, forEachRun, fullMask, hasPart } from "../base/part-mask.ts";
+import { addDiffering, countParts, forEachRun, fullMask, hasPart } from "../base/part-mask.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { neighboursEnd } from "../base/neighbours.ts";
 import { EXTENT_BYTES_MAX, type Geometry, maskBytes, PART_BYTES, partsPerBlock } from "../base/units.ts";
@@ -16,46 +16,56 @@ export interface PartsOfBlocks {
   readonly counts: Uint16Array;
 }
 
+/** What the receiver says of the parts of some blocks. */
+export interface KnownPartDigests {
+  /** 1 for a block it knows. */
+  readonly known: Uint8Array;
+  /** 4 bytes a part of each block; zeros for one that it does not know. */
+  readonly parts: Uint8Array;
+}
+
 /**
- * The parts that differ, from the payload of `parts` (a bit a block: known; then 4 bytes a part of each known block) and our own
- * part digests of the same blocks, `count` of them. A block the receiver does not know goes whole; so does one of which no part differs by its
- * 32 bits although the block does. Throws `message-malformed` when the payload has another length than it says.
+ * The payload of `parts` (a bit a block: known; then 4 bytes a part of each known block), of `count` blocks. Throws `message-malformed` when it has another length than it
+ * says.
  */
-export function differingParts(answer: Uint8Array, own: Uint8Array, count: number, blockBytes: number): PartsOfBlocks {
-  const parts = partsPerBlock(blockBytes);
-  const perMask = maskBytes(blockBytes);
-  const known = answer.subarray(0, Math.ceil(count / 8));
-  if (answer.length !== known.length + countParts(known) * parts * 4) {
+export function partDigestsOf(answer: Uint8Array, count: number, blockBytes: number): KnownPartDigests {
+  const perBlock = partsPerBlock(blockBytes) * 4;
+  const bits = answer.subarray(0, Math.ceil(count / 8));
+  if (answer.length !== bits.length + countParts(bits) * perBlock) {
     throw new ReplicationError("message-malformed", "the receiver's part digests do not fit their bitmap");
   }
-  const theirs = wordsOf(answer.subarray(known.length));
-  const ours = wordsOf(own.subarray(0, count * parts * 4));
+  const known = new Uint8Array(count);
+  const parts = new Uint8Array(count * perBlock);
+  let at = bits.length;
+  for (let block = 0; block < count; block++) {
+    if (!hasPart(bits, block)) continue;
+    known[block] = 1;
+    parts.set(answer.subarray(at, at + perBlock), block * perBlock);
+    at += perBlock;
+  }
+  return { known, parts };
+}
+
+/**
+ * The parts that differ, from the payload of `parts` and our own part digests of the same blocks, `count` of them. A block the receiver does not know goes whole; so does
+ * one of which no part differs by its 32 bits although the block does.
+ */
+export function differingParts(answer: Uint8Array, own: Uint8Array, count: number, blockBytes: number): PartsOfBlocks {
+  const theirs = partDigestsOf(answer, count, blockBytes);
+  const perMask = maskBytes(blockBytes);
+  const perBlock = partsPerBlock(blockBytes) * 4;
   const whole = fullMask(blockBytes);
   const masks = new Uint8Array(count * perMask);
   const counts = new Uint16Array(count);
-  let at = 0;
   for (let block = 0; block < count; block++) {
-    let differing = 0;
-    if (hasPart(known, block)) {
-      for (let part = 0; part < parts; part++) {
-        if (theirs[at + part] === ours[block * parts + part]) continue;
-        const byte = block * perMask + (part >> 3);
-        masks[byte] = (masks[byte] ?? 0) | (1 << (part & 7));
-        differing++;
-      }
-      at += parts;
-    }
-    if (differing === 0) masks.set(whole, block * perMask);
-    counts[block] = differing === 0 ? parts : differing;
+    const mask = masks.subarray(block * perMask, (block + 1) * perMask);
+    const [from, end] = [block * perBlock, (block + 1) * perBlock];
+    const differing =
+      theirs.known[block] === 1 ? addDiffering(mask, theirs.parts.subarray(from, end), own.subarray(from, end)) : 0;
+    if (differing === 0) mask.set(whole);
+    counts[block] = differing === 0 ? partsPerBlock(blockBytes) : differing;
   }
   return { masks, counts };
-}
-
-/** The same bytes as words, to be compared with others: their order within a word does not matter. */
-function wordsOf(bytes: Uint8Array): Uint32Array {
-  const aligned = new Uint8Array(bytes.length);
-  aligned.set(bytes);
-  return new Uint32Array(aligned.buffer);
 }
 
 /** End of the blocks from `start` whose parts fit one frame together. */
