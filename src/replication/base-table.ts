@@ -17,6 +17,8 @@ interface Chunk {
 export class BaseTable {
   readonly #session: SenderSession;
   readonly #geometry: Geometry;
+  /** The disk as the receiver has it. */
+  readonly #known: Geometry;
   readonly #empty: boolean;
   /** Pages the receiver has: a disk that grew has none beyond its old end. */
   readonly #pagesKnown: number;
@@ -32,6 +34,7 @@ export class BaseTable {
     this.#session = session;
     this.#geometry = geometry;
     this.#empty = options.empty;
+    this.#known = { ...geometry, sizeBytes: Math.min(options.sizeBytes, geometry.sizeBytes) };
     this.#pagesKnown = options.empty ? 0 : pageCount({ ...geometry, sizeBytes: options.sizeBytes });
   }
 
@@ -85,25 +88,36 @@ export class BaseTable {
   /** As {@link blocks}, of at most {@link limits.blocksPerRequestMax} pages, in one question. */
   async blocksOf(pages: readonly number[]): Promise<readonly Uint8Array[]> {
     if (pages.length === 0) return [];
-    const answers = await this.#session.askBlocks(pages);
-    return pages.map((page, nth) => this.#checked(page, answers[nth] ?? zeroPage.subarray(0, 0)));
-  }
-
-  #checked(page: number, digests: Uint8Array): Uint8Array {
-    const expected = pageBlocks(this.#geometry, page).count * digestBytes(this.#geometry.digestKind);
-    // A page the old end of a growing disk lies in: its blocks behind that are zero.
-    if (page === this.#pagesKnown - 1 && digests.length < expected) {
-      const padded = new Uint8Array(expected);
-      padded.set(digests);
-      return padded;
-    }
-    if (digests.length !== expected) {
+    const digests: Uint8Array[] = [];
+    for (const { count, payload } of await this.#session.askBlocks(pages)) {
+      let at = 0;
+      for (const page of pages.slice(digests.length, digests.length + count)) {
+        // A disk that grows has its new end as soon as it begins to change: of the page its old end lies in, the last one, either length will do.
+        const hasGrown = page === this.#pagesKnown - 1 && payload.length === at + this.#bytesOf(page, this.#geometry);
+        const bytes = this.#bytesOf(page, hasGrown ? this.#geometry : this.#known);
+        digests.push(this.#padded(page, payload.subarray(at, at + bytes)));
+        at += bytes;
+      }
+      if (at === payload.length) continue;
       throw new ReplicationError(
         "message-malformed",
-        `the receiver gave ${digests.length} bytes of digests for page ${page}, not ${expected}`,
+        `the receiver gave ${payload.length} bytes of digests of ${count} pages, not ${at}`,
       );
     }
     return digests;
+  }
+
+  #bytesOf(page: number, geometry: Geometry): number {
+    return pageBlocks(geometry, page).count * digestBytes(geometry.digestKind);
+  }
+
+  /** Blocks behind the old end of a growing disk are zero. */
+  #padded(page: number, digests: Uint8Array): Uint8Array {
+    const bytes = this.#bytesOf(page, this.#geometry);
+    if (bytes === digests.length) return digests;
+    const padded = new Uint8Array(bytes);
+    padded.set(digests);
+    return padded;
   }
 }
 

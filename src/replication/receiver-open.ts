@@ -29,7 +29,7 @@ export async function openForSender(
   session: ReceiverSession,
   open: Open,
 ): Promise<DiskForSender> {
-  const { store, quota } = surroundings;
+  const { quota } = surroundings;
   // Before the claim, which could end another's session; and after it, because until then another may have made the disk.
   await allowedSummary(surroundings, session, open);
   await surroundings.claim(open.disk, session);
@@ -41,7 +41,10 @@ export async function openForSender(
     await quota.claim(open.disk, { owner, sizeBytes: open.sizeBytes });
   }
   if (summary === undefined) await createDisk(surroundings, session, open);
-  const opened = await openChecked(store, open.disk, { identity: session.peer.name, instance: session.instance });
+  const opened = await openChecked(surroundings, open.disk, {
+    identity: session.peer.name,
+    instance: session.instance,
+  });
   if (opened.kind === "open") return { writer: opened.writer, interrupted: summary?.state === "interrupted" };
   const { holder } = opened;
   const who = holder === undefined ? "another process" : `${holder.identity} (process ${holder.pid} on ${holder.host})`;
@@ -63,15 +66,15 @@ async function allowedSummary(
 
 /** A table with a damaged page is opened once more: then it is in doubt, and this session builds it anew. */
 async function openChecked(
-  store: Store,
+  { store, tableChecks }: ReceiverSurroundings,
   disk: string,
   holder: Parameters<Store["openWriter"]>[1],
 ): Promise<OpenResult> {
   const opened = await store.openWriter(disk, holder);
-  if (opened.kind !== "open") return opened;
+  if (opened.kind !== "open" || !tableChecks.isDue(disk)) return opened;
   try {
-    // Looks at every page. What it finds is kept, so that `openedMessage` does not count again.
-    opened.writer.table.countNonZero();
+    opened.writer.table.check();
+    tableChecks.done(disk);
     return opened;
   } catch (error) {
     await opened.writer.release();
@@ -124,7 +127,7 @@ export function openedMessage(
     ...(interrupted ? { interrupted } : {}),
     blockBytes: record.blockBytes,
     digestKind: record.digestKind,
-    empty: writer.table.countNonZero() === 0,
+    empty: writer.table.isEmpty(),
     anotherSource: newest !== undefined && newest.source !== open.source,
     resumeBlock: writer.resumeBlock,
     generation: record.generation,

@@ -21,7 +21,7 @@ import { createSessionRules, type SessionRules } from "../wire/session-rules.ts"
 import { checkDataShape } from "./data-shape.ts";
 import { watchLiveness } from "./liveness.ts";
 import { makeRoomAfter } from "./make-room.ts";
-import { type Answer, answerBlocks, answerPages, answerParts } from "./receiver-answers.ts";
+import { answerBlocks, answerPages, answerParts } from "./receiver-answers.ts";
 import { SessionDisk } from "./receiver-disk.ts";
 import { checkedRoot, commitPoint } from "./receiver-commit.ts";
 import { checkShrink, openedMessage, openForSender } from "./receiver-open.ts";
@@ -198,16 +198,15 @@ export class ReceiverSession {
     this.#tasks.add(tracked);
   }
 
-  /** In one write. */
-  #send(...frames: readonly ControlFrame[]): void {
+  #send({ message, payload }: ControlFrame): void {
     if (this.#ended) return;
     const first = this.#links[0];
     invariant(first !== undefined, "a session has a connection");
     if (first.bytesQueued > answerBytesMax) {
       throw new ReplicationError("limit-exceeded", `${this.peer.name} asks without reading the answers`);
     }
-    for (const { message } of frames) this.#rules.sent(message);
-    first.sendAll(frames);
+    this.#rules.sent(message);
+    first.send(message, payload);
   }
 
   // opening
@@ -277,13 +276,13 @@ export class ReceiverSession {
 
   // answering
 
-  #answer(answers: AsyncIterable<Answer>): void {
+  #answer(answers: AsyncIterable<ControlFrame>): void {
     if (++this.#questions > openQuestionsMax) {
       throw new ReplicationError("limit-exceeded", `${this.peer.name} has ${this.#questions} questions open at a time`);
     }
     this.#run(
       (async () => {
-        for await (const frames of answers) this.#send(...frames);
+        for await (const frame of answers) this.#send(frame);
         this.#questions--;
       })(),
     );

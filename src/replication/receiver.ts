@@ -16,6 +16,7 @@ import { Housekeeping } from "./housekeeping.ts";
 import { DiskQuota, type IdentityLimits, identityLimitsOf } from "./identity-limits.ts";
 import type { WhenFull } from "./make-room.ts";
 import { ReceiverSession } from "./receiver-session.ts";
+import { TableChecks } from "./table-checks.ts";
 
 /** May this peer write this disk? Undefined: yes; else the error it gets. `owner` undefined: the disk does not exist yet. */
 export type Authorize = (peer: PeerIdentity, disk: string, owner: string | undefined) => ReplicationError | undefined;
@@ -54,6 +55,7 @@ export function createReceiver(options: ReceiverOptions): Receiver {
 export interface ReceiverSurroundings extends ReceiverOptions {
   /** What identities own. Claims of a session are forgotten when it is over. */
   readonly quota: DiskQuota;
+  readonly tableChecks: TableChecks;
   /**
    * Makes this session the one that works on the disk. A session of the same identity and instance that is still there is superseded: resolves when its last
    * queued write has settled. Rejects with `disk-busy` when another peer's session has it.
@@ -78,6 +80,7 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
   readonly onPoint: NonNullable<ReceiverOptions["onPoint"]>;
   readonly whenFull: WhenFull | undefined;
   readonly quota: DiskQuota;
+  readonly tableChecks: TableChecks;
   readonly #limits: IdentityLimits;
   readonly #sessions = new Map<string, ReceiverSession>();
   readonly #disks = new Map<string, ReceiverSession>();
@@ -98,6 +101,7 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
     this.onPoint = options.onPoint ?? ((): void => {});
     this.#limits = identityLimitsOf(options.perIdentity);
     this.quota = new DiskQuota(this.store, this.#limits);
+    this.tableChecks = new TableChecks(this.clock);
     this.#housekeeping = new Housekeeping(this.store, this.clock, this.log);
   }
 

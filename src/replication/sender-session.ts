@@ -41,6 +41,12 @@ export interface PagesAnswer {
   readonly payload: Uint8Array;
 }
 
+/** Block digests of some of the pages that were asked, as the receiver gave them. */
+export interface BlocksAnswer {
+  readonly count: number;
+  readonly payload: Uint8Array;
+}
+
 export interface SenderSessionOptions {
   readonly clock: Clock;
   /** Makes a connection; called once for each. */
@@ -164,17 +170,19 @@ export class SenderSession {
     return { first, count, payload: frame?.payload ?? new Uint8Array(0) };
   }
 
-  /** Block digests of pages, in the order asked. */
-  async askBlocks(pages: readonly number[]): Promise<readonly Uint8Array[]> {
+  /** Block digests of pages, in the order asked: some pages an answer. */
+  async askBlocks(pages: readonly number[]): Promise<readonly BlocksAnswer[]> {
     const frames = await this.#ask({ type: "ask-blocks", request: this.#nextRequest++, pages }, pages.length);
-    return frames.map((frame, index) => {
-      if (frame.message.type !== "blocks" || frame.message.page !== pages[index]) {
+    let done = 0;
+    return frames.map(({ message, payload }) => {
+      if (message.type !== "blocks" || message.page !== pages[done]) {
         throw new ReplicationError(
           "protocol-violation",
           "the receiver answered another question than the one asked (blocks)",
         );
       }
-      return frame.payload;
+      done += message.count;
+      return { count: message.count, payload };
     });
   }
 
@@ -335,8 +343,11 @@ export class SenderSession {
       throw new ReplicationError("protocol-violation", `the receiver answered request ${id}, which is not open`);
     }
     request.parts.push(frame);
-    request.left--;
+    request.left -= frame.message.type === "blocks" ? frame.message.count : 1;
     if (request.left > 0) return;
+    if (request.left < 0) {
+      throw new ReplicationError("protocol-violation", `the receiver gave more to request ${id} than it was asked for`);
+    }
     this.#requests.delete(id);
     request.deferred.resolve(request.parts as never);
   }

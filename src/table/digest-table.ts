@@ -58,8 +58,10 @@ export interface DigestTable {
   resize(sizeBytes: number): void;
   /** Forgets what the last page has behind the last block: a crash while the disk shrank leaves that. Throws `store-damaged` as {@link page}. */
   forgetTail(): void;
-  /** Blocks that are not zero. Reads all pages that are not zero at the first call, then is kept up. */
-  countNonZero(): number;
+  /** Every block is zero. Nothing is read. */
+  isEmpty(): boolean;
+  /** Reads all pages that are not zero. Throws `store-damaged` when one does not match its checksum. */
+  check(): void;
 }
 
 /** Lengths of the two files of a table. */
@@ -116,7 +118,6 @@ class StoredTable implements DigestTable {
   /** Chunks of page digests that differ from the file. */
   readonly #dirtyChunks = new Set<number>();
   readonly #scratch = Buffer.alloc(TABLE_PAGE_BYTES);
-  #nonZero: number | undefined;
   readonly pages: PageDigests;
 
   constructor(options: DigestTableOptions) {
@@ -127,8 +128,7 @@ class StoredTable implements DigestTable {
     this.#cachePagesMax = Math.max(1, Math.floor((options.cacheBytes ?? limits.tableCacheBytes) / TABLE_PAGE_BYTES));
     this.#digests = new SparsePageDigests(options.geometry);
     this.pages = this.#freshPages();
-    if (options.empty === true) this.#nonZero = 0;
-    else this.#readPageDigests();
+    if (options.empty !== true) this.#readPageDigests();
   }
 
   get geometry(): Geometry {
@@ -200,7 +200,6 @@ class StoredTable implements DigestTable {
       }
       for (const number of [...this.#dirtyChunks])
         if (number * PAGES_PER_CHUNK >= kept) this.#dirtyChunks.delete(number);
-      this.#nonZero = undefined;
     }
     this.#digests.resize(geometry);
   }
@@ -214,32 +213,18 @@ class StoredTable implements DigestTable {
     tail.fill(0);
     cached.dirty = true;
     cached.stale = true;
-    this.#nonZero = undefined;
   }
 
-  countNonZero(): number {
-    if (this.#nonZero !== undefined) return this.#nonZero;
+  isEmpty(): boolean {
     this.#refreshAll();
-    let found = 0;
-    for (const page of this.#digests.nonZeroPages()) {
-      // Past the cache: counting must not push out what is in use.
-      found += this.#countEntries(this.#cache.get(page)?.bytes ?? this.#load(page, this.#scratch));
-    }
-    this.#nonZero = found;
-    return found;
+    return this.#digests.isEmpty;
   }
 
-  #countEntries(bytes: Buffer): number {
-    // Pages are memory of their own and entries are 8 or 16 bytes, so words are aligned.
-    const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
-    const perEntry = this.#width / 4;
-    let found = 0;
-    for (let at = 0; at < words.length; at += perEntry) {
-      let any = 0;
-      for (let word = at; word < at + perEntry; word++) any |= words[word] ?? 0;
-      if (any !== 0) found++;
+  check(): void {
+    for (const page of this.#digests.nonZeroPages()) {
+      // Past the cache, which must keep what is in use.
+      if (!this.#cache.has(page)) this.#load(page, this.#scratch);
     }
-    return found;
   }
 
   #change(first: number, count: number, fill: (target: Buffer, done: number) => void): void {
@@ -252,9 +237,7 @@ class StoredTable implements DigestTable {
       // A page that is replaced as a whole need not be readable.
       const cached = this.#forChange(page, length === inPage.count);
       const target = cached.bytes.subarray(from * this.#width, (from + length) * this.#width);
-      const before = this.#nonZero === undefined ? 0 : this.#countEntries(target);
       fill(target, done);
-      if (this.#nonZero !== undefined) this.#nonZero += this.#countEntries(target) - before;
       cached.dirty = true;
       cached.stale = true;
       done += length;
@@ -273,9 +256,7 @@ class StoredTable implements DigestTable {
     const cached = this.#touch(page);
     if (cached !== undefined) return cached;
     const bytes = Buffer.alloc(TABLE_PAGE_BYTES);
-    if (whole) {
-      if (this.#nonZero !== undefined && !this.#digests.isZero(page)) this.#nonZero = undefined;
-    } else if (!this.#digests.isZero(page)) this.#load(page, bytes);
+    if (!whole && !this.#digests.isZero(page)) this.#load(page, bytes);
     return this.#keep(page, bytes);
   }
 

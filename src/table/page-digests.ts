@@ -110,6 +110,10 @@ export class SparsePageDigests implements PageDigests {
     return Math.min(CHUNK_BYTES, (this.#pageCount - number * PAGES_PER_CHUNK) * PAGE_DIGEST_BYTES);
   }
 
+  get isEmpty(): boolean {
+    return this.#chunks.size === 0;
+  }
+
   /** Numbers of pages that are not zero, ascending. */
   *nonZeroPages(): Generator<number> {
     for (const number of [...this.#chunks.keys()].sort((a, b) => a - b)) {

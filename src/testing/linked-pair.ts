@@ -5,7 +5,7 @@
 import type { Clock } from "../base/clock.ts";
 import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
-import type { ControlFrame, Link, LinkHandlers, PeerIdentity } from "../transport/link.ts";
+import type { Link, LinkHandlers, PeerIdentity } from "../transport/link.ts";
 import { createFrameDecoder, encodeFrame, type FrameDecoder } from "../wire/frame.ts";
 import type { Message } from "../wire/messages.ts";
 import { createFakeClock } from "./fake-clock.ts";
@@ -269,10 +269,6 @@ class LinkedEnd implements Link {
     if (this.#isOver) return false;
     this.#out.push("control", { bytes, done: () => undefined });
     return this.#out.queued <= queueMark;
-  }
-
-  sendAll(frames: readonly ControlFrame[]): boolean {
-    return frames.map(({ message, payload }) => this.send(message, payload)).every(Boolean);
   }
 
   sendFrame(frame: Uint8Array): Promise<void> {

@@ -42,8 +42,6 @@ export interface Link {
   start(handlers: LinkHandlers): void;
   /** Sends a control frame, past the frames of `sendFrame` that wait. Returns false when the socket's buffer is above its mark (the caller may go on). */
   send(message: Message, payload?: Uint8Array): boolean;
-  /** As {@link send}, of several in one write: a write into a TLS socket costs more than the bytes of a small frame. */
-  sendAll(frames: readonly ControlFrame[]): boolean;
   /**
    * Sends bytes that are a whole frame already (head encoded in place before its payload). The array is on loan until the promise settles: it resolves when the
    * socket has taken the bytes, rejects when the link has ended.

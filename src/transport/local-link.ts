@@ -6,7 +6,7 @@ import type { Clock } from "../base/clock.ts";
 import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import { createFrameDecoder, encodeFrame, type FrameDecoder } from "../wire/frame.ts";
 import type { Message } from "../wire/messages.ts";
-import type { ControlFrame, Link, LinkHandlers, PeerIdentity } from "./link.ts";
+import type { Link, LinkHandlers, PeerIdentity } from "./link.ts";
 
 export interface LocalPair {
   readonly client: Link;
@@ -91,10 +91,6 @@ class LocalEnd implements Link {
     // What is lost with the link is told by its end.
     this.#push({ bytes, done: () => undefined, lost: () => undefined });
     return true;
-  }
-
-  sendAll(frames: readonly ControlFrame[]): boolean {
-    return frames.map(({ message, payload }) => this.send(message, payload)).every(Boolean);
   }
 
   sendFrame(frame: Uint8Array): Promise<void> {

@@ -11,7 +11,7 @@ import type { Message } from "../wire/messages.ts";
 import { connectionError } from "./connection-errors.ts";
 import { type DirectReception, receiveDirectly } from "./direct-reception.ts";
 import { FrameQueue } from "./frame-queue.ts";
-import type { ControlFrame, Link, LinkHandlers, PeerIdentity } from "./link.ts";
+import type { Link, LinkHandlers, PeerIdentity } from "./link.ts";
 
 /** Longest wait for the peer's end of a connection that was closed here. */
 export const closeMillis = 2_000;
@@ -136,12 +136,7 @@ export class TlsLink implements Link {
   }
 
   send(message: Message, payload?: Uint8Array): boolean {
-    return this.sendAll([{ message, payload }]);
-  }
-
-  sendAll(frames: readonly ControlFrame[]): boolean {
-    const [first = new Uint8Array(0), ...others] = frames.map(({ message, payload }) => encodeFrame(message, payload));
-    const bytes = others.length === 0 ? first : Buffer.concat([first, ...others]);
+    const bytes = encodeFrame(message, payload);
     // Past the frames that wait: what is asked or answered should not queue behind megabytes.
     return this.#isOver ? false : this.#socket.write(bytes);
   }

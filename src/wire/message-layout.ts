@@ -158,10 +158,14 @@ export const layouts: Layouts = {
   },
   blocks: {
     number: 7,
-    fields: { request: required("q", request), page: required("p", block) },
-    payload(_message, payloadBytes) {
-      if (payloadBytes > 4_096 || payloadBytes % 8 !== 0)
-        wrong(`payload: ${payloadBytes} bytes, digests of one page allowed`);
+    fields: {
+      request: required("q", request),
+      page: required("p", block),
+      count: required("n", integer(1, wireLimits.pagesPerAnswerMax)),
+    },
+    payload({ count }, payloadBytes) {
+      if (payloadBytes > count * 4_096 || payloadBytes < count * 8 || payloadBytes % 8 !== 0)
+        wrong(`payload: ${payloadBytes} bytes do not fit the digests of ${count} pages`);
     },
   },
   "ask-parts": {

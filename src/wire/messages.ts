@@ -106,11 +106,16 @@ export interface AskBlocks {
   readonly pages: readonly number[];
 }
 
-/** R→S. One frame for each page asked. Payload: the page's digests, {@link digestBytes} each, only of blocks that exist. */
+/**
+ * R→S. Some of the pages asked, in the order asked; the others follow in further frames. Payload: the pages' digests, {@link digestBytes} each, only of blocks that exist, one
+ * page behind the other.
+ */
 export interface Blocks {
   readonly type: "blocks";
   readonly request: number;
+  /** The first of these pages. */
   readonly page: number;
+  readonly count: number;
 }
 
 /** S→R: part digests of what the replica holds for these blocks. */

@@ -27,6 +27,8 @@ export const wireLimits = {
   blocksPerDataMax: EXTENT_BYTES_MAX / PART_BYTES,
   /** Blocks of one zero frame: a long run is split, so that it counts as progress and each frame is bounded work. */
   blocksPerZeroMax: 65_536,
+  /** Pages of one `blocks`. */
+  pagesPerAnswerMax: 64,
   /** Block numbers of the largest disk with the smallest blocks. */
   blockNumbersMax: limits.diskBytesMax / BLOCK_BYTES_MIN,
   /** Maps and arrays of a header inside one another, the header's own map included. */

@@ -16,7 +16,7 @@ import { KnownParts } from "../../src/replication/known-parts.ts";
 import { OldContent } from "../../src/replication/old-content.ts";
 import { rebuildTable } from "../../src/replication/rebuild.ts";
 import type { LaneStorage, Storage } from "../../src/storage/seam.ts";
-import { createPageDigests, pageDigest } from "../../src/table/digest-table.ts";
+import { createPageDigests, type DigestTable, pageDigest } from "../../src/table/digest-table.ts";
 import {
   type DiskWriter,
   openStore,
@@ -257,6 +257,13 @@ export async function rebuild(writer: DiskWriter, lanes: LaneStorage): Promise<v
     slot.release();
   }
   await writer.settleDoubt();
+}
+
+/** Blocks of which the table says that they are not zero. */
+export function nonZeroBlocks(table: DigestTable): number {
+  let found = 0;
+  for (let block = 0; block < blockCount(table.geometry); block++) found += Number(!table.isZero(block));
+  return found;
 }
 
 /** Every block of the table is the digest of that block of the replica. */

@@ -111,8 +111,8 @@ function behave(message: Message, end: EndByHand, { opened }: Facts): void {
       return;
     case "ask-blocks":
       for (const page of message.pages) {
-        const count = Math.min(512, blocks);
-        end.payload({ type: "blocks", request: message.request, page }, new Uint8Array(count * 8).fill(7));
+        const digests = new Uint8Array(Math.min(512, blocks) * 8).fill(7);
+        end.payload({ type: "blocks", request: message.request, page, count: 1 }, digests);
       }
       return;
     case "ask-parts":
@@ -163,7 +163,7 @@ describe("answers that do not fit", () => {
 
   test.each<[string, Says]>([
     ["page digests for a page that is none", wrongPayload({ type: "pages", request: 0, first: 0, count: 1 }, 1)],
-    ["too few block digests", wrongPayload({ type: "blocks", request: 0, page: 0 }, 4_096)],
+    ["too few block digests", wrongPayload({ type: "blocks", request: 0, page: 0, count: 1 }, 4_096)],
     ["part digests without parts", wrongPayload({ type: "parts", request: 0, count: blocks }, 4)],
     ["part digests of another block size", wrongPayload({ type: "parts", request: 0, count: blocks }, 4 + 32 * 16)],
   ])("%s", async (_name, says) => {
@@ -181,7 +181,7 @@ describe("answers that do not fit", () => {
     [
       "block digests of another page",
       onFirst("ask-blocks", (ask: { readonly request: number }, end) => {
-        end.payload({ type: "blocks", request: ask.request, page: 9 }, new Uint8Array(blocks * 8));
+        end.payload({ type: "blocks", request: ask.request, page: 9, count: 1 }, new Uint8Array(blocks * 8));
       }),
     ],
     [
@@ -193,7 +193,7 @@ describe("answers that do not fit", () => {
     [
       "another kind of answer",
       onFirst("ask-pages", (ask: { readonly request: number }, end) => {
-        end.payload({ type: "blocks", request: ask.request, page: 0 }, new Uint8Array(blocks * 8));
+        end.payload({ type: "blocks", request: ask.request, page: 0, count: 1 }, new Uint8Array(blocks * 8));
       }),
     ],
     [
@@ -336,7 +336,7 @@ test("a receiver that does not answer: reading stops, whatever the size of the i
       }
       if (message.type === "ask-blocks") {
         for (const page of message.pages) {
-          end.payload({ type: "blocks", request: message.request, page }, new Uint8Array(4_096).fill(7));
+          end.payload({ type: "blocks", request: message.request, page, count: 1 }, new Uint8Array(4_096).fill(7));
         }
         return true;
       }

@@ -39,7 +39,7 @@ class Source {
   readonly image: BlockWriter;
   /** What crossed the links since the last send began. */
   readonly sent: Message[] = [];
-  /** Frames in each write of the receiver. */
+  /** Pages in each answer of the receiver. */
   readonly answered: number[] = [];
   onPair: (pair: LinkedPair, attempt: number) => void = () => undefined;
   #dirty = new DirtyBitmap({ sizeBytes, blockBytes });
@@ -79,14 +79,14 @@ class Source {
       source: { reader: this.image, name: "image", identity: "image-1", changes },
       onPair: (pair, attempt) => {
         const { client, server } = pair;
-        const [send, sendAll] = [client.send.bind(client), server.sendAll.bind(server)];
+        const [send, answer] = [client.send.bind(client), server.send.bind(server)];
         client.send = (message, payload) => {
           this.sent.push(message);
           return send(message, payload);
         };
-        server.sendAll = (frames) => {
-          if (frames[0]?.message.type === "blocks") this.answered.push(frames.length);
-          return sendAll(frames);
+        server.send = (message, payload) => {
+          if (message.type === "blocks") this.answered.push(message.count);
+          return answer(message, payload);
         };
         this.onPair(pair, attempt);
       },
@@ -149,7 +149,7 @@ test.each([
     expect(source.questions).toBeGreaterThanOrEqual(2);
     expect(source.questions).toBeLessThanOrEqual(4);
     expect(Math.max(...source.answered)).toBe(64);
-    expect(source.answered.reduce((sum, frames) => sum + frames, 0)).toBe((pages * 3) / 4);
+    expect(source.answered.reduce((sum, count) => sum + count, 0)).toBe((pages * 3) / 4);
     await expectReplica(source, places, blockBytes);
     await expectReplica(source, [100 * pageBytes], pageBytes);
     await source.image.close();
@@ -177,13 +177,12 @@ test("digests of a page that do not fit its page digest are not believed", async
   for (const place of places) await source.write(place, 100);
   let lies = 1;
   source.onPair = ({ server }) => {
-    const { sendAll } = server;
-    server.sendAll = (frames) => {
-      const [first, ...others] = frames;
-      if (first?.message.type !== "blocks" || lies-- <= 0) return sendAll.call(server, frames);
-      const payload = Uint8Array.from(first.payload ?? []);
-      payload[0] = (payload[0] ?? 0) ^ 1;
-      return sendAll.call(server, [{ ...first, payload }, ...others]);
+    const { send } = server;
+    server.send = (message, payload) => {
+      if (message.type !== "blocks" || lies-- <= 0) return send.call(server, message, payload);
+      const changed = Uint8Array.from(payload ?? []);
+      changed[0] = (changed[0] ?? 0) ^ 1;
+      return send.call(server, message, changed);
     };
   };
   const report = await source.send("two");

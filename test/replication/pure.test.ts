@@ -4,16 +4,7 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { limits } from "../../src/base/limits.ts";
-import {
-  type Geometry,
-  KIB,
-  maskBytes,
-  MIB,
-  PART_BYTES,
-  pageBlocks,
-  pageCount,
-  partsPerBlock,
-} from "../../src/base/units.ts";
+import { type Geometry, KIB, maskBytes, MIB, PART_BYTES, partsPerBlock } from "../../src/base/units.ts";
 import type { BlockReader } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import { backoffMillis } from "../../src/replication/backoff.ts";
@@ -235,19 +226,6 @@ describe("page answers", () => {
       const table = new BaseTable(session, geometry, { empty: false, sizeBytes: geometry.sizeBytes });
       await expect(table.page(0)).rejects.toMatchObject({ code: "message-malformed" });
     }
-  });
-
-  test("block digests: of the page the old end lies in, the rest is zero; else they must be all there", async () => {
-    const geometry: Geometry = { sizeBytes: 96 * MIB, blockBytes: 64 * KIB, digestKind: "xxh64" };
-    const given = (bytes: number): SenderSession =>
-      ({ askBlocks: () => Promise.resolve([new Uint8Array(bytes).fill(5)]) }) as unknown as SenderSession;
-    const growing = new BaseTable(given(800), geometry, { empty: false, sizeBytes: 33 * MIB });
-    const padded = await growing.blocks(1);
-    expect(padded.length).toBe(pageBlocks(geometry, 1).count * 8);
-    expect([padded[799], padded[800]]).toEqual([5, 0]);
-    await expect(growing.blocks(0)).rejects.toMatchObject({ code: "message-malformed" });
-    const tooLong = new BaseTable(given(4_104), geometry, { empty: false, sizeBytes: geometry.sizeBytes });
-    await expect(tooLong.blocks(pageCount(geometry) - 1)).rejects.toMatchObject({ code: "message-malformed" });
   });
 });
 

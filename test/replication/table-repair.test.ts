@@ -9,6 +9,7 @@ import { createMemoryImage } from "../../src/image/memory.ts";
 import type { JobTypes, ScanRequest } from "../../src/lanes/jobs.ts";
 import type { Lanes } from "../../src/lanes/lanes.ts";
 import { slotBytes } from "../../src/lanes/slot-layout.ts";
+import { tableCheckMillis } from "../../src/replication/table-checks.ts";
 import { rebuildTable } from "../../src/replication/rebuild.ts";
 import type { DigestTable } from "../../src/table/digest-table.ts";
 import { createLinkedPair } from "../../src/testing/linked-pair.ts";
@@ -169,13 +170,21 @@ describe("rebuild", () => {
 describe("a damaged page", () => {
   let kit: PairKit;
   let lanesBusy: Promise<void> | undefined;
+  /** How far the receiver's clock is ahead. */
+  let aheadMillis: number;
+  /** Jobs that read the replica to digest it anew. */
+  let scans: number;
 
   beforeEach(async () => {
     lanesBusy = undefined;
+    aheadMillis = 0;
+    scans = 0;
     kit = await PairKit.create({
+      receiver: { clock: { ...hastyClock, monotonic: () => hastyClock.monotonic() + aheadMillis } },
       receiverLanes: (lanes) => ({
         ...lanes,
         async run(name, request) {
+          if (name === "scan") scans++;
           if (name === "scan") await lanesBusy;
           return await lanes.run(name, request);
         },
@@ -205,12 +214,26 @@ describe("a damaged page", () => {
     closeSync(fd);
   }
 
-  test("found when the disk is opened: the table is built anew in the same session", async () => {
+  test("found when the disk is opened, which looks at all pages once an hour: the table is built anew in the same session", async () => {
     const image = await sent();
     damage(1);
+    aheadMillis = tableCheckMillis;
     await image.write(randomBytes(64 * KIB), MIB);
     const report = await kit.send(image);
     expect(report).toMatchObject({ point: 2, attempts: 1, funnel: { changedBytes: 64 * KIB } });
+    await expectEqual(kit, image);
+  });
+
+  test("not looked at within the hour, found when it is needed", async () => {
+    const image = await sent();
+    damage(1);
+    aheadMillis = tableCheckMillis - 60_000;
+    await image.write(randomBytes(64 * KIB), MIB);
+    expect(await kit.send(image)).toMatchObject({ point: 2, attempts: 1, funnel: { changedBytes: 64 * KIB } });
+    expect(scans).toBe(0);
+    await image.write(randomBytes(64 * KIB), 41 * MIB);
+    expect(await kit.send(image)).toMatchObject({ point: 3, attempts: 1, funnel: { changedBytes: 64 * KIB } });
+    expect(scans).toBe(1);
     await expectEqual(kit, image);
   });
 

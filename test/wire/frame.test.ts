@@ -98,7 +98,7 @@ describe("decoder", () => {
       onFrame: ({ payload }) => payloads.push(payload),
     });
     decoder.push(encodeFrame({ type: "bye" }));
-    decoder.push(encodeFrame({ type: "blocks", request: 1, page: 2 }, new Uint8Array(16).fill(7)));
+    decoder.push(encodeFrame({ type: "blocks", request: 1, page: 2, count: 1 }, new Uint8Array(16).fill(7)));
     expect(asked).toEqual([["blocks", 16]]);
     expect(payloads[0]).toHaveLength(0);
     expect(payloads[1]?.buffer).toBe(memory);
@@ -126,7 +126,7 @@ describe("decoder", () => {
 
   test("a payload target of another length is a wrong call, and the decoder stays dead", () => {
     const decoder = createFrameDecoder({ payloadTarget: () => new Uint8Array(7), onFrame: () => undefined });
-    const frame = encodeFrame({ type: "blocks", request: 1, page: 2 }, new Uint8Array(8));
+    const frame = encodeFrame({ type: "blocks", request: 1, page: 2, count: 1 }, new Uint8Array(8));
     const first = thrownBy(() => decoder.push(frame));
     expect(first).toBeInstanceOf(InvariantError);
     expect(thrownBy(() => decoder.push(frame))).toBe(first);
@@ -144,7 +144,7 @@ describe("decoder", () => {
           throw full;
         },
       });
-      const frame = encodeFrame({ type: "blocks", request: 1, page: 2 }, new Uint8Array(8));
+      const frame = encodeFrame({ type: "blocks", request: 1, page: 2, count: 1 }, new Uint8Array(8));
       expect(thrownBy(() => decoder.push(frame))).toBe(full);
       expect(thrownBy(() => decoder.push(new Uint8Array(0)))).toBe(full);
     }

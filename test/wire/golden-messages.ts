@@ -168,7 +168,7 @@ export const goldenFrames: Readonly<Record<string, Golden>> = {
     payload: joined(Uint8Array.from([0b0000_0100, 0b0000_0010]), counting(32, 0x10), counting(32, 0x40)),
   },
   "ask-blocks": { message: { type: "ask-blocks", request: 2, pages: [0, 1, 130, 20_000] } },
-  blocks: { message: { type: "blocks", request: 2, page: 130 }, payload: counting(24, 0x70) },
+  blocks: { message: { type: "blocks", request: 2, page: 130, count: 2 }, payload: counting(24, 0x70) },
   "ask-parts": { message: { type: "ask-parts", request: 4_294_967_295, blocks: [5, 6, 134, 16_519] } },
   parts: {
     message: { type: "parts", request: 4_294_967_295, count: 4 },

@@ -241,9 +241,11 @@ describe("payloads of answers", () => {
     for (const bytes of [1, 3, 2 + 31, 2 + 352]) refuses("pages", {}, "payload", bytes);
   });
 
-  test("blocks: digests of one page", () => {
-    for (const bytes of [8, 4_096]) accepts("blocks", {}, bytes);
-    for (const bytes of [7, 12, 4_104]) refuses("blocks", {}, "payload", bytes);
+  test("blocks: digests of its pages, at least one each", () => {
+    for (const bytes of [16, 8_192]) accepts("blocks", {}, bytes);
+    for (const bytes of [8, 20, 8_200]) refuses("blocks", {}, "payload", bytes);
+    accepts("blocks", { n: wireLimits.pagesPerAnswerMax }, wireLimits.pagesPerAnswerMax * 4_096);
+    for (const n of [0, wireLimits.pagesPerAnswerMax + 1]) refuses("blocks", { n }, "n (count)");
   });
 
   test("parts: a bit each and the part digests of those set", () => {

@@ -9,7 +9,7 @@ import type { Logger } from "../../base/logger.ts";
 import { BLOCK_BYTES_DEFAULT } from "../../base/units.ts";
 import type { CodecName } from "../../codec/compression.ts";
 import type { Storage } from "../../storage/seam.ts";
-import type { ControlFrame, Link, LinkHandlers, PeerIdentity } from "../../transport/link.ts";
+import type { Link, LinkHandlers, PeerIdentity } from "../../transport/link.ts";
 import { encodeFrame } from "../../wire/frame.ts";
 import { answer } from "../../wire/handshake.ts";
 import type { Commit, Message, Open } from "../../wire/messages.ts";
@@ -93,10 +93,6 @@ class PaperLink implements Link {
       // The end of the link tells it.
     });
     return true;
-  }
-
-  sendAll(frames: readonly ControlFrame[]): boolean {
-    return frames.map(({ message }) => this.send(message)).every(Boolean);
   }
 
   sendFrame(frame: Uint8Array): Promise<void> {
