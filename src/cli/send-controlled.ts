@@ -4,6 +4,7 @@ import { ReplicationError, toReplicationError } from "../base/errors.ts";
 import type { ControlClient } from "../library/control/client.ts";
 import { controlPathOf } from "../library/control/protocol.ts";
 import type { Engine } from "../replication/engine.ts";
+import { tellMisses } from "../replication/audit-report.ts";
 import type { SendReport } from "../replication/report.ts";
 import type { ParsedArguments } from "./arguments.ts";
 import { exitCodes } from "./exit-codes.ts";
@@ -89,21 +90,9 @@ export async function sendOfTracker(
     });
     stop();
     for (const report of reports) io.out(tell(report));
-    return missed(reports, log) ? exitCodes.differs : exitCodes.done;
+    return tellMisses(reports, log) ? exitCodes.differs : exitCodes.done;
   } finally {
     stop();
     tracker.close();
   }
-}
-
-/** Whether blocks had changed that were called clean. It is said aloud. */
-export function missed(reports: readonly SendReport[], log: ReturnType<typeof createLog>): boolean {
-  const wrong = reports.filter(({ audit }) => (audit?.missedBytes ?? 0) > 0);
-  for (const { disk, audit } of wrong) {
-    log.error(
-      { disk, auditedBytes: audit?.bytes, missedBytes: audit?.missedBytes },
-      "blocks had changed that are called clean: what was found was sent, others may be missing in the point. The next send compares everything",
-    );
-  }
-  return wrong.length > 0;
 }

@@ -1,6 +1,7 @@
 import type { SendSource } from "../replication/sender.ts";
 import { toReplicationError } from "../base/errors.ts";
 import { createEngine, type Engine } from "../replication/engine.ts";
+import { tellMisses } from "../replication/audit-report.ts";
 import type { MachineReport } from "../replication/machine.ts";
 import type { SendReport } from "../replication/report.ts";
 import { type ParsedArguments, parseArguments } from "./arguments.ts";
@@ -9,7 +10,7 @@ import { disposable } from "./disposable.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { nbdCredentials } from "./nbd-credentials.ts";
 import { cycleText, doneEvent, funnelText, showMachineProgress, showProgress } from "./progress.ts";
-import { findTracker, isControlledMachine, missed, sendOfTracker } from "./send-controlled.ts";
+import { findTracker, isControlledMachine, sendOfTracker } from "./send-controlled.ts";
 import {
   checkEvery,
   knownChanges,
@@ -213,7 +214,7 @@ async function sendDisk(given: ParsedArguments, { io, engine, log, json, tell }:
     if ("directory" in receiver) io.out(seedText(report, receiver.directory, json));
     else io.out(tell(report));
     await source.sent(report);
-    return missed([report], log) ? exitCodes.differs : exitCodes.done;
+    return tellMisses([report], log) ? exitCodes.differs : exitCodes.done;
   } finally {
     stop();
   }

@@ -7,10 +7,10 @@ import { invariant, ReplicationError } from "../base/errors.ts";
 import type { Gate } from "../base/gate.ts";
 import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
-import { chooseAudit } from "../track/audit.ts";
 import type { KnownState, KnownStates } from "../track/known-state.ts";
-import { cutImages, type ImageCut, type TrackedImage } from "../track/tracked-image.ts";
-import { type Quiescing, whileQuiet } from "./quiescing.ts";
+import type { ImageCut, TrackedImage } from "../track/tracked-image.ts";
+import { tellMisses } from "./audit-report.ts";
+import { type CutHow, type Cuts, makeCuts } from "./cut.ts";
 import { makePasses, type Passed, type PassesOptions } from "./passes.ts";
 import { type SendReport, withPasses } from "./report.ts";
 import type { SendSource } from "./sender.ts";
@@ -34,7 +34,7 @@ export interface CycleSend {
   run(signal?: AbortSignal): Promise<readonly SendReport[]>;
 }
 
-export interface TrackedSenderOptions extends Pick<PassesOptions, "passBytes"> {
+export interface TrackedSenderOptions extends Pick<PassesOptions, "passBytes">, CutHow {
   /** At least one. */
   readonly disks: readonly TrackedDisk[];
   /** A send of these sources, as many as there are disks, all of one moment. */
@@ -44,12 +44,8 @@ export interface TrackedSenderOptions extends Pick<PassesOptions, "passBytes"> {
   ) => CycleSend;
   /** A send that makes no point, of one of the disks by its place among them. */
   readonly createPass: (source: SendSource, nth: number) => { run(signal?: AbortSignal): Promise<SendReport> };
-  /** Has the applications of the machine write out what they hold, for as long as the cut takes. */
-  readonly quiescing?: Quiescing | undefined;
   /** One cut of these images at a time: shared with whoever else cuts them. Default: nobody does. */
   readonly turn?: Gate | undefined;
-  /** Share of the blocks called clean that is looked at in each cycle, 0 to 1; default 0. */
-  readonly auditShare?: number | undefined;
   readonly clock: Clock;
   readonly random: Random;
   readonly log: Logger;
@@ -88,12 +84,14 @@ export class TrackedSender {
       let cuts: readonly ImageCut[] = [];
       try {
         for (const nth of this.#o.disks.keys()) passes.push(await this.#passesOf(nth, whole, signal));
-        const made = await this.#cut(whole, passes);
+        const made = await makeCuts(
+          this.#o.disks.map(({ image }) => image),
+          { ...this.#o, whole, passes: passes.map((passed) => passed?.cut) },
+        );
         ({ cuts } = made);
         const reports = await this.#send(made, passes, signal);
         this.#whole = false;
-        this.#distrusts = reports.some(({ audit }) => (audit?.missedBytes ?? 0) > 0);
-        if (this.#distrusts) this.#shout(reports);
+        this.#distrusts = tellMisses(reports, this.#o.log);
         return reports;
       } catch (error) {
         for (const cut of [...passes.map((passed) => passed?.cut), ...cuts]) await cut?.mergeBack();
@@ -117,18 +115,6 @@ export class TrackedSender {
         return await createPass(source, nth).run(signal);
       },
     });
-  }
-
-  async #cut(whole: boolean, passes: readonly (Passed | undefined)[]): Promise<Cuts> {
-    const { disks, clock, random, auditShare = 0, quiescing, log } = this.#o;
-    const images = disks.map(({ image }) => image);
-    const audits = images.map(({ journal }) => (whole ? undefined : chooseAudit(journal.dirty, auditShare, random)));
-    return await whileQuiet({ quiescing, clock, log }, () =>
-      cutImages(images, {
-        ...{ clock, audits, freeze: whole ? "all" : "dirty" },
-        passes: passes.map((passed) => passed?.cut),
-      }),
-    );
   }
 
   #knownStates({ states }: TrackedDisk): readonly KnownState[] {
@@ -160,27 +146,11 @@ export class TrackedSender {
     }
     return reports.map((report, nth) => withPasses(report, passes[nth]?.reports ?? []));
   }
-
-  #shout(reports: readonly SendReport[]): void {
-    for (const { disk, audit } of reports) {
-      if (audit === undefined || audit.missedBytes === 0) continue;
-      const { bytes, missedBytes } = audit;
-      this.#o.log.error(
-        { disk, auditedBytes: bytes, missedBytes },
-        `${disk}: blocks had changed that the journal calls clean: the image is written past the tracker, or the journal is wrong. They were sent, and all of the disk is compared next`,
-      );
-    }
-  }
 }
 
 function isKnown({ image, states }: TrackedDisk): boolean {
   const { base, pending } = image.journal;
   return states.known.some(({ cycle }) => cycle === base || cycle === pending);
-}
-
-interface Cuts {
-  readonly cuts: readonly ImageCut[];
-  readonly consistency: "crash" | "application";
 }
 
 function sourceOf(

@@ -4,10 +4,9 @@ import type { Gate } from "../../base/gate.ts";
 import type { ServedContext } from "../../nbd/exported-disk.ts";
 import { listenNbd, type NbdListener } from "../../nbd/server.ts";
 import type { Engine } from "../../replication/engine.ts";
-import { type Quiescing, whileQuiet } from "../../replication/quiescing.ts";
-import { chooseAudit } from "../../track/audit.ts";
+import { type CutHow, makeCuts } from "../../replication/cut.ts";
 import type { DirtyBits } from "../../track/dirty-bitmap.ts";
-import { cutImages, type ImageCut } from "../../track/tracked-image.ts";
+import type { ImageCut } from "../../track/tracked-image.ts";
 import type { ByteStream } from "../../transport/byte-stream.ts";
 import { JsonLines } from "../../transport/json-lines.ts";
 import { listenStreams } from "../../transport/stream-listen.ts";
@@ -21,15 +20,13 @@ import {
   parseRequest,
 } from "./protocol.ts";
 
-export interface ControlOptions {
+export interface ControlOptions extends CutHow {
   readonly engine: Engine;
   /** Of the unix socket; mode 0600. Cuts are served at `PATH.cut`. */
   readonly path: string;
   readonly disks: readonly { readonly exportName: string; readonly tracked: Tracked }[];
   /** One cut of these images at a time: shared with whoever else cuts them. */
   readonly turn: Gate;
-  readonly quiescing?: Quiescing | undefined;
-  readonly auditShare?: number | undefined;
 }
 
 export interface ControlListener {
@@ -141,13 +138,10 @@ class Client {
   }
 
   async #makeCut(whole: boolean): Promise<CutOffer> {
-    const { engine, path, disks, quiescing, auditShare = 0 } = this.#o;
+    const { engine, path, disks, quiescing, auditShare } = this.#o;
     const { storage, clock, random, log } = engine;
     const images = disks.map(({ tracked }) => tracked.image);
-    const audits = images.map(({ journal }) => (whole ? undefined : chooseAudit(journal.dirty, auditShare, random)));
-    const { cuts, consistency } = await whileQuiet({ quiescing, clock, log }, () =>
-      cutImages(images, { clock, audits, freeze: whole ? "all" : "dirty" }),
-    );
+    const { cuts, consistency } = await makeCuts(images, { quiescing, auditShare, whole, clock, random, log });
     const socket = `${path}.cut`;
     try {
       for (const { durable } of cuts) await durable;

@@ -2,7 +2,7 @@
 import { copyFileSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
-import { BLOCK, makeSparse, MIB, noise, writeAt } from "./content.ts";
+import { BLOCK, makeSparse, MIB, noise, writeAt } from "../content.ts";
 import {
   CliProcess,
   cmpFiles,
@@ -17,7 +17,7 @@ import {
   startReceiver,
   suiteScope,
   tempDir,
-} from "./kit.ts";
+} from "../kit.ts";
 
 const suite = suiteScope();
 let pki: Pki;

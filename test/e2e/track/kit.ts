@@ -3,10 +3,10 @@ import { once } from "node:events";
 import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { expect } from "vitest";
-import { type NbdWriter, openNbdWriter } from "../../src/nbd/client.ts";
-import { parseNbdUri } from "../../src/nbd/nbd-uri.ts";
-import { KIB, noise, PART } from "./content.ts";
-import { CliProcess, type JsonLine, type Pki, type Receiver, type Scope, startReceiver } from "./kit.ts";
+import { type NbdWriter, openNbdWriter } from "../../../src/nbd/client.ts";
+import { parseNbdUri } from "../../../src/nbd/nbd-uri.ts";
+import { KIB, noise, PART } from "../content.ts";
+import { CliProcess, type JsonLine, type Pki, type Receiver, type Scope, startReceiver } from "../kit.ts";
 
 // The tracker -------------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { existsSync } from "node:fs";
 import { beforeAll, expect, test } from "vitest";
-import { KIB, MIB } from "../../src/base/units.ts";
-import { socketDir, startQemuNbd, startServer } from "../nbd/kit.ts";
+import { KIB, MIB } from "../../../src/base/units.ts";
+import { socketDir, startQemuNbd, startServer } from "../../nbd/kit.ts";
 import {
   cmpFiles,
   makeImage,
@@ -20,7 +20,7 @@ import {
   startReceiver,
   suiteScope,
   tempDir,
-} from "./kit.ts";
+} from "../kit.ts";
 
 const suite = suiteScope();
 let pki: Pki;

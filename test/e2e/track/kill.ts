@@ -4,7 +4,7 @@
  */
 import { join } from "node:path";
 import { expect } from "vitest";
-import { makeSparse, MIB, noise, writeAt } from "./content.ts";
+import { makeSparse, MIB, noise, writeAt } from "../content.ts";
 import {
   cmpFiles,
   type JsonLine,
@@ -15,8 +15,8 @@ import {
   seededRandom,
   startReceiver,
   tempDir,
-} from "./kit.ts";
-import { Load, startAgain, type TrackOptions, Tracker } from "./track-kit.ts";
+} from "../kit.ts";
+import { Load, startAgain, type TrackOptions, Tracker } from "./kit.ts";
 
 /**
  * The machine writes to the first page of the table and no other: of four, with as much data each. A page in which a cycle was interrupted is looked at as a whole, and read

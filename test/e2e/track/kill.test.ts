@@ -3,7 +3,7 @@ import { rmSync, statSync, writeFileSync } from "node:fs";
 import { uptime } from "node:os";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
-import { makeNoise, MIB, until } from "./content.ts";
+import { makeNoise, MIB, until } from "../content.ts";
 import {
   cmpFiles,
   makePki,
@@ -15,9 +15,9 @@ import {
   startReceiver,
   suiteScope,
   tempDir,
-} from "./kit.ts";
-import { Load, Tracker } from "./track-kit.ts";
-import { killTracked } from "./track-kill.ts";
+} from "../kit.ts";
+import { Load, Tracker } from "./kit.ts";
+import { killTracked } from "./kill.ts";
 
 const suite = suiteScope();
 let pki: Pki;

@@ -2,8 +2,8 @@
 import { readFileSync, rmSync, statSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
-import { journalBytesMax } from "../../src/track/journal/format.ts";
-import { KIB, makeNoise, makeSparse, MIB, noise, writeAt } from "./content.ts";
+import { journalBytesMax } from "../../../src/track/journal/format.ts";
+import { KIB, makeNoise, makeSparse, MIB, noise, writeAt } from "../content.ts";
 import {
   CliProcess,
   cmpFiles,
@@ -19,8 +19,8 @@ import {
   startReceiver,
   suiteScope,
   tempDir,
-} from "./kit.ts";
-import { startProxy } from "./proxy.ts";
+} from "../kit.ts";
+import { startProxy } from "../proxy.ts";
 
 const suite = suiteScope();
 let pki: Pki;

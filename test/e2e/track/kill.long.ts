@@ -1,8 +1,8 @@
-/** The same kills as in track-kill.test.ts, many more. */
+/** The same kills as in kill.test.ts, many more. */
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
-import { makePki, type Pki, suiteScope, tempDir } from "./kit.ts";
-import { type Killed, killTracked } from "./track-kill.ts";
+import { makePki, type Pki, suiteScope, tempDir } from "../kit.ts";
+import { type Killed, killTracked } from "./kill.ts";
 
 /** In the names of the tests, so that a failure tells it; `REPLICATE_TEST_SEED` repeats it. */
 const seed = Number(process.env["REPLICATE_TEST_SEED"]) || Date.now() & 0xffff;

@@ -1,8 +1,8 @@
-/** The same as in track-stamps.test.ts, for longer. */
+/** The same as in stamps.test.ts, for longer. */
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
-import { makePki, type Pki, suiteScope, tempDir } from "./kit.ts";
-import { stampSlowDevices, type StampCounts, stampTracker } from "./track-stamps.ts";
+import { makePki, type Pki, suiteScope, tempDir } from "../kit.ts";
+import { stampSlowDevices, type StampCounts, stampTracker } from "./stamps.ts";
 
 /** In the names of the tests, so that a failure tells it; `REPLICATE_TEST_SEED` repeats it. */
 const seed = Number(process.env["REPLICATE_TEST_SEED"]) || Date.now() & 0xffff;

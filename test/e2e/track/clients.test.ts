@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test, type TestContext } from "vitest";
-import { MIB } from "./content.ts";
+import { MIB } from "../content.ts";
 import {
   cmpFiles,
   makeImage,
@@ -15,8 +15,8 @@ import {
   startReceiver,
   suiteScope,
   tempDir,
-} from "./kit.ts";
-import { Tracker } from "./track-kit.ts";
+} from "../kit.ts";
+import { Tracker } from "./kit.ts";
 
 const sizeBytes = 48 * MIB + 512;
 const suite = suiteScope();

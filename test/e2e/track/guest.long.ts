@@ -7,7 +7,7 @@ import { createHash } from "node:crypto";
 import { mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { buildGuest, freePort, Guest, guestObstacle, kvmWorks } from "./guest.ts";
+import { buildGuest, freePort, Guest, guestObstacle, kvmWorks } from "../guest.ts";
 import {
   fsck,
   hasTool,
@@ -20,15 +20,15 @@ import {
   type Scope,
   startReceiver,
   tempDir,
-} from "./kit.ts";
-import { Tracker, watchCuts } from "./track-kit.ts";
+} from "../kit.ts";
+import { Tracker, watchCuts } from "./kit.ts";
 
 const volumeMiB = 256;
 /** Time for which the guest waits for a tracker that is started anew. */
 const reconnectSeconds = 600;
 /** Points of each kind that are looked into. */
 const pointsOfKind = 3;
-/** Files a guest has removed by then are older than these: see track-guest.mjs. */
+/** Files a guest has removed by then are older than these: see guest.mjs. */
 const filesKept = 2_000;
 
 const init = `
@@ -47,7 +47,7 @@ else
   stty -F /dev/ttyS1 -echo
   mkdir /disk
   mount -t ext4 /dev/vda /disk || echo '{"event":"trouble","what":"no mount"}'
-  node /test/track-guest.mjs /disk || echo '{"event":"trouble","what":"writer"}' &
+  node /test/guest.mjs /disk || echo '{"event":"trouble","what":"writer"}' &
   while read -r word; do
     case $word in
       freeze) fsfreeze --freeze /disk && echo '{"event":"frozen"}' || echo '{"event":"trouble","what":"freeze"}' ;;
@@ -80,8 +80,8 @@ test("a guest on ext4 over the NBD export: points with and without freeze, the t
   if (inTheWay !== undefined) t.skip(inTheWay);
   const dir = tempDir(t);
   const pki = await makePki(t, join(dir, "pki"));
-  const program = join(import.meta.dirname, "track-guest.mjs");
-  const system = buildGuest(dir, { init, copies: { "/test/track-guest.mjs": program } });
+  const program = join(import.meta.dirname, "guest.mjs");
+  const system = buildGuest(dir, { init, copies: { "/test/guest.mjs": program } });
   const kvm = kvmWorks(system);
   process.stdout.write(kvm ? "with KVM\n" : "KVM does not run the guest here: it is emulated, which is slow\n");
   const image = join(dir, "vm.raw");

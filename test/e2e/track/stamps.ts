@@ -6,21 +6,21 @@
  */
 import { join } from "node:path";
 import { expect } from "vitest";
-import { type Clock, systemClock } from "../../src/base/clock.ts";
-import { silentLogger } from "../../src/base/logger.ts";
-import type { BlockWriter } from "../../src/image/block-device.ts";
-import { createTrackedMachineSender, openTracked, type Tracked } from "../../src/library/tracking.ts";
-import { openNbdWriter } from "../../src/nbd/client.ts";
-import { parseNbdUri } from "../../src/nbd/nbd-uri.ts";
-import { openStore, type Store } from "../../src/replica/store.ts";
-import { createEngine } from "../../src/replication/engine.ts";
-import { createNodeStorage } from "../../src/storage/node-storage.ts";
-import type { Storage } from "../../src/storage/seam.ts";
-import { CUT_MILLIS_MAX } from "../../src/track/tracked-image.ts";
-import { loadCredentials } from "../../src/transport/credentials.ts";
-import { KIB, makeSparse, MIB } from "./content.ts";
-import { type JsonLine, type Pki, type Receiver, type Scope, seededRandom, startReceiver, tempDir } from "./kit.ts";
-import { Tracker, watchCuts } from "./track-kit.ts";
+import { type Clock, systemClock } from "../../../src/base/clock.ts";
+import { silentLogger } from "../../../src/base/logger.ts";
+import type { BlockWriter } from "../../../src/image/block-device.ts";
+import { createTrackedMachineSender, openTracked, type Tracked } from "../../../src/library/tracking.ts";
+import { openNbdWriter } from "../../../src/nbd/client.ts";
+import { parseNbdUri } from "../../../src/nbd/nbd-uri.ts";
+import { openStore, type Store } from "../../../src/replica/store.ts";
+import { createEngine } from "../../../src/replication/engine.ts";
+import { createNodeStorage } from "../../../src/storage/node-storage.ts";
+import type { Storage } from "../../../src/storage/seam.ts";
+import { CUT_MILLIS_MAX } from "../../../src/track/tracked-image.ts";
+import { loadCredentials } from "../../../src/transport/credentials.ts";
+import { KIB, makeSparse, MIB } from "../content.ts";
+import { type JsonLine, type Pki, type Receiver, type Scope, seededRandom, startReceiver, tempDir } from "../kit.ts";
+import { Tracker, watchCuts } from "./kit.ts";
 
 const diskNames = ["sys", "data"] as const;
 /** A slot in each region of the journal, of which there are more than may be hot at a time: some writes wait for the journal, most do not. */

@@ -1,8 +1,8 @@
 /** Points of a machine that writes at full speed to two disks are that machine at one moment, and at the right one. */
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
-import { makePki, type Pki, suiteScope, tempDir } from "./kit.ts";
-import { stampSlowDevices, stampTracker } from "./track-stamps.ts";
+import { makePki, type Pki, suiteScope, tempDir } from "../kit.ts";
+import { stampSlowDevices, stampTracker } from "./stamps.ts";
 
 const suite = suiteScope();
 let pki: Pki;

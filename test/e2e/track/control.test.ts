@@ -3,11 +3,11 @@ import { existsSync, readdirSync, statSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
-import { KIB, MIB } from "../../src/base/units.ts";
-import { openNbdWriter } from "../../src/nbd/client.ts";
-import { parseNbdUri } from "../../src/nbd/nbd-uri.ts";
-import { randomBytes } from "../random.ts";
-import { socketDir } from "../nbd/kit.ts";
+import { KIB, MIB } from "../../../src/base/units.ts";
+import { openNbdWriter } from "../../../src/nbd/client.ts";
+import { parseNbdUri } from "../../../src/nbd/nbd-uri.ts";
+import { randomBytes } from "../../random.ts";
+import { socketDir } from "../../nbd/kit.ts";
 import {
   CliProcess,
   cmpFiles,
@@ -22,7 +22,7 @@ import {
   startReceiver,
   suiteScope,
   tempDir,
-} from "./kit.ts";
+} from "../kit.ts";
 
 const suite = suiteScope();
 let pki: Pki;

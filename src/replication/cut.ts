@@ -1,0 +1,40 @@
+/** A cut of the disks of a machine, with all that belongs to it: quiet applications, and blocks called clean that are looked at. */
+import type { Clock } from "../base/clock.ts";
+import type { Logger } from "../base/logger.ts";
+import type { Random } from "../base/random.ts";
+import { chooseAudit } from "../track/audit.ts";
+import { cutImages, type ImageCut, type TrackedImage } from "../track/tracked-image.ts";
+import { type Quiescing, whileQuiet } from "./quiescing.ts";
+
+/** How cuts of some images are made, whoever asks for one. */
+export interface CutHow {
+  /** Has the applications of the machine write out what they hold, for as long as the cut takes. */
+  readonly quiescing?: Quiescing | undefined;
+  /** Share of the blocks called clean that is looked at in each cut, 0 to 1; default 0. */
+  readonly auditShare?: number | undefined;
+}
+
+export interface Cuts {
+  /** In the order of the images. */
+  readonly cuts: readonly ImageCut[];
+  readonly consistency: "crash" | "application";
+}
+
+/** All of one moment. `whole`: every block can be read, and nothing is audited. Rejects as {@link cutImages}. */
+export async function makeCuts(
+  images: readonly TrackedImage[],
+  options: CutHow & {
+    readonly whole: boolean;
+    /** For each image. */
+    readonly passes?: readonly (ImageCut | undefined)[];
+    readonly clock: Clock;
+    readonly random: Random;
+    readonly log: Logger;
+  },
+): Promise<Cuts> {
+  const { quiescing, auditShare = 0, whole, passes, clock, random, log } = options;
+  const audits = images.map(({ journal }) => (whole ? undefined : chooseAudit(journal.dirty, auditShare, random)));
+  return await whileQuiet({ quiescing, clock, log }, () =>
+    cutImages(images, { clock, audits, freeze: whole ? "all" : "dirty", ...(passes === undefined ? {} : { passes }) }),
+  );
+}
