@@ -1,7 +1,9 @@
 /** Progress lines, and the closing lines of a send. */
 import { systemClock } from "../base/clock.ts";
+import type { Logger } from "../base/logger.ts";
 import type { MachineSender } from "../replication/machine.ts";
 import type { SendReport } from "../replication/report.ts";
+import type { Lag } from "../replication/schedule.ts";
 import type { Sender, SendProgress } from "../replication/sender.ts";
 import type { Funnel } from "../replication/report.ts";
 import { formatDuration, formatSize, formatTime } from "./values.ts";
@@ -187,6 +189,21 @@ export function funnelText(report: SendReport): string {
 function share(bytes: number, funnel: Funnel): string {
   if (funnel.sizeBytes === 0) return "";
   return `${((bytes / funnel.sizeBytes) * 100).toFixed(2).padStart(9)} %`;
+}
+
+/** Cycles fall behind, or have caught up: a line of the log, or of JSON. */
+export function tellLag({ state, millis }: Lag, { io, json, log, everyMillis }: CycleSurroundings): void {
+  const [lag, every] = [formatDuration(millis / 1000), formatDuration(everyMillis / 1000)];
+  if (json) io.out(`${JSON.stringify({ event: state, lagSeconds: Math.round(millis / 1000) })}\n`);
+  else if (state === "caught-up") log.warn({}, `caught up: what the receiver has is ${lag} old`);
+  else log.warn({}, `falling behind: what the receiver has is ${lag} old, and a cycle was to begin every ${every}`);
+}
+
+interface CycleSurroundings {
+  readonly io: CliIo;
+  readonly json: boolean;
+  readonly log: Logger;
+  readonly everyMillis: number;
 }
 
 /** A cycle of many, in one line. */

@@ -9,7 +9,7 @@ import { exitCodeOf, exitCodes } from "./exit-codes.ts";
 import { disposable } from "./disposable.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { nbdCredentials } from "./nbd-credentials.ts";
-import { cycleText, doneEvent, funnelText, showMachineProgress, showProgress } from "./progress.ts";
+import { cycleText, doneEvent, funnelText, showMachineProgress, showProgress, tellLag } from "./progress.ts";
 import { findTracker, isControlledMachine, sendOfTracker } from "./send-controlled.ts";
 import {
   checkEvery,
@@ -127,7 +127,7 @@ async function sendAgainAndAgain(
   surroundings: Surroundings,
   everyMillis: number,
 ): Promise<void> {
-  const { io, engine, log } = surroundings;
+  const { io, engine, log, json } = surroundings;
   const { runCycles } = await import("../replication/schedule.ts");
   await runCycles({
     ...{ clock: engine.clock, everyMillis, signal: io.signal },
@@ -137,6 +137,9 @@ async function sendAgainAndAgain(
       const exit = exitCodeOf(error.code);
       if (exit === exitCodes.usage || exit === exitCodes.refused) throw error;
       log.error({ code: error.code }, `${error.message}; it is tried again with the next cycle`);
+    },
+    onLag: (lag) => {
+      tellLag(lag, { io, json, log, everyMillis });
     },
   });
 }

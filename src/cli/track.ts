@@ -12,7 +12,7 @@ import { needed, optional, type ParsedArguments, parseArguments } from "./argume
 import { exitCodes } from "./exit-codes.ts";
 import { createLog, parseLevel } from "./log.ts";
 import { parseNbdPlace } from "./nbd-address.ts";
-import { cycleText } from "./progress.ts";
+import { cycleText, tellLag } from "./progress.ts";
 import { commandsOf } from "./quiescing-commands.ts";
 import { networkReceiver, parseDisks, parseNetwork, sendOptions } from "./send-options.ts";
 import { parseCount, parseEvery, parseShare, parseTime, parseWord } from "./values.ts";
@@ -237,6 +237,9 @@ async function sendCycles(
     onFailure: (thrown) => {
       const { code, message } = toReplicationError(thrown);
       log.error({ code }, `${message}; what changed is sent with the next cycle`);
+    },
+    onLag: (lag) => {
+      tellLag(lag, { io, json, log, everyMillis });
     },
   });
 }

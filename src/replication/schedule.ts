@@ -1,4 +1,4 @@
-/** When the next cycle of a disk is due. */
+/** When the next cycle of a disk is due, and how far behind the receiver is. */
 import type { Clock } from "../base/clock.ts";
 
 export interface CyclesOptions {
@@ -8,7 +8,17 @@ export interface CyclesOptions {
   readonly cycle: (signal: AbortSignal) => Promise<void>;
   /** A cycle failed; the next one is tried when it is due, and not before {@link RETRY_MILLIS} have passed. */
   readonly onFailure: (error: unknown) => void;
+  /** Cycles fall behind, or have caught up. Never called when {@link everyMillis} is 0. */
+  readonly onLag?: (lag: Lag) => void;
   readonly signal: AbortSignal;
+}
+
+/** How old what the receiver has is. */
+export interface Lag {
+  /** `behind`: twice as old as the interval, then told whenever it has doubled. `caught-up`: as old as a cycle in time leaves it. */
+  readonly state: "behind" | "caught-up";
+  /** Since the cycle began that was sent last; before there is one, since the first began. */
+  readonly millis: number;
 }
 
 export const RETRY_MILLIS = 1_000;
@@ -16,17 +26,62 @@ export const RETRY_MILLIS = 1_000;
 /** Runs one cycle at a time, the first at once, until the signal fires. A cycle that took longer than the interval is followed by one, however many were missed. */
 export async function runCycles(options: CyclesOptions): Promise<void> {
   const { clock, everyMillis, cycle, onFailure, signal } = options;
-  while (!signal.aborted) {
-    const beganAt = clock.monotonic();
-    let pause = 0;
-    try {
-      await cycle(signal);
-    } catch (error) {
-      if (signal.aborted) return;
-      onFailure(error);
-      pause = RETRY_MILLIS;
+  const watch = new LagWatch(options);
+  const unwatch = watch.start();
+  try {
+    while (!signal.aborted) {
+      const beganAt = clock.monotonic();
+      let pause = 0;
+      try {
+        await cycle(signal);
+        watch.sent(beganAt);
+      } catch (error) {
+        if (signal.aborted) return;
+        onFailure(error);
+        pause = RETRY_MILLIS;
+      }
+      const wait = Math.max(pause, beganAt + everyMillis - clock.monotonic());
+      await clock.sleep(Math.max(0, wait), signal).catch(() => undefined);
     }
-    const wait = Math.max(pause, beganAt + everyMillis - clock.monotonic());
-    await clock.sleep(Math.max(0, wait), signal).catch(() => undefined);
+  } finally {
+    unwatch();
+  }
+}
+
+class LagWatch {
+  readonly #o: Pick<CyclesOptions, "clock" | "everyMillis" | "onLag">;
+  /** What the receiver has is of then. */
+  #pointAt: number;
+  /** The lag that was told last; 0: none, or it is over. */
+  #toldMillis = 0;
+
+  constructor(options: Pick<CyclesOptions, "clock" | "everyMillis" | "onLag">) {
+    this.#o = options;
+    this.#pointAt = options.clock.monotonic();
+  }
+
+  /** Looks at the lag until the function returned is called. */
+  start(): () => void {
+    const { clock, everyMillis, onLag } = this.#o;
+    if (everyMillis === 0 || onLag === undefined) return () => undefined;
+    return clock.every(everyMillis, () => {
+      this.#look();
+    });
+  }
+
+  /** A cycle that began then was sent. */
+  sent(beganAt: number): void {
+    this.#pointAt = beganAt;
+    const millis = this.#o.clock.monotonic() - beganAt;
+    if (this.#toldMillis === 0 || millis > this.#o.everyMillis) return;
+    this.#toldMillis = 0;
+    this.#o.onLag?.({ state: "caught-up", millis });
+  }
+
+  #look(): void {
+    const millis = this.#o.clock.monotonic() - this.#pointAt;
+    if (millis < 2 * Math.max(this.#o.everyMillis, this.#toldMillis)) return;
+    this.#toldMillis = millis;
+    this.#o.onLag?.({ state: "behind", millis });
   }
 }

@@ -21,6 +21,7 @@ import {
   tempDir,
 } from "../kit.ts";
 import { startProxy } from "../proxy.ts";
+import { Load } from "./kit.ts";
 
 const suite = suiteScope();
 let pki: Pki;
@@ -267,6 +268,31 @@ test("C-34: more is written than the disk has while the receiver is away: the jo
   expect(done(tracker).at(-1)).toMatchObject({ reason: "bitmap" });
   expect(await tracker.child.stop()).toBe(0);
   await expectEqual(t, "away");
+});
+
+test("C-83: a link much too slow for what is written: the lag is told, nothing piles up, and it catches up when the load ends", async (t) => {
+  const image = imageOf("slow");
+  const sizeBytes = 32 * MIB;
+  makeSparse(image, sizeBytes);
+  const tracker = await track(t, "slow", { args: ["--every", "1s", "--rate", "2MiB"] });
+  await nextCycle(tracker, 1);
+  const lags = (): readonly JsonLine[] => tracker.child.lines.filter(({ event }) => event === "behind");
+  const load = await Load.start(t, { uri: tracker.uri, random: seededRandom(83), bytes: sizeBytes });
+  await tracker.child.waitFor(() => lags().length >= 2);
+  const [first, second] = lags().map(({ lagSeconds }) => Number(lagSeconds));
+  expect(first).toBeGreaterThanOrEqual(2);
+  expect(second).toBeGreaterThanOrEqual(2 * (first ?? 0) - 1);
+  await load.stop();
+  const before = done(tracker).length;
+  await tracker.child.waitForEvent("caught-up");
+  // Of what is written no more nothing is sent again.
+  await nextCycle(tracker);
+  expect(done(tracker).at(-1)).toMatchObject({ reason: "bitmap", bytesChanged: 0 });
+  const sent = done(tracker).slice(before);
+  expect(sent.reduce((sum, { bytesChanged }) => sum + Number(bytesChanged), 0)).toBeLessThanOrEqual(2 * sizeBytes);
+  expect(statSync(`${image}.rbj`).size).toBeLessThanOrEqual(journalBytesMax({ sizeBytes, blockBytes: 64 * KIB }));
+  expect(await tracker.child.stop()).toBe(0);
+  await expectEqual(t, "slow");
 });
 
 test("C-35: no room beside the journal: the guest goes on, points are made, it is said once; with room all is as before", async (t) => {
