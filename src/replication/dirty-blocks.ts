@@ -27,7 +27,6 @@ export interface DirtyBlocksOptions extends Omit<PageReaderOptions, "patches"> {
 interface Taken {
   readonly pieces: readonly Piece[];
   readonly places: readonly ScanPiece[];
-  readonly held: readonly HeldRuns[];
 }
 
 export class DirtyBlocks {
@@ -70,10 +69,15 @@ export class DirtyBlocks {
       check();
       // As late as can be: a page has 32 MiB of pieces, which would all still get the codec of a trial that is over.
       const pick = codec.next();
-      const taken = this.#take(pieces);
-      const result = await this.#run(slot, taken, { ...at, codec: pick.codec }).finally(() => {
-        for (const { release } of taken.held) release();
-      });
+      const held: HeldRuns[] = [];
+      let taken: Taken;
+      let result: DeltaResult;
+      try {
+        taken = this.#take(pieces, held);
+        result = await this.#run(slot, taken, { ...at, codec: pick.codec });
+      } finally {
+        for (const { release } of held) release();
+      }
       leave();
       const blocks = blocksIn(taken.pieces).slice(0, result.states.length);
       this.#enter(taken.pieces, result);
@@ -93,13 +97,12 @@ export class DirtyBlocks {
     }
   }
 
-  /** The first pieces that one job can take, all with runs or all without. */
-  #take(pieces: readonly Piece[]): Taken {
+  /** The first pieces that one job can take, all with runs or all without; what holds them goes to `held`. */
+  #take(pieces: readonly Piece[], held: HeldRuns[]): Taken {
     const { reader, geometry } = this.#o;
     const { blockBytes, sizeBytes } = geometry;
     const taken: Piece[] = [];
     const places: ScanPiece[] = [];
-    const held: HeldRuns[] = [];
     let blocks = 0;
     for (const piece of pieces) {
       const { first, end } = piece;
@@ -118,7 +121,7 @@ export class DirtyBlocks {
       taken.push(piece);
       blocks += end - first;
     }
-    return { pieces: taken, places, held };
+    return { pieces: taken, places };
   }
 
   async #run(

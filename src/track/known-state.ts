@@ -61,6 +61,8 @@ export async function openKnownStates(
       options.onFailure?.(words);
     }
   };
+  // What is believed from now on may have been renamed by a process whose sync failed, and then it is in memory alone.
+  if (options.sync && (base ?? next) !== undefined) await attempt(() => storage.syncDirectory(dirname(path)));
   return {
     get known() {
       return [base, next].filter((state) => state !== undefined);
