@@ -3,10 +3,8 @@ import { createHash } from "node:crypto";
 import { readFileSync, statSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
-import { createRawReader } from "../../src/image/raw.ts";
-import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import { guids, writeVhdx } from "../image/vhdx/kit.ts";
-import { contentDigest, noSamples, samples, unpackSample, vhdSamples } from "../image/vhdx/samples.ts";
+import { noSamples, samples, vhdSamples } from "../image/vhdx/samples.ts";
 import { BLOCK, KIB, MIB, noise, TIB } from "./content.ts";
 import {
   makePki,
@@ -20,8 +18,8 @@ import {
   suiteScope,
   tempDir,
 } from "./kit.ts";
+import { cycleSamples } from "./samples.ts";
 
-const storage = createNodeStorage();
 const suite = suiteScope();
 let pki: Pki;
 
@@ -100,25 +98,11 @@ test("C-19 a VHDX that was cut after its first copy: the send fails where it end
 
 test("C-08 images of Hyper-V and others: a full cycle, after which each is what it was", async (t) => {
   if (noSamples !== undefined) return t.skip(noSamples);
-  const dir = tempDir(t);
-  const receiver = await startReceiver(t, { storeDir: join(dir, "store"), tls: pki.recv });
-  const ones = [...samples, ...vhdSamples].filter(({ large }) => large !== true);
-  for (const [index, { file, parent, digest }] of ones.entries()) {
-    if (parent !== undefined) unpackSample(parent, dir);
-    const image = unpackSample(file, dir);
-    const before = digestOf(image);
-    const disk = `sample-${String(index)}`;
-    for (const reason of ["initial", "scan"]) {
-      const result = await send(t, { image, port: receiver.port, disk, tls: pki.send });
-      expect(result.code, `${file}: ${result.stderr}`).toBe(0);
-      expect(result.done).toMatchObject({ reason });
-    }
-    expect(digestOf(image), file).toBe(before);
-    const replica = await storage.open(replicaPath(receiver.storeDir, disk));
-    const reader = createRawReader(replica, { sizeBytes: (await replica.stat()).sizeBytes });
-    expect(await contentDigest(reader), file).toBe(digest);
-    await reader.close();
-  }
+  await cycleSamples(
+    t,
+    pki,
+    [...samples, ...vhdSamples].filter(({ large }) => large !== true),
+  );
 });
 
 test("C-22 a VHD that QEMU writes: copied and changed", async (t) => {
