@@ -14,4 +14,5 @@ export {
   serveTracked,
   type Tracked,
 } from "./library/tracking.ts";
+export { sendContinuously } from "./library/continuous.ts";
 export { trackWriter } from "./library/tracked-writer.ts";

@@ -5,7 +5,7 @@ import type { ControlListener, ControlOptions } from "../library/control/server.
 import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import type { ServedImages, Tracked } from "../library/tracking.ts";
 import { createEngine, type Engine } from "../replication/engine.ts";
-import { runCycles } from "../replication/schedule.ts";
+import { type ContinuousSend, sendContinuously } from "../library/continuous.ts";
 import type { TrackedSender } from "../replication/tracked-sender.ts";
 import { watchCredentials } from "../transport/credential-watch.ts";
 import { needed, optional, type ParsedArguments, parseArguments } from "./arguments.ts";
@@ -225,14 +225,10 @@ async function sendCycles(
 ): Promise<void> {
   const { io, json, engine, everyMillis } = options;
   const { clock, log } = engine;
-  await runCycles({
-    clock,
-    everyMillis,
-    signal: io.signal,
-    cycle: async (signal) => {
-      for (const report of await sender.cycle(signal)) {
-        io.out(cycleText(report, { json, now: clock.now() }));
-      }
+  const send: ContinuousSend = {
+    ...{ sender, everyMillis },
+    onReports: (reports) => {
+      for (const report of reports) io.out(cycleText(report, { json, now: clock.now() }));
     },
     onFailure: (thrown) => {
       const { code, message } = toReplicationError(thrown);
@@ -241,5 +237,6 @@ async function sendCycles(
     onLag: (lag) => {
       tellLag(lag, { io, json, log, everyMillis });
     },
-  });
+  };
+  await sendContinuously([send], { engine, signal: io.signal });
 }

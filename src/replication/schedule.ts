@@ -1,5 +1,6 @@
 /** When the next cycle of a disk is due, and how far behind the receiver is. */
 import type { Clock } from "../base/clock.ts";
+import type { RankedGate } from "../base/ranked-gate.ts";
 
 export interface CyclesOptions {
   readonly clock: Clock;
@@ -9,7 +10,12 @@ export interface CyclesOptions {
   /** A cycle failed; the next one is tried when it is due, and not before {@link RETRY_MILLIS} have passed. */
   readonly onFailure: (error: unknown) => void;
   /** Cycles fall behind, or have caught up. Never called when {@link everyMillis} is 0. */
-  readonly onLag?: (lag: Lag) => void;
+  readonly onLag?: ((lag: Lag) => void) | undefined;
+  /**
+   * Shared with the schedules of others that use the same link: cycles that are due at the same time go one after the other, earliest deadline first. The deadline of a disk is when
+   * what the receiver has of it becomes older than its interval.
+   */
+  readonly turns?: RankedGate | undefined;
   readonly signal: AbortSignal;
 }
 
@@ -25,26 +31,37 @@ export const RETRY_MILLIS = 1_000;
 
 /** Runs one cycle at a time, the first at once, until the signal fires. A cycle that took longer than the interval is followed by one, however many were missed. */
 export async function runCycles(options: CyclesOptions): Promise<void> {
-  const { clock, everyMillis, cycle, onFailure, signal } = options;
+  const { clock, everyMillis, onFailure, signal } = options;
   const watch = new LagWatch(options);
   const unwatch = watch.start();
   try {
     while (!signal.aborted) {
-      const beganAt = clock.monotonic();
+      const dueAt = clock.monotonic();
       let pause = 0;
       try {
-        await cycle(signal);
-        watch.sent(beganAt);
+        watch.sent(await inTurn(options, watch.deadline));
       } catch (error) {
         if (signal.aborted) return;
         onFailure(error);
         pause = RETRY_MILLIS;
       }
-      const wait = Math.max(pause, beganAt + everyMillis - clock.monotonic());
+      const wait = Math.max(pause, dueAt + everyMillis - clock.monotonic());
       await clock.sleep(Math.max(0, wait), signal).catch(() => undefined);
     }
   } finally {
     unwatch();
+  }
+}
+
+/** Resolves with the moment the cycle began. */
+async function inTurn({ turns, signal, clock, cycle }: CyclesOptions, deadline: number): Promise<number> {
+  await turns?.enter(deadline, signal);
+  try {
+    const beganAt = clock.monotonic();
+    await cycle(signal);
+    return beganAt;
+  } finally {
+    turns?.leave();
   }
 }
 
@@ -58,6 +75,11 @@ class LagWatch {
   constructor(options: Pick<CyclesOptions, "clock" | "everyMillis" | "onLag">) {
     this.#o = options;
     this.#pointAt = options.clock.monotonic();
+  }
+
+  /** When what the receiver has is older than the interval. */
+  get deadline(): number {
+    return this.#pointAt + this.#o.everyMillis;
   }
 
   /** Looks at the lag until the function returned is called. */

@@ -1,5 +1,6 @@
 /** When cycles begin, and what is told of those that do not keep up. */
 import { expect, test } from "vitest";
+import { RankedGate } from "../../src/base/ranked-gate.ts";
 import { type Lag, RETRY_MILLIS, runCycles } from "../../src/replication/schedule.ts";
 import { createFakeClock, type FakeClock } from "../../src/testing/fake-clock.ts";
 
@@ -94,4 +95,76 @@ test("a receiver that is away: the lag goes on from what it has", async () => {
     { state: "caught-up", millis: 200, at: 10_200 },
   ]);
   await run.end();
+});
+
+/** Disks on one link: cycles of some milliseconds each, and what was done when. */
+async function share(
+  disks: Readonly<Record<string, { readonly every: number; readonly takes: number }>>,
+  millis: number,
+): Promise<string[]> {
+  const clock = createFakeClock();
+  const stop = new AbortController();
+  const turns = new RankedGate(1);
+  const done: string[] = [];
+  let running = 0;
+  const over = Object.entries(disks).map(([name, { every, takes }]) =>
+    runCycles({
+      ...{ clock, everyMillis: every, turns, signal: stop.signal },
+      cycle: async (signal) => {
+        expect(++running, "one at a time").toBe(1);
+        done.push(`${name} ${String(clock.monotonic())}`);
+        await clock.sleep(takes, signal).finally(() => running--);
+      },
+      onFailure: (error) => {
+        throw error;
+      },
+    }),
+  );
+  await clock.run(millis);
+  stop.abort();
+  await Promise.all(over);
+  return done;
+}
+
+test("disks that share a link take turns, the earliest deadline first", async () => {
+  const done = await share(
+    {
+      slow: { every: 60_000, takes: 3_000 },
+      often: { every: 5_000, takes: 1_000 },
+      seldom: { every: 20_000, takes: 2_000 },
+    },
+    20_500,
+  );
+  // All are due at the start, in the order of their intervals but for the first, which was there alone; then what is due.
+  expect(done).toEqual([
+    "slow 0",
+    "often 3000",
+    "seldom 4000",
+    "often 6000",
+    "often 10000",
+    "often 15000",
+    "seldom 20000",
+  ]);
+});
+
+test("one that is sent as fast as it goes keeps no other waiting past its deadline by more than a cycle", async () => {
+  const done = await share({ fast: { every: 0, takes: 1_000 }, other: { every: 4_000, takes: 100 } }, 17_000);
+  const others = done.filter((each) => each.startsWith("other")).map((each) => Number(each.split(" ")[1]));
+  expect(others.length).toBeGreaterThanOrEqual(4);
+  for (const [nth, at] of others.entries()) expect(at - (others[nth - 1] ?? 0)).toBeLessThanOrEqual(4_000 + 1_000);
+});
+
+test("who waits for a turn and is stopped has none to give back", async () => {
+  const gate = new RankedGate(1);
+  const stop = new AbortController();
+  await gate.enter(5, new AbortController().signal);
+  const waiting = gate.enter(1, stop.signal);
+  const next = gate.enter(9, new AbortController().signal);
+  stop.abort(new Error("stopped"));
+  await expect(waiting).rejects.toThrow("stopped");
+  await expect(gate.enter(0, stop.signal)).rejects.toThrow("stopped");
+  gate.leave();
+  await next;
+  gate.leave();
+  await gate.enter(0, new AbortController().signal);
 });
