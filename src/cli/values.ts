@@ -119,5 +119,10 @@ export function parseShare(text: string): number {
 
 /** Milliseconds between the beginnings of two cycles; 0: without a pause. */
 export function parseEvery(text: string): number {
-  return text === "0" ? 0 : parseTime(text, "--every");
+  const millis = text === "0" ? 0 : parseTime(text, "--every");
+  // Timers hold no more.
+  if (millis <= everyMillisMax) return millis;
+  throw new ReplicationError("usage", `--every: ${JSON.stringify(text)} is too long; at most 24d`);
 }
+
+const everyMillisMax = 24 * 24 * 3_600_000;

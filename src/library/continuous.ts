@@ -1,4 +1,5 @@
 /** Tracked disks and machines that are sent again and again over one link. */
+import { settleAll } from "../base/gate.ts";
 import { RankedGate } from "../base/ranked-gate.ts";
 import type { Engine } from "../replication/engine.ts";
 import type { SendReport } from "../replication/report.ts";
@@ -18,21 +19,32 @@ export interface ContinuousSend {
 
 /**
  * Runs cycles of each until the signal fires, then resolves when the last of them has ended. Cycles that are due together take turns, the one first whose receiver's state is the
- * first to be older than its interval; `together` of them run at a time, default 1: on one link two at once only make both late.
+ * first to be older than its interval; `together` of them run at a time, default 1: on one link two at once only make both late. A turn lasts as long as the cycle: a first copy, with
+ * all its passes, keeps the others waiting. Rejects with what a callback threw.
  */
 export async function sendContinuously(
   sends: readonly ContinuousSend[],
   options: { readonly engine: Engine; readonly signal: AbortSignal; readonly together?: number },
 ): Promise<void> {
-  const { engine, signal, together = 1 } = options;
+  const { engine, together = 1 } = options;
   const turns = new RankedGate(together);
-  await Promise.all(
-    sends.map(({ sender, everyMillis, onReports, onFailure, onLag }) =>
-      runCycles({
+  // What one of the callbacks throws ends all of them.
+  const stop = new AbortController();
+  const signal = AbortSignal.any([options.signal, stop.signal]);
+  const runs = sends.map(async ({ sender, everyMillis, onReports, onFailure, onLag }) => {
+    let reports: readonly SendReport[] = [];
+    try {
+      await runCycles({
         ...{ clock: engine.clock, everyMillis, turns, signal, onLag },
-        cycle: async () => onReports?.(await sender.cycle(signal)),
+        cycle: async () => {
+          reports = await sender.cycle(signal);
+        },
+        onDone: () => onReports?.(reports),
         onFailure: (error) => onFailure?.(error),
-      }),
-    ),
-  );
+      });
+    } finally {
+      stop.abort();
+    }
+  });
+  await settleAll(runs);
 }

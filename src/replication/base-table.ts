@@ -92,8 +92,9 @@ export class BaseTable {
     for (const { count, payload } of await this.#session.askBlocks(pages)) {
       let at = 0;
       for (const page of pages.slice(digests.length, digests.length + count)) {
-        // A disk that grows has its new end as soon as it begins to change: of the page its old end lies in, the last one, either length will do.
-        const hasGrown = page === this.#pagesKnown - 1 && payload.length === at + this.#bytesOf(page, this.#geometry);
+        // A disk that grows has its new end as soon as it begins to change: of the page its old end lies in, the last one of an answer, either length will do.
+        const last = pageCount(this.#known) - 1;
+        const hasGrown = page > last || (page === last && payload.length === at + this.#bytesOf(page, this.#geometry));
         const bytes = this.#bytesOf(page, hasGrown ? this.#geometry : this.#known);
         digests.push(this.#padded(page, payload.subarray(at, at + bytes)));
         at += bytes;

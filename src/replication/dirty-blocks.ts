@@ -43,19 +43,22 @@ export class DirtyBlocks {
     const answer = await session.askParts(blocks);
     const theirs = partDigestsOf(answer, blocks.length, geometry.blockBytes);
     let left = pieces;
+    let bytesMax = bytesTogether;
     for (let done = 0; done < blocks.length; ) {
-      const count = await this.#shipSome(left, { theirs, from: done });
+      const { count, held } = await this.#shipSome(left, { theirs, from: done, bytesMax });
       invariant(count > 0, "a job takes at least one block");
       done += count;
       left = dropBlocks(left, count);
+      // Most of it differs: a guest that writes to it is not to wait for jobs that do not get that far.
+      if (count < held) bytesMax = EXTENT_BYTES_MAX;
     }
   }
 
-  /** One job and its frame. Returns how many blocks it took. */
+  /** One job and its frame. Returns how many blocks it took, of those it held. */
   async #shipSome(
     pieces: readonly Piece[],
-    at: { readonly theirs: KnownPartDigests; readonly from: number },
-  ): Promise<number> {
+    at: { readonly theirs: KnownPartDigests; readonly from: number; readonly bytesMax: number },
+  ): Promise<{ readonly count: number; readonly held: number }> {
     const { pool, codec, shipper, readGate, signal, check } = this.#o;
     await readGate.enter();
     let inGate = true;
@@ -73,13 +76,14 @@ export class DirtyBlocks {
       let taken: Taken;
       let result: DeltaResult;
       try {
-        taken = this.#take(pieces, held);
+        taken = this.#take(pieces, { held, bytesMax: at.bytesMax });
         result = await this.#run(slot, taken, { ...at, codec: pick.codec });
       } finally {
         for (const { release } of held) release();
       }
       leave();
-      const blocks = blocksIn(taken.pieces).slice(0, result.states.length);
+      const all = blocksIn(taken.pieces);
+      const blocks = all.slice(0, result.states.length);
       this.#enter(taken.pieces, result);
       const { shipment } = result;
       if (shipment !== undefined) {
@@ -90,7 +94,7 @@ export class DirtyBlocks {
         blocks.filter((_block, nth) => result.states[nth] === blockState.zero),
         false,
       );
-      return blocks.length;
+      return { count: blocks.length, held: all.length };
     } finally {
       leave();
       slot?.release();
@@ -98,7 +102,7 @@ export class DirtyBlocks {
   }
 
   /** The first pieces that one job can take, all with runs or all without; what holds them goes to `held`. */
-  #take(pieces: readonly Piece[], held: HeldRuns[]): Taken {
+  #take(pieces: readonly Piece[], { held, bytesMax }: { readonly held: HeldRuns[]; readonly bytesMax: number }): Taken {
     const { reader, geometry } = this.#o;
     const { blockBytes, sizeBytes } = geometry;
     const taken: Piece[] = [];
@@ -109,9 +113,9 @@ export class DirtyBlocks {
       const offset = first * blockBytes;
       const length = Math.min(end * blockBytes, sizeBytes) - offset;
       const place = holdRuns(reader, offset, length);
-      const bytesMax = place.runs === undefined ? EXTENT_BYTES_MAX : bytesTogether;
+      const roomBytes = place.runs === undefined ? EXTENT_BYTES_MAX : bytesMax;
       const likeOthers = places[0] === undefined || (places[0].runs === undefined) === (place.runs === undefined);
-      const fits = taken.length < piecesTogether && (blocks + end - first) * blockBytes <= bytesMax;
+      const fits = taken.length < piecesTogether && (blocks + end - first) * blockBytes <= roomBytes;
       if (!likeOthers || !fits) {
         place.release();
         break;

@@ -7,6 +7,8 @@ export interface CyclesOptions {
   /** Between the beginnings of two cycles. 0: the next begins when one has ended. */
   readonly everyMillis: number;
   readonly cycle: (signal: AbortSignal) => Promise<void>;
+  /** A cycle has ended well. What this throws ends the schedule. */
+  readonly onDone?: (() => void) | undefined;
   /** A cycle failed; the next one is tried when it is due, and not before {@link RETRY_MILLIS} have passed. */
   readonly onFailure: (error: unknown) => void;
   /** Cycles fall behind, or have caught up. Never called when {@link everyMillis} is 0. */
@@ -38,13 +40,17 @@ export async function runCycles(options: CyclesOptions): Promise<void> {
     while (!signal.aborted) {
       const dueAt = clock.monotonic();
       let pause = 0;
+      let isDone = false;
       try {
         watch.sent(await inTurn(options, watch.deadline));
+        isDone = true;
       } catch (error) {
         if (signal.aborted) return;
+        watch.failed();
         onFailure(error);
         pause = RETRY_MILLIS;
       }
+      if (isDone) options.onDone?.();
       const wait = Math.max(pause, dueAt + everyMillis - clock.monotonic());
       await clock.sleep(Math.max(0, wait), signal).catch(() => undefined);
     }
@@ -71,15 +77,20 @@ class LagWatch {
   #pointAt: number;
   /** The lag that was told last; 0: none, or it is over. */
   #toldMillis = 0;
+  #failedAt = Number.NEGATIVE_INFINITY;
 
   constructor(options: Pick<CyclesOptions, "clock" | "everyMillis" | "onLag">) {
     this.#o = options;
     this.#pointAt = options.clock.monotonic();
   }
 
-  /** When what the receiver has is older than the interval. */
+  /** When what the receiver has is older than the interval; after a failure so much later that others come before the next try. */
   get deadline(): number {
-    return this.#pointAt + this.#o.everyMillis;
+    return Math.max(this.#pointAt, this.#failedAt) + this.#o.everyMillis;
+  }
+
+  failed(): void {
+    this.#failedAt = this.#o.clock.monotonic();
   }
 
   /** Looks at the lag until the function returned is called. */

@@ -158,8 +158,9 @@ export class Scan {
           if (page % pagesBetweenPauses === pagesBetweenPauses - 1) await this.#o.clock.sleep(0, this.#o.signal);
         }
         await cursor.close();
+        // What is asked together ascends: pages from before the start do not follow those behind it.
+        await this.#known?.flush();
       }
-      await this.#known?.flush();
       await this.#drain();
       await this.#patches.flush();
       await this.#drain();

@@ -49,6 +49,13 @@ describe("blocksOf", () => {
     expect(Buffer.from(digests[0] ?? []).equals(digestsOf(1, geometry))).toBe(true);
   });
 
+  test("a page behind the old end, of a disk that has grown", async () => {
+    for (const sizeBytes of [before.sizeBytes, 0]) {
+      const digests = await table([answer(geometry, 3)], sizeBytes).blocksOf([3]);
+      expect(Buffer.from(digests[0] ?? []).equals(digestsOf(3, geometry))).toBe(true);
+    }
+  });
+
   test.each<[string, BlocksAnswer]>([
     ["too few", { count: 2, payload: new Uint8Array(4_096 + 8) }],
     ["too many", { count: 2, payload: new Uint8Array(3 * 4_096) }],

@@ -170,6 +170,25 @@ test("a link that breaks between groups: the next session goes on with what the 
   await source.image.close();
 });
 
+test("a session that goes on in the middle of the disk: what is asked together ascends, also where the scan comes round", async () => {
+  const source = new Source(await fileImage());
+  const some = places.slice(0, 200);
+  for (const place of some) await source.write(place, blockBytes);
+  await source.send("one");
+  for (const place of some) await source.write(place, 100);
+  source.onPair = ({ server }) => {
+    const { send } = server;
+    server.send = (message, payload) =>
+      send.call(server, message.type === "opened" ? { ...message, resumeBlock: 150 * 512 } : message, payload);
+  };
+  expect(await source.send("two")).toMatchObject({ reason: "bitmap", point: 2, attempts: 1 });
+  const firsts = source.sent.flatMap((message) => (message.type === "ask-blocks" ? [message.pages[0]] : []));
+  expect(firsts[0]).toBe(150);
+  expect(firsts).toContain(0);
+  await expectReplica(source, some, blockBytes);
+  await source.image.close();
+});
+
 test("digests of a page that do not fit its page digest are not believed", async () => {
   const source = new Source(await fileImage());
   for (const place of places) await source.write(place, blockBytes);

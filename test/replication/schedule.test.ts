@@ -1,7 +1,10 @@
 /** When cycles begin, and what is told of those that do not keep up. */
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { RankedGate } from "../../src/base/ranked-gate.ts";
 import { type Lag, RETRY_MILLIS, runCycles } from "../../src/replication/schedule.ts";
+import { sendContinuously } from "../../src/library/continuous.ts";
+import type { Engine } from "../../src/replication/engine.ts";
+import type { SendReport } from "../../src/replication/report.ts";
 import { createFakeClock, type FakeClock } from "../../src/testing/fake-clock.ts";
 
 interface Run {
@@ -99,7 +102,7 @@ test("a receiver that is away: the lag goes on from what it has", async () => {
 
 /** Disks on one link: cycles of some milliseconds each, and what was done when. */
 async function share(
-  disks: Readonly<Record<string, { readonly every: number; readonly takes: number }>>,
+  disks: Readonly<Record<string, { readonly every: number; readonly takes: number; readonly fails?: boolean }>>,
   millis: number,
 ): Promise<string[]> {
   const clock = createFakeClock();
@@ -107,16 +110,17 @@ async function share(
   const turns = new RankedGate(1);
   const done: string[] = [];
   let running = 0;
-  const over = Object.entries(disks).map(([name, { every, takes }]) =>
+  const over = Object.entries(disks).map(([name, { every, takes, fails = false }]) =>
     runCycles({
       ...{ clock, everyMillis: every, turns, signal: stop.signal },
       cycle: async (signal) => {
         expect(++running, "one at a time").toBe(1);
         done.push(`${name} ${String(clock.monotonic())}`);
         await clock.sleep(takes, signal).finally(() => running--);
+        if (fails) throw new Error("failed");
       },
       onFailure: (error) => {
-        throw error;
+        if (!fails) throw error;
       },
     }),
   );
@@ -167,4 +171,54 @@ test("who waits for a turn and is stopped has none to give back", async () => {
   await next;
   gate.leave();
   await gate.enter(0, new AbortController().signal);
+});
+
+test("disks that always fail keep no other from its turn", async () => {
+  const done = await share(
+    {
+      one: { every: 2_000, takes: 5_000, fails: true },
+      two: { every: 2_000, takes: 5_000, fails: true },
+      well: { every: 10_000, takes: 100 },
+    },
+    120_000,
+  );
+  expect(done.filter((each) => each.startsWith("well")).length).toBeGreaterThanOrEqual(6);
+});
+
+describe("sendContinuously", () => {
+  const engine = { clock: createFakeClock() } as unknown as Engine;
+  const never = {
+    cycle: (signal: AbortSignal) =>
+      new Promise<never>((_resolve, reject) => {
+        signal.addEventListener("abort", () => reject(signal.reason));
+      }),
+  };
+
+  test("reports each cycle, until it is stopped", async () => {
+    const stop = new AbortController();
+    const reports: unknown[] = [];
+    const sender = { cycle: () => Promise.resolve([{ point: reports.length + 1 }] as unknown as SendReport[]) };
+    const onReports = (some: readonly SendReport[]): void => {
+      reports.push(...some);
+      if (reports.length === 3) stop.abort();
+      else (engine.clock as FakeClock).advance(0);
+    };
+    const over = sendContinuously([{ sender, everyMillis: 0, onReports }], { engine, signal: stop.signal });
+    while (!stop.signal.aborted) await (engine.clock as FakeClock).run(1);
+    await over;
+    expect(reports).toEqual([{ point: 1 }, { point: 2 }, { point: 3 }]);
+  });
+
+  test("what a callback throws ends all of them, and is told when they have ended", async () => {
+    const sender = { cycle: () => Promise.resolve([]) };
+    const onReports = (): void => {
+      throw new Error("no room for reports");
+    };
+    const sends = [
+      { sender: never, everyMillis: 0 },
+      { sender, everyMillis: 0, onReports },
+    ];
+    const { signal } = new AbortController();
+    await expect(sendContinuously(sends, { engine, signal, together: 2 })).rejects.toThrow("no room for reports");
+  });
 });
