@@ -33,7 +33,7 @@ describe("a delta reads what changed and nothing else", () => {
     await tracker.write(70 * MIB, 5_000);
     const report = await tracker.cycle();
     expect(report).toMatchObject({ reason: "bitmap", point: 2 });
-    // A block is read once to be compared, and its parts that differ once more.
+    // A block is read once.
     expect(report.funnel.readBytes).toBeLessThan(6 * Math.max(blockBytes, 64 * KIB) + 200 * KIB);
     await tracker.expectReplica();
     const nothing = await tracker.cycle();

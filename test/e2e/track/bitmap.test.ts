@@ -131,7 +131,7 @@ test("qemu-storage-daemon: increments by its bitmaps read what is dirty and no m
     await turn(`b${String(round + 1)}`, `b${String(round)}`);
     const result = await cycle(`b${String(round)}`);
     expect(result.done).toMatchObject({ reason: "bitmap", point: round + 1 });
-    // Dirty blocks, the parts that differ once more, and the share that is audited.
+    // Dirty blocks, and the share that is audited.
     expect(readBytes(result)).toBeLessThan(6 * 64 * KIB + 8 * MIB);
     expect(cmpFiles(raw, replicaPath(join(dir, "store"), "vm"))).toBeUndefined();
     await monitor.run("block-dirty-bitmap-remove", { node: "disk", name: `b${String(round)}` });

@@ -70,7 +70,7 @@ test("send of a tracked image asks its tracker for a cut: only what changed is r
   await write(uri, MIB, 9 * MIB);
   const next = await send(t, how);
   expect(next.done).toMatchObject({ reason: "bitmap", point: 2, bytesMissed: 0 });
-  // Two blocks, their parts once more, and what is audited.
+  // Two blocks, and what is audited.
   expect(next.done?.bytesRead).toBeLessThan(MIB + 8 * MIB);
   expectEqual();
 
