@@ -13,7 +13,7 @@ import { blockState, type CompareResult, type ScanPiece, type ScanRequest, type 
 import type { Lanes } from "../lanes/lanes.ts";
 import { areaA } from "../lanes/slot-layout.ts";
 import type { CodecChoice } from "./codec-choice.ts";
-import { type BlockRange, cutRanges } from "./data-cursor.ts";
+import { type BlockRange, blocksIn, cutRanges } from "./data-cursor.ts";
 import { DirtyBlocks, dirtyBlocksMax } from "./dirty-blocks.ts";
 import type { FrameShipper } from "./frame-shipper.ts";
 import type { PageWork } from "./page-work.ts";
@@ -207,9 +207,7 @@ export class PageReader {
       const zeros = this.#enter(pieces, result);
       if (result.shipment !== undefined && pick !== undefined) {
         const { shipment } = result;
-        const blocks = pieces.flatMap(({ first, end }) =>
-          Array.from({ length: end - first }, (_unused, nth) => first + nth),
-        );
+        const blocks = blocksIn(pieces);
         const shipped = shipment.picked.map((nth) => blocks[nth] ?? 0);
         await this.#shipper.ship(slot, { ...shipment, blocks: shipped }, { repeat: false, pick });
       }

@@ -1,6 +1,6 @@
 import { isZero } from "../base/zero.ts";
 import type { FileRun } from "../image/block-device.ts";
-import type { BlockRange } from "./data-cursor.ts";
+import { type BlockRange, rangesOf } from "./data-cursor.ts";
 
 /** One page of the table on its way through a scan. */
 export interface PageWork {
@@ -22,17 +22,14 @@ export function differences(
 ): { readonly zeros: readonly number[]; readonly ranges: readonly BlockRange[] } {
   const width = work.digests.length / work.count;
   const zeros: number[] = [];
-  const ranges: { first: number; end: number }[] = [];
+  const blocks: number[] = [];
   for (let index = 0; index < work.count; index++) {
     const mine = work.digests.subarray(index * width, (index + 1) * width);
     if (Buffer.compare(mine, base.subarray(index * width, (index + 1) * width)) === 0) continue;
-    const block = work.first + index;
-    const last = ranges.at(-1);
-    if (isZero(mine)) zeros.push(block);
-    else if (last?.end === block) last.end++;
-    else ranges.push({ first: block, end: block + 1 });
+    if (isZero(mine)) zeros.push(work.first + index);
+    else blocks.push(work.first + index);
   }
-  return { zeros, ranges };
+  return { zeros, ranges: rangesOf(blocks) };
 }
 
 /** Digests of the pages settled last, at most so many. */
