@@ -38,9 +38,13 @@ const lengthBytes = 4;
 const resultBytes = 16;
 const zeroOffset = new Uint8Array(2);
 
+/** Compiled once in a thread: each point that is opened wants a codec of its own. */
+let compiled: object | undefined;
+
 export async function loadWasmLz4(): Promise<Codec> {
   const path = createRequire(import.meta.url).resolve("lz4-wasm-nodejs/lz4_wasm_nodejs_bg.wasm");
-  return createWasmLz4(await WebAssembly.compile(await readFile(path)));
+  compiled ??= await WebAssembly.compile(await readFile(path));
+  return createWasmLz4(compiled);
 }
 
 /** `module`: a compiled WebAssembly module with the {@link Exports}. */

@@ -26,13 +26,21 @@ export async function loadLz4(choice: "auto" | "wasm"): Promise<LoadedLz4> {
   return { codec: await loadWasmLz4(), implementation: "wasm" };
 }
 
+/** `missing`: looked for before. To look costs as much as opening a point, and what is not there does not come. */
+let found: NativeLz4 | "missing" | undefined;
+
 function requireNative(): NativeLz4 | undefined {
+  found ??= lookForNative();
+  return found === "missing" ? undefined : found;
+}
+
+function lookForNative(): NativeLz4 | "missing" {
   try {
     const loaded: unknown = createRequire(import.meta.url)(nativeModule);
-    return isNativeLz4(loaded) ? loaded : undefined;
+    return isNativeLz4(loaded) ? loaded : "missing";
   } catch {
     // Not built, or built for another Node: the fallback does the same, and the caller reports which one is in use.
-    return undefined;
+    return "missing";
   }
 }
 

@@ -7,7 +7,7 @@ import type { Engine } from "../replication/engine.ts";
 import type { SendReport } from "../replication/report.ts";
 import type { SourceChanges } from "../replication/source-changes.ts";
 import { chooseAudit } from "../track/audit.ts";
-import { DirtyBitmap, type DirtyBits } from "../track/dirty-bitmap.ts";
+import { DirtyBitmap, type DirtyBits, type DiskBlocks } from "../track/dirty-bitmap.ts";
 import { openKnownStates } from "../track/known-state.ts";
 import type { OpenLocation } from "./locations.ts";
 
@@ -40,12 +40,13 @@ export async function readBitmap(
     sync: true,
     onFailure: (words) => log.warn({ stateFile }, words),
   });
-  const dirty = await bitsOf(sizeBytes, dirtyExtents?.(0, sizeBytes) ?? [{ offset: 0, length: sizeBytes }]);
+  const disk = { sizeBytes, blockBytes: BLOCK_BYTES_DEFAULT };
+  const dirty = await bitsOf(disk, dirtyExtents?.(0, sizeBytes) ?? [{ offset: 0, length: sizeBytes }]);
   const cycle = random.uuid();
   const isRelative = dirtyExtents !== undefined && states.known.length > 0;
   return {
     changes: {
-      ...{ cycle, dirty, complete: true },
+      ...{ cycle, dirty, complete: true, grainBytes: dirty.blockBytes },
       // A send whose answer was lost counts as failed: its bitmap is in this one.
       bases: states.known.map((state) => state.cycle),
       states: isRelative ? states.known : [],
@@ -61,10 +62,10 @@ export async function readBitmap(
 
 /** The blocks that these stretches of a disk touch. */
 export async function bitsOf(
-  sizeBytes: number,
+  disk: DiskBlocks,
   extents: AsyncIterable<DirtyRange> | Iterable<DirtyRange>,
 ): Promise<DirtyBits> {
-  const bits = new DirtyBitmap({ sizeBytes, blockBytes: BLOCK_BYTES_DEFAULT });
+  const bits = new DirtyBitmap(disk);
   for await (const { offset, length } of extents) bits.setBytes(offset, length);
   return bits.freeze();
 }

@@ -1,6 +1,7 @@
 /** What a server exports: an image, its names, and what is told of it. */
-import { invariant, type ReplicationError, toReplicationError } from "../base/errors.ts";
+import { invariant, toReplicationError } from "../base/errors.ts";
 import type { BlockReader, BlockWriter } from "../image/block-device.ts";
+import { SoundSync } from "../image/sound-sync.ts";
 import type { LaneStorage } from "../storage/seam.ts";
 import { nbdLimits } from "./nbd-limits.ts";
 import { allocationBits, allocationContext } from "./protocol.ts";
@@ -48,7 +49,7 @@ export class ExportedDisk {
   readonly writer: BlockWriter | undefined;
   readonly file: ExportOptions["file"];
   readonly contexts: readonly ServedContext[];
-  #failedFlush: ReplicationError | undefined;
+  readonly #sync = new SoundSync(async () => await this.writer?.flush());
 
   constructor({ name, description, image, writable, file, contexts }: ExportOptions) {
     this.name = name;
@@ -88,17 +89,13 @@ export class ExportedDisk {
    */
   async flush(): Promise<void> {
     this.checkSound();
-    try {
-      await this.writer?.flush();
-    } catch (thrown) {
-      this.#failedFlush ??= toReplicationError(thrown, "sync-failed");
-      throw thrown;
-    }
+    await this.#sync.run();
   }
 
   /** Throws what the flush that failed threw. */
   checkSound(): void {
-    if (this.#failedFlush !== undefined) throw this.#failedFlush;
+    const { failure } = this.#sync;
+    if (failure !== undefined) throw toReplicationError(failure.error, "sync-failed");
   }
 }
 

@@ -27,14 +27,16 @@ export async function makeCuts(
     readonly whole: boolean;
     /** For each image. */
     readonly passes?: readonly (ImageCut | undefined)[];
+    /** For each image: block of the receiver's disk, as far as it is known. */
+    readonly grains: readonly (number | undefined)[];
     readonly clock: Clock;
     readonly random: Random;
     readonly log: Logger;
   },
 ): Promise<Cuts> {
-  const { quiescing, auditShare = 0, whole, passes, clock, random, log } = options;
+  const { quiescing, auditShare = 0, whole, passes, grains, clock, random, log } = options;
   const audits = images.map(({ journal }) => (whole ? undefined : chooseAudit(journal.dirty, auditShare, random)));
   return await whileQuiet({ quiescing, clock, log }, () =>
-    cutImages(images, { clock, audits, freeze: whole ? "all" : "dirty", ...(passes === undefined ? {} : { passes }) }),
+    cutImages(images, { clock, audits, passes, grains, freeze: whole ? "all" : "dirty" }),
   );
 }

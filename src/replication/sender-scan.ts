@@ -139,6 +139,8 @@ export class Scan {
     try {
       if (this.#o.known === undefined)
         this.#needComplete("the receiver does not have the state its changes are known from");
+      else if (this.#geometry.blockBytes > (this.#o.changes?.grainBytes ?? 0))
+        this.#needComplete("the receiver's blocks are larger than what was kept as it was");
       for (const [from, to] of [
         [start, pages],
         [0, start],

@@ -15,6 +15,8 @@ export interface SourceChanges {
   readonly audited?: DirtyBits | undefined;
   /** False: only dirty and audited blocks can be read as they were. When others are needed the send ends with `base-mismatch`. */
   readonly complete: boolean;
+  /** Where it is not complete: as they were are dirty and audited blocks as wide as blocks of this many bytes are that hold them. */
+  readonly grainBytes: number;
   /** What an earlier pass left at the receiver, which is no state of its own: {@link dirty} is relative to it. */
   readonly passed?: PageDigests | undefined;
   /** The image as it was at some of {@link bases}. Of a state the receiver has and that is not among them, everything is compared. */

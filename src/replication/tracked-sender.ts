@@ -86,7 +86,12 @@ export class TrackedSender {
         for (const nth of this.#o.disks.keys()) passes.push(await this.#passesOf(nth, whole, signal));
         const made = await makeCuts(
           this.#o.disks.map(({ image }) => image),
-          { ...this.#o, whole, passes: passes.map((passed) => passed?.cut) },
+          {
+            ...this.#o,
+            whole,
+            passes: passes.map((passed) => passed?.cut),
+            grains: this.#o.disks.map(({ states }, nth) => (passes[nth]?.pages ?? states).geometry?.blockBytes),
+          },
         );
         ({ cuts } = made);
         const reports = await this.#send(made, passes, signal);
@@ -155,12 +160,12 @@ function isKnown({ image, states }: TrackedDisk): boolean {
 
 function sourceOf(
   { name, identity }: TrackedDisk,
-  { cycle, bases, dirty, audited, complete, view }: ImageCut,
+  { cycle, bases, dirty, audited, complete, grainBytes, view }: ImageCut,
   how: Pick<SourceChanges, "states" | "passed" | "keep">,
 ): SendSource {
   const check = async (): Promise<void> => view.check();
   return {
     ...{ name, identity, reader: view, guard: { begin: check, check } },
-    changes: { cycle, bases, dirty, audited, complete, ...how },
+    changes: { cycle, bases, dirty, audited, complete, grainBytes, ...how },
   };
 }

@@ -31,6 +31,8 @@ export interface KnownState {
 export interface KnownStates {
   /** At most two. */
   readonly known: readonly KnownState[];
+  /** Of the disk at the receiver, as it was last; undefined: nothing is known of it. */
+  readonly geometry: PageDigests["geometry"] | undefined;
   /** Of a cycle that a receiver is about to be asked for: durable when it resolves, beside the base; or told to `onFailure`, and known until the process ends. */
   keep(state: KnownState): Promise<void>;
   /** The receiver has that cycle: if it was kept it is the base from now on, else there is none. */
@@ -66,6 +68,9 @@ export async function openKnownStates(
   return {
     get known() {
       return [base, next].filter((state) => state !== undefined);
+    },
+    get geometry() {
+      return (next ?? base)?.pages.geometry;
     },
     async keep(state) {
       next = state;

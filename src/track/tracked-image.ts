@@ -8,6 +8,7 @@
 import type { Clock } from "../base/clock.ts";
 import { invariant, ReplicationError } from "../base/errors.ts";
 import type { BlockWriter, Extent, FileRun } from "../image/block-device.ts";
+import { SoundSync } from "../image/sound-sync.ts";
 import type { StorageFile } from "../storage/seam.ts";
 import { DirtyBitmap, type DirtyBits } from "./dirty-bitmap.ts";
 import { FrozenView } from "./frozen-view.ts";
@@ -41,6 +42,8 @@ export interface ImageCut {
   readonly view: FrozenView;
   /** Every block of the view may be read: as it was or, of a pass, as it is. */
   readonly complete: boolean;
+  /** Where it is not complete: around each dirty or audited block everything between two multiples of this is as it was. Bytes. */
+  readonly grainBytes: number;
   /** Resolves when the journal has the cut: before anything of it is sent. */
   readonly durable: Promise<void>;
   /** A receiver has the cut. Before: `remember`, which keeps what is known of its content. Syncs the image first; throws what that throws, and then the bits stay. */
@@ -59,6 +62,8 @@ export interface CutExtras {
   /** {@link ImageCut.audited}. */
   readonly audited?: DirtyBitmap | undefined;
   readonly pass?: ImageCut | undefined;
+  /** Of {@link ImageCut.grainBytes}, the least: who reads the cut has blocks of that size. Default: a block of the journal. */
+  readonly grainBytes?: number | undefined;
 }
 
 /** Time within which all writes under way must end for a cut. */
@@ -73,12 +78,13 @@ export class TrackedImage implements BlockWriter {
   #stopped: { readonly going: Promise<void>; readonly go: () => void } | undefined;
   #whenDrained: (() => void) | undefined;
   #view: FrozenView | undefined;
-  #syncFailure: { readonly error: unknown } | undefined;
+  readonly #sync: SoundSync;
 
   constructor(options: TrackedImageOptions) {
     this.#o = options;
     this.#image = options.image;
     this.#journal = options.journal;
+    this.#sync = new SoundSync(() => options.image.flush());
     invariant(options.image.sizeBytes === options.journal.sizeBytes, "a journal is of its image");
   }
 
@@ -114,15 +120,9 @@ export class TrackedImage implements BlockWriter {
     return this.#change(offset, length, () => this.#image.zero(offset, length));
   }
 
-  /** After one that failed each fails: what that one lost no later one writes, though reads still show it. So no bit is retired any more either. */
-  async flush(): Promise<void> {
-    if (this.#syncFailure !== undefined) throw this.#syncFailure.error;
-    try {
-      await this.#image.flush();
-    } catch (error) {
-      this.#syncFailure = { error };
-      throw error;
-    }
+  /** After one that failed each fails: so no bit is retired any more either. {@link SoundSync}. */
+  flush(): Promise<void> {
+    return this.#sync.run();
   }
 
   /**
@@ -173,7 +173,7 @@ export class TrackedImage implements BlockWriter {
    * While writers are stopped and none is under way. At once. `pass`: the pass that it follows, which ends: what was written since is dirty here, and that alone
    * has to be kept; in the journal everything is that was.
    */
-  freeze(what: Frozen, { audited, pass }: CutExtras = {}): ImageCut {
+  freeze(what: Frozen, { audited, pass, grainBytes: wanted = 0 }: CutExtras = {}): ImageCut {
     invariant(this.#stopped !== undefined && this.#underWay === 0, "a cut is made while nobody writes");
     const journal = this.#journal;
     const since = pass === undefined ? undefined : union(journal.dirty);
@@ -185,7 +185,8 @@ export class TrackedImage implements BlockWriter {
     const { openSpill, spillMemoryBytes: memoryBytes, spillBytesMax } = this.#o;
     const aside = new OldContent({ blockBytes: dirty.blockBytes, openSpill, memoryBytes, spillBytesMax });
     const all = (what === "all" && pass === undefined) || dirty.count === dirty.blocks;
-    const kept = all ? allOf(dirty) : audited === undefined ? dirty : union(dirty, audited);
+    const grainBytes = Math.max(dirty.blockBytes, wanted);
+    const kept = all ? allOf(dirty) : widened(audited === undefined ? dirty : union(dirty, audited), grainBytes);
     const view = new FrozenView({
       ...{ image: this.#image, aside },
       frozen: what === "nothing" ? new DirtyBitmap(dirty).freeze() : kept,
@@ -197,7 +198,7 @@ export class TrackedImage implements BlockWriter {
       await view.close();
     };
     return {
-      ...{ cycle, bases, dirty, audited, view, durable },
+      ...{ cycle, bases, dirty, audited, view, durable, grainBytes },
       complete: all || what === "nothing",
       retire: async (remember) => {
         invariant(ended === undefined, "a cut ends once");
@@ -228,6 +229,19 @@ function union(dirty: DirtyBits, others?: DirtyBitmap): DirtyBits {
   return both.freeze();
 }
 
+/** All that shares a stretch of `grainBytes` with one of the blocks. */
+function widened(blocks: DirtyBits, grainBytes: number): DirtyBits {
+  const { blockBytes, sizeBytes } = blocks;
+  if (grainBytes <= blockBytes) return blocks;
+  const wide = new DirtyBitmap(blocks);
+  for (const { first, count } of blocks.ranges()) {
+    const start = Math.floor((first * blockBytes) / grainBytes) * grainBytes;
+    const end = Math.min(sizeBytes, Math.ceil(((first + count) * blockBytes) / grainBytes) * grainBytes);
+    wide.setBytes(start, end - start);
+  }
+  return wide.freeze();
+}
+
 function allOf(blocks: DirtyBits): DirtyBits {
   const all = new DirtyBitmap(blocks);
   all.setAll();
@@ -247,11 +261,13 @@ export async function cutImages(
     readonly audits?: readonly (DirtyBitmap | undefined)[] | undefined;
     /** Of each image: the pass that its cut follows. They end with the cut; when it is given up they go on. */
     readonly passes?: readonly (ImageCut | undefined)[] | undefined;
+    /** Of each image: {@link CutExtras.grainBytes}. */
+    readonly grains?: readonly (number | undefined)[] | undefined;
     /** Default {@link CUT_MILLIS_MAX}. */
     readonly millisMax?: number;
   },
 ): Promise<readonly ImageCut[]> {
-  const { clock, freeze, audits, passes, millisMax = CUT_MILLIS_MAX } = options;
+  const { clock, freeze, audits, passes, grains, millisMax = CUT_MILLIS_MAX } = options;
   const timer = new AbortController();
   const drained = images.map((image) => image.stop());
   try {
@@ -266,7 +282,9 @@ export async function cutImages(
       const text = `writes under way did not end within ${millisMax / 1000} s: the cut is given up, and the writers go on`;
       throw new ReplicationError("cut-abandoned", text);
     }
-    return images.map((image, nth) => image.freeze(freeze, { audited: audits?.[nth], pass: passes?.[nth] }));
+    return images.map((image, nth) =>
+      image.freeze(freeze, { audited: audits?.[nth], pass: passes?.[nth], grainBytes: grains?.[nth] }),
+    );
   } finally {
     timer.abort();
     for (const image of images) image.go();

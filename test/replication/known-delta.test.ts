@@ -66,7 +66,7 @@ class Source {
     const dirty = this.#dirty.freeze();
     this.#dirty = new DirtyBitmap({ sizeBytes, blockBytes });
     const changes = {
-      ...{ cycle, dirty, complete: known === undefined },
+      ...{ cycle, dirty, complete: known === undefined, grainBytes: blockBytes },
       bases: known === undefined ? [] : [known.cycle],
       states: known === undefined ? [] : [known],
       keep: (state: KnownState): Promise<void> => {

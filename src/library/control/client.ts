@@ -100,7 +100,7 @@ async function openExport(socket: string, { name, audited }: OfferedDisk, { cloc
 }
 
 async function sourceOf(
-  { image, identity, cycle, bases, complete, audited }: OfferedDisk,
+  { image, identity, cycle, bases, complete, blockBytes, grainBytes, audited }: OfferedDisk,
   {
     reader,
     control,
@@ -115,16 +115,17 @@ async function sourceOf(
   return {
     ...{ reader, name: image, identity, guard: { begin: check, check } },
     changes: {
-      ...{ cycle, bases, complete, states: states.known },
-      dirty: await contextBits(reader, changedContext),
-      audited: audited ? await contextBits(reader, auditedContext) : undefined,
+      ...{ cycle, bases, complete, grainBytes, states: states.known },
+      dirty: await contextBits(reader, changedContext, blockBytes),
+      audited: audited ? await contextBits(reader, auditedContext, blockBytes) : undefined,
       keep: (state) => states.keep(state),
     },
   };
 }
 
-function contextBits(reader: NbdReader, context: string): Promise<DirtyBits> {
-  return bitsOf(reader.sizeBytes, reader.dirtyExtents(context, 0, reader.sizeBytes));
+function contextBits(reader: NbdReader, context: string, blockBytes: number): Promise<DirtyBits> {
+  const { sizeBytes } = reader;
+  return bitsOf({ sizeBytes, blockBytes }, reader.dirtyExtents(context, 0, sizeBytes));
 }
 
 /** A connection to a tracker's control socket. One question at a time. */

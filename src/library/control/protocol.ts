@@ -2,6 +2,7 @@
  * What a tracker and a process that asks it for a cut say to each other over the control socket: a line of JSON each, questions and answers in turn. docs/control.md. Pure.
  */
 import { isErrorCode, ReplicationError } from "../../base/errors.ts";
+import { isBlockSize } from "../../base/units.ts";
 
 /**
  * `cut`: of all disks of the tracker at one moment; the one before comes to nothing. `whole`: every block of it can be read, else those that are dirty or audited.
@@ -22,6 +23,10 @@ export interface OfferedDisk {
   readonly cycle: string;
   readonly bases: readonly string[];
   readonly complete: boolean;
+  /** Of the tracker: changed and audited blocks are whole ones of this size. */
+  readonly blockBytes: number;
+  /** Where the cut is not complete: around each such block everything between two multiples of this is as it was. Bytes. */
+  readonly grainBytes: number;
   /** There is a context of audited blocks. */
   readonly audited: boolean;
   /** Path of the known state; the one who sends writes the next one beside it. */
@@ -73,12 +78,15 @@ export function parseAnswer(value: unknown): CutOffer | true {
 }
 
 function parseDisk(value: unknown): OfferedDisk {
-  const { name, image, identity, cycle, bases, complete, audited, stateFile } = fields(value);
+  const { name, image, identity, cycle, bases, complete, blockBytes, grainBytes, audited, stateFile } = fields(value);
   const texts = [name, image, identity, cycle, stateFile];
   if (!isTexts(texts) || !isTexts(bases)) throw malformed();
   if (typeof complete !== "boolean" || typeof audited !== "boolean") throw malformed();
+  if (typeof blockBytes !== "number" || !isBlockSize(blockBytes)) throw malformed();
+  if (typeof grainBytes !== "number" || !isBlockSize(grainBytes)) throw malformed();
   const [one = "", two = "", three = "", four = "", five = ""] = texts;
-  return { name: one, image: two, identity: three, cycle: four, stateFile: five, bases, complete, audited };
+  const sizes = { blockBytes, grainBytes };
+  return { name: one, image: two, identity: three, cycle: four, stateFile: five, bases, complete, ...sizes, audited };
 }
 
 function fields(value: unknown): Readonly<Record<string, unknown>> {

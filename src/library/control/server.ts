@@ -141,7 +141,10 @@ class Client {
     const { engine, path, disks, quiescing, auditShare } = this.#o;
     const { storage, clock, random, log } = engine;
     const images = disks.map(({ tracked }) => tracked.image);
-    const { cuts, consistency } = await makeCuts(images, { quiescing, auditShare, whole, clock, random, log });
+    // The base's block is the receiver's, whoever sent it.
+    const grains = disks.map(({ tracked }) => tracked.states.geometry?.blockBytes);
+    const how = { quiescing, auditShare, whole, grains };
+    const { cuts, consistency } = await makeCuts(images, { ...how, clock, random, log });
     const socket = `${path}.cut`;
     try {
       for (const { durable } of cuts) await durable;
@@ -159,7 +162,7 @@ class Client {
       for (const cut of cuts) await cut.mergeBack();
       throw error;
     }
-    const offered = cuts.map(({ cycle, bases, complete, audited }, nth) => {
+    const offered = cuts.map(({ cycle, bases, dirty, complete, grainBytes, audited }, nth) => {
       const disk = disks[nth];
       invariant(disk !== undefined, "a cut of each disk");
       const { name: image, identity, stateFile } = disk.tracked;
@@ -171,6 +174,8 @@ class Client {
         cycle,
         bases,
         complete,
+        blockBytes: dirty.blockBytes,
+        grainBytes,
         audited: audited !== undefined,
       };
     });
