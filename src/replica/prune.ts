@@ -36,7 +36,7 @@ export interface PruneOptions {
 
 /**
  * Applies a policy to the points of a disk. Returns a verdict for each point there was, ascending; what was to go and could not is kept and says why.
- * Points older than a record that cannot be read are left alone. Throws `write-failed`, `sync-failed`, `no-space`.
+ * Points older than a record that cannot be read are left alone, and so is the one behind it. Throws `write-failed`, `sync-failed`, `no-space`.
  */
 export async function prunePoints(
   store: StoreParts,
@@ -50,7 +50,8 @@ export async function prunePoints(
   if (reachable.length === 0) return [];
   const now = clock.now();
   const spared = await sparedPoints(store, paths, reachable, options);
-  const verdicts = judge(reachable, spared, options, now);
+  const judged = judge(reachable, spared, options, now);
+  const verdicts = barrier === 0 ? judged : spareFirst(judged, barrier);
   if (options.dryRun === true) return verdicts;
   const settled: Verdict[] = [];
   let left: readonly Point[] = reachable;
@@ -88,6 +89,12 @@ function judge(
     options.policy,
     { nowMax: now + aheadMillisMax, holdNow: now, timeZone: options.timeZone },
   );
+}
+
+/** Its record says how the log of the point before was closed, and nobody who could be read takes its logs over. */
+function spareFirst([first, ...others]: readonly Verdict[], barrier: number): readonly Verdict[] {
+  if (first?.keep !== false) return first === undefined ? [] : [first, ...others];
+  return [{ ...first, keep: true, rule: `the record of point ${barrier} before it cannot be read` }, ...others];
 }
 
 /** Points that stay for the sake of their cut. What the other disks keep is judged as if nothing was cut together. */

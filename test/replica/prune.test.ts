@@ -291,14 +291,41 @@ describe("what is never removed", () => {
     expect(await listed()).toEqual([1, 2, 3]);
   });
 
-  test("points that cannot be reached, with their logs", async () => {
-    await makePoints(4, 4);
-    machine.poke(`${points}/0000000002.json`, Uint8Array.of(0), 60);
-    await store.prune(diskName, { keep: "last=1" });
+  // What the record of the third says of the second's log nobody else says: all of them are whole again with the record.
+  test("points that cannot be reached, with their logs, nor the one behind them", async () => {
+    await makePoints(6, 4);
+    const path = `${points}/0000000002.json`;
+    const record = await process.open(path, { write: true });
+    const good = new Uint8Array((await record.stat()).sizeBytes);
+    await record.read(good, 0);
+    machine.poke(path, Uint8Array.of(0), 60);
+    const verdicts = await store.prune(diskName, { keep: "last=1" });
+    expect(verdicts[0]).toMatchObject({ point: 3, keep: true, rule: expect.stringContaining("record of point 2") });
     const { points: left, unreadable } = await store.points(diskName);
     expect(unreadable.map(({ point }) => point)).toEqual([2]);
-    expect(left.map(({ point }) => point)).toEqual([1, 4]);
-    for (const log of ["0000000001.undo", "0000000002.undo"]) expect(await process.list(points)).toContain(log);
+    expect(left.map(({ point }) => point)).toEqual([1, 3, 6]);
+    await record.write(good, 0);
+    await record.close();
+    // Whoever writes next removes what no point needs.
+    await makePoints(0, 0);
+    expect(await listed()).toEqual([1, 2, 3, 6]);
+    await expectAll();
+  });
+
+  test("a log whose point's record was taken away: older points wait for it, and say so", async () => {
+    await makePoints(5, 5);
+    const path = `${points}/0000000003.json`;
+    const aside = `${points}/aside`;
+    await process.rename(path, aside);
+    const { unreadable } = await store.points(diskName);
+    expect(unreadable).toMatchObject([{ point: 3, message: expect.stringContaining("taken away") }]);
+    await expect(store.openPoint(diskName, 2)).rejects.toMatchObject({ code: "store-damaged" });
+    await expectPoint(store, 4, disk, kept.get(4) ?? new Map());
+    await store.prune(diskName, { keep: "last=1" });
+    await makePoints(0, 0);
+    await process.rename(aside, path);
+    expect(await listed()).toEqual([1, 2, 3, 4, 5]);
+    await expectAll();
   });
 });
 

@@ -568,6 +568,7 @@ function expectSize(sizeBytes: number, of: Committed): void {
 
 /** What an injected errno turns into. Damage never is. */
 function isFailure(error: unknown): boolean {
-  const { code } = toReplicationError(error);
-  return error instanceof ReplicationError && ["write-failed", "sync-failed", "no-space"].includes(code);
+  const { code, details } = toReplicationError(error);
+  if (!(error instanceof ReplicationError)) return false;
+  return ["write-failed", "sync-failed", "no-space"].includes(code) || (code === "replica-unreadable" && "errno" in details);
 }

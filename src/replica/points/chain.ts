@@ -61,14 +61,14 @@ export async function readPoints(storage: Storage, paths: DiskPaths, from = 0): 
   for (let looks = 1; ; looks++) {
     const files = await listPoints(storage, paths);
     const records = files.records.filter((sequence) => sequence >= from);
-    const { points, unreadable } = await loadPoints(storage, paths, { records });
+    const loaded = await loadPoints(storage, paths, { records });
     const orphan = orphanLog(files);
-    const whole = points.length + unreadable.length === records.length;
-    if (whole && orphan === undefined) return { files, points, unreadable };
+    const { whole } = loaded;
+    if (whole && orphan === undefined) return { files, ...loaded };
     if (looks < looksMax) continue;
     if (!whole || orphan === undefined) throw changesForEver(paths);
     const message = damaged(paths.point(orphan), "it is missing, but its undo log is there").message;
-    return { files, points, unreadable: [...unreadable, { point: orphan, message }] };
+    return { files, ...loaded, unreadable: [...loaded.unreadable, { point: orphan, message }] };
   }
 }
 

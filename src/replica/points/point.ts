@@ -224,8 +224,10 @@ export function orphanLog(files: PointFiles): number | undefined {
 /** The records of a listing, ascending. */
 export interface LoadedPoints {
   readonly points: readonly Point[];
-  /** Records that are damaged. Older points cannot be reached past them: which logs lead there is not known. */
+  /** Records that are damaged, or were taken away. Older points cannot be reached past them: which logs lead there is not known. */
   readonly unreadable: readonly { readonly point: number; readonly message: string }[];
+  /** False: a record of the listing vanished meanwhile. */
+  readonly whole: boolean;
 }
 
 /** Records that vanish meanwhile are left out. */
@@ -245,5 +247,18 @@ export async function loadPoints(
       unreadable.push({ point: sequence, message: error.message });
     }
   }
-  return { points, unreadable };
+  const whole = points.length + unreadable.length === files.records.length;
+  for (const point of takenAway(points, files.records)) {
+    unreadable.push({ point, message: damaged(paths.point(point), "it was taken away").message });
+  }
+  return { points, unreadable: unreadable.sort((a, b) => a.point - b.point), whole };
+}
+
+/** Of each gap that no removal made the newest point: a removal leaves a list in the record before the gap, and durably so before the names go. */
+function takenAway(points: readonly Point[], records: readonly number[]): number[] {
+  const listed = new Map(points.map(({ point, logs }) => [point, logs !== undefined]));
+  return records.flatMap((sequence, index) => {
+    const next = records[index + 1] ?? sequence + 1;
+    return next > sequence + 1 && listed.get(sequence) === false ? [next - 1] : [];
+  });
 }

@@ -48,7 +48,7 @@ export interface UndoScan {
   readonly indexDamage: readonly UndoStretch[];
   /** Of the entries that can be read. For the footer: `batchesEnd` is `goodEnd`. */
   readonly totals: FooterTotals;
-  /** Good index runs. */
+  /** Index runs, those whose heads are damaged among them. */
   readonly runs: readonly FooterRun[];
   /** Entries of batches that begin here or behind are in no index run. */
   readonly indexedTo: number;
@@ -111,15 +111,18 @@ interface Scanned {
 /** False: the batch is bad. Contents of a batch that was durable are not read. */
 function takeBatch(file: KnownUndoFile, batch: BatchHeader, durable: boolean, state: Scanned): boolean {
   const heads = readHeads(file, batch);
-  if (heads === undefined) return false;
+  if (heads === undefined) {
+    // Its place ends what it lists all the same: the next run lists only what lies behind. Who reads finds the heads bad, and looks at the batches.
+    if (durable && batch.kind === batchKinds.index) takeRun(batch, state);
+    return false;
+  }
   if (batch.kind === batchKinds.checkpoint) {
     state.checkpoint = decodeCheckpoint(heads, batch.offset) ?? 0;
     return true;
   }
   if (batch.kind === batchKinds.index) {
     if (!durable && badIndexPage(file, batch, heads) !== undefined) return false;
-    state.runs.push({ offset: batch.offset, pages: heads.length / 8, count: batch.count });
-    state.indexedTo = batch.end;
+    takeRun(batch, state);
     return true;
   }
   const list = listOf(file, batch, heads);
@@ -131,6 +134,11 @@ function takeBatch(file: KnownUndoFile, batch: BatchHeader, durable: boolean, st
     if (entry.damaged) state.damagedEntries++;
   }
   return true;
+}
+
+function takeRun({ offset, contentBytes, count, end }: BatchHeader, state: Scanned): void {
+  state.runs.push({ offset, pages: contentBytes / UNDO_PAGE_BYTES, count });
+  state.indexedTo = end;
 }
 
 function listOf(file: KnownUndoFile, batch: BatchHeader, heads: Uint8Array): EntryList | undefined {

@@ -8,6 +8,7 @@ import {
   writeBatchHeader,
 } from "../../../src/replica/undo/format.ts";
 import type { ClosedLog } from "../../../src/replica/undo/entry.ts";
+import { scanUndoLog } from "../../../src/replica/undo/scan.ts";
 import { randomBytes } from "../../random.ts";
 import { header, keyOf, LogBuilder, MemoryFile, openReader, pack, path, readAll, readEntries } from "./kit.ts";
 
@@ -307,12 +308,16 @@ describe("damage or a torn end", () => {
 });
 
 describe("index runs and footers that are damaged", () => {
-  function build(): { log: LogBuilder; closed: ClosedLog } {
+  function filled(): LogBuilder {
     const log = new LogBuilder();
     for (let first = 0; first < 3000; first += 300) log.entries(blocks(first, 300));
     log.index();
     for (let first = 3000; first < 6000; first += 300) log.entries(blocks(first, 300));
-    log.index().entries(blocks(6000, 5));
+    return log.index().entries(blocks(6000, 5));
+  }
+
+  function build(): { log: LogBuilder; closed: ClosedLog } {
+    const log = filled();
     return { log, closed: log.footer() };
   }
 
@@ -336,6 +341,20 @@ describe("index runs and footers that are damaged", () => {
       expect(reader.damage).toEqual([]);
       expect(reader.indexDamage).toHaveLength(1);
     }
+  });
+
+  test("the heads of a run in the middle went bad before the log was closed: its entries are in no other run", () => {
+    const log = filled().index().entries(blocks(7000, 300));
+    const at = (log.runs[1]?.offset ?? 0) + 70;
+    const harmed = (): Uint8Array => Uint8Array.from(log.bytes).fill((log.bytes[at] ?? 0) ^ 1, at, at + 1);
+    // As recovery finds it, and the commit writes it down.
+    const scan = scanUndoLog({ path, lanes: new MemoryFile(harmed()).lanes, fd: 3 });
+    expect(scan.indexDamage).toMatchObject([{ offset: log.runs[1]?.offset }]);
+    log.runs.splice(0, log.runs.length, ...scan.runs);
+    const closed = log.footer();
+    const reader = openReader(new MemoryFile(harmed()), { closed });
+    expect(keys(readEntries(reader))).toEqual(keys(log.known));
+    expect(reader).toMatchObject({ damage: [], indexDamage: scan.indexDamage });
   });
 
   test("a page and heads: the entries that are left, and the stretch on record", () => {

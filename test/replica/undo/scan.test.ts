@@ -106,10 +106,12 @@ describe("damage is skipped, and nothing is cut", () => {
   test("of an index run: told apart, since the batches have what it held", () => {
     const log = new LogBuilder().entries(one(1));
     const run = log.end;
-    log.index().entries(one(2)).entries(one(3));
+    log.index();
+    const behind = log.end;
+    log.entries(one(2)).entries(one(3));
     const scan = scanUndoLog(logOf(harm(log.bytes, run + 66)));
-    expect(scan).toMatchObject({ goodEnd: log.end, damage: [], runs: [], indexDamage: [{ offset: run }] });
-    expect(scan.indexedTo).toBe(4096);
+    expect(scan).toMatchObject({ goodEnd: log.end, damage: [], runs: log.runs, indexDamage: [{ offset: run }] });
+    expect(scan.indexedTo).toBe(behind);
   });
 
   test("and what a torn batch says of others counts", () => {
