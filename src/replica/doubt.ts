@@ -13,6 +13,8 @@ export interface DiskFindings {
   /** Whether a delta over the newest point was begun; `named`: its log tells which blocks it may have changed since the table was synced. */
   readonly openLog: "none" | "named" | "unknown";
   readonly session: SessionRecord | undefined;
+  /** Why the replica is being compared with its table since an earlier session; undefined: it is not. */
+  readonly suspicion: string | undefined;
   readonly replica: Fingerprint;
   /** Of the disk, as the replica's file has it. */
   readonly replicaBytes: number;
@@ -36,10 +38,27 @@ export interface Doubt {
 /** Undefined: the table says what the replica holds. Pure. */
 export function findDoubt(found: DiskFindings): Doubt | undefined {
   if (found.tableTrouble !== undefined) return ofAll(found.tableTrouble);
+  const doubt = found.openLog === "none" ? findIdleDoubt(found) : findOpenLogDoubt(found);
+  if (doubt?.blocks === "all") return doubt;
   if (found.replicaBytes !== found.sizeBytes) {
-    return ofAll(`the replica has ${found.replicaBytes} bytes and not the ${found.sizeBytes} on record`);
+    const why = `the replica has ${found.replicaBytes} bytes and not the ${found.sizeBytes} on record`;
+    return doubt?.blocks === "recent" ? ofAll(why) : differing(why);
   }
-  if (found.openLog !== "none") return findOpenLogDoubt(found);
+  // Since then nothing was written but what the comparison entered in the table: it finds all of that again.
+  if (found.suspicion !== undefined) return differing(found.suspicion);
+  return doubt;
+}
+
+function ofAll(why: string): Doubt {
+  return { why, blocks: "all" };
+}
+
+/** The table is proven by its root. To digest the replica instead would call good whatever lies there. */
+function differing(why: string): Doubt {
+  return { why, blocks: "differing" };
+}
+
+function findIdleDoubt(found: DiskFindings): Doubt | undefined {
   if (found.tableRoot !== found.committedRoot) {
     return ofAll(
       found.newest === 0
@@ -49,13 +68,9 @@ export function findDoubt(found: DiskFindings): Doubt | undefined {
   }
   // Only a later time counts: a loss of power may take it back, and a copy may keep it.
   if (found.committedModified !== undefined && found.replicaModified > found.committedModified) {
-    return { why: `somebody wrote to the replica after point ${found.newest}`, blocks: "differing" };
+    return differing(`somebody wrote to the replica after point ${found.newest}`);
   }
   return undefined;
-}
-
-function ofAll(why: string): Doubt {
-  return { why, blocks: "all" };
 }
 
 function findOpenLogDoubt(found: DiskFindings): Doubt | undefined {
@@ -64,9 +79,9 @@ function findOpenLogDoubt(found: DiskFindings): Doubt | undefined {
     return { why: "the last session did not end cleanly", blocks: found.openLog === "named" ? "recent" : "all" };
   }
   if (session.root !== found.tableRoot) return ofAll("the table is not the one the last session left");
-  if (session.replica.inode !== replica.inode) return ofAll("the replica is not the file the last session left");
+  if (session.replica.inode !== replica.inode) return differing("the replica is not the file the last session left");
   if (session.replica.sizeBytes !== replica.sizeBytes || session.replica.changedNanos !== replica.changedNanos) {
-    return ofAll("the replica was touched after the last session left it");
+    return differing("the replica was touched after the last session left it");
   }
   return undefined;
 }

@@ -13,6 +13,7 @@ import { decodePolicyRecord, policyFormat } from "./policy-record.ts";
 import { decodeSession, sessionFormat } from "./session-record.ts";
 import { readSmallFile } from "./state-file.ts";
 import { decodeStore, storeFormat } from "./store-record.ts";
+import { decodeSuspicion, suspicionFormat } from "./suspicion.ts";
 import { hexOf } from "./table-files.ts";
 import { describeUndoLog } from "./undo/describe.ts";
 import { undoMagic } from "./undo/format.ts";
@@ -20,7 +21,17 @@ import { undoMagic } from "./undo/format.ts";
 export type FactValue = string | number | boolean | undefined;
 
 export interface StoreFileDescription {
-  readonly kind: "store" | "disk" | "point" | "session" | "policy" | "undo log" | "digests" | "page digests" | "lock";
+  readonly kind:
+    | "store"
+    | "disk"
+    | "point"
+    | "session"
+    | "suspicion"
+    | "policy"
+    | "undo log"
+    | "digests"
+    | "page digests"
+    | "lock";
   readonly sizeBytes: number;
   /** What the file says, in its own terms. Empty when nothing of it can be believed. */
   readonly facts: Readonly<Record<string, FactValue>>;
@@ -117,6 +128,12 @@ const stateDecoders: readonly StateDecoder[] = [
         resumeBlock,
       };
     },
+  },
+  {
+    kind: "suspicion",
+    format: suspicionFormat.format,
+    name: /^suspect\.json$/,
+    decode: (...file) => ({ why: decodeSuspicion(...file) }),
   },
   {
     kind: "policy",

@@ -27,6 +27,8 @@ export interface DiskPaths {
   readonly applyLock: string;
   readonly chainLock: string;
   readonly session: string;
+  /** `suspect.json`: the replica is being compared with its table. */
+  readonly suspicion: string;
   /** `keep.json`: a retention policy of its own. */
   readonly policy: string;
   /** `points/<sequence>.json`. */
@@ -54,6 +56,7 @@ export function diskPaths(store: string, name: string): DiskPaths {
     applyLock: join(directory, "apply.lock"),
     chainLock: join(directory, "chain.lock"),
     session: join(directory, "session.json"),
+    suspicion: join(directory, "suspect.json"),
     policy: join(directory, "keep.json"),
     point: (sequence) => join(points, `${sequenceText(sequence)}.json`),
     undo: (sequence) => join(points, undoName(sequence)),

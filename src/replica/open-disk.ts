@@ -18,6 +18,7 @@ import { type OpenReplica, openReplica, sizeError } from "./replica-file.ts";
 import type { ReplicaFormat } from "./replica.ts";
 import { fingerprintOf, readSession, removeSession, type SessionRecord, writeSession } from "./session-record.ts";
 import { syncDirectory } from "./state-file.ts";
+import { readSuspicion } from "./suspicion.ts";
 import { emptyRoot, hexOf, TableFiles } from "./table-files.ts";
 import { type RecoveredLog, recoverUndoLog } from "./undo-log.ts";
 
@@ -126,12 +127,16 @@ interface Judged {
   readonly table: DigestTable;
   readonly doubt: Doubt | undefined;
   readonly resumeBlock: number;
+  /** There is a record of a suspicion. */
+  readonly suspected: boolean;
 }
 
 async function judge(found: Found): Promise<Judged> {
   const { storage, paths, record, points, replica, tableFiles, damage } = found;
   const geometry = geometryOf(record);
   const session = await readSession(storage, paths);
+  const suspicion = await readSuspicion(storage, paths);
+  const suspected = suspicion !== undefined;
   const onDamage = (): void => {
     damage.found = true;
   };
@@ -144,6 +149,7 @@ async function judge(found: Found): Promise<Judged> {
     newest: points.newest?.point ?? 0,
     openLog: openLogOf(found),
     session,
+    suspicion,
     replica: fingerprintOf(replica.found),
     replicaBytes: sizeBytes,
     replicaModified: replica.found.modifiedNanos,
@@ -152,20 +158,21 @@ async function judge(found: Found): Promise<Judged> {
   });
   if (doubt !== undefined && doubt.blocks !== "all" && "table" in read) {
     if (doubt.blocks === "recent") forgetTail(read.table);
+    else if (sizeBytes !== record.sizeBytes) await resizeReplica(found);
     await prepareReading(found);
-    return { table: read.table, doubt, resumeBlock: 0 };
+    return { table: read.table, doubt, resumeBlock: 0, suspected };
   }
   if (doubt !== undefined || !("table" in read)) {
     const table = await startRebuild(found, onDamage);
-    return { table, doubt: doubt ?? { why: "the table cannot be read", blocks: "all" }, resumeBlock: 0 };
+    return { table, doubt: doubt ?? { why: "the table cannot be read", blocks: "all" }, resumeBlock: 0, suspected };
   }
   if (!points.openLog || session === undefined) {
     // A record without an open log is one that a commit had no time to remove.
     if (session !== undefined) await removeSession(storage, paths);
-    return { table: read.table, doubt: undefined, resumeBlock: 0 };
+    return { table: read.table, doubt: undefined, resumeBlock: 0, suspected };
   }
   await keepSession(found, session);
-  return { table: read.table, doubt: undefined, resumeBlock: session.resumeBlock };
+  return { table: read.table, doubt: undefined, resumeBlock: session.resumeBlock, suspected };
 }
 
 function nanosOf(text: string | undefined): bigint | undefined {
@@ -216,16 +223,20 @@ async function keepSession({ storage, paths, replica }: Found, session: SessionR
 
 /** Order: table emptied, durably → clean-stop record gone → replica has its length → {@link prepareReading}. */
 async function startRebuild(found: Found, onDamage: () => void): Promise<DigestTable> {
-  const { storage, paths, record, replica, tableFiles } = found;
+  const { storage, paths, record, tableFiles } = found;
   const table = await tableFiles.empty(geometryOf(record), onDamage);
   await removeSession(storage, paths);
+  await resizeReplica(found);
+  await prepareReading(found);
+  return table;
+}
+
+async function resizeReplica({ paths, record, replica: { replica } }: Found): Promise<void> {
   try {
-    await replica.replica.resize(record.sizeBytes);
+    await replica.resize(record.sizeBytes);
   } catch (error) {
     throw sizeError(error, paths.directory, record.name, record.sizeBytes);
   }
-  await prepareReading(found);
-  return table;
 }
 
 /**

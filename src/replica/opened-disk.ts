@@ -20,6 +20,7 @@ import type { Replica } from "./replica.ts";
 import { shrunkDigest, shrinkDisk, growDisk, isTailKept, type ResizeParts } from "./resize.ts";
 import { restoreNewest } from "./rollback.ts";
 import { fingerprintOf, removeSession, writeSession } from "./session-record.ts";
+import { removeSuspicion, writeSuspicion } from "./suspicion.ts";
 import { emptyRoot, hexOf, settleAll, type TableFiles } from "./table-files.ts";
 import { createUndoLog } from "./undo-log.ts";
 import type { ClosedLog } from "./undo/entry.ts";
@@ -42,6 +43,8 @@ export interface WriterParts {
   readonly table: DigestTable;
   readonly doubt: Doubt | undefined;
   readonly resumeBlock: number;
+  /** The disk has a record of a suspicion. */
+  readonly suspected: boolean;
 }
 
 /** Whether a page of the table was found not to match its checksum. */
@@ -60,6 +63,7 @@ export class OpenedDisk implements DiskWriter {
   #openLog: boolean;
   /** Set by `begin`: the log is open and the clean-stop record is gone, so replica and table may be written. */
   #begun = false;
+  #suspected: boolean;
   #commitsToTidy = 0;
   #poisoned = false;
   #tail: Promise<unknown> = Promise.resolve();
@@ -74,6 +78,7 @@ export class OpenedDisk implements DiskWriter {
     this.#resumeBlock = parts.resumeBlock;
     this.#openLog = parts.openLog;
     this.#undo = parts.undo;
+    this.#suspected = parts.suspected;
   }
 
   get record(): DiskRecord {
@@ -135,7 +140,7 @@ export class OpenedDisk implements DiskWriter {
 
   /**
    * Order: table entries synced → `pages` written, given its length and synced → (where the replica is not the newest point: its undo
-   * log created) → checkpoint → clean-stop record. The replica was synced, and its page cache dropped, when the disk was opened. A crash
+   * log created) → checkpoint → clean-stop record → no suspicion any more. The replica was synced, and its page cache dropped, when the disk was opened. A crash
    * before the end leaves the table doubtful, or true.
    */
   settleDoubt(): Promise<void> {
@@ -154,12 +159,14 @@ export class OpenedDisk implements DiskWriter {
         await this.#checkpoint();
         await this.#writeSession(0);
       } else await this.#vouch();
+      if (this.#suspected) await removeSuspicion(this.#parts.store.storage, this.#parts.paths);
+      this.#suspected = false;
       this.#parts.damage.found = false;
       this.#doubt = undefined;
     });
   }
 
-  /** Order: log of the newest point durable → clean-stop record gone, durably → (VHDX: its header says that it changes). A crash in between: the delta counts as begun. */
+  /** Order: (where the replica is compared with its table: the suspicion) → log of the newest point durable → clean-stop record gone, durably → (VHDX: its header says that it changes). A crash in between: the delta counts as begun. */
   begin(): Promise<void> {
     return this.#run(async () => {
       const sure = this.#doubt === undefined || this.#doubt.blocks === "differing";
@@ -193,8 +200,13 @@ export class OpenedDisk implements DiskWriter {
 
   async #begin(): Promise<UndoWriter> {
     if (!this.#begun) {
+      const { store, paths } = this.#parts;
+      if (this.#doubt !== undefined && !this.#suspected) {
+        await writeSuspicion(store.storage, paths, this.#doubt.why);
+        this.#suspected = true;
+      }
       await this.#openUndoLog();
-      await removeSession(this.#parts.store.storage, this.#parts.paths);
+      await removeSession(store.storage, paths);
       await this.#touch();
       this.#begun = true;
     }

@@ -363,6 +363,7 @@ function expectFlip(small: SmallStore, path: string, at: number, outcome: Outcom
     }
     case "pages":
     case "session.json":
+    case "suspect.json":
     case "keep.json":
     case "apply.lock":
       expectOutcome(outcome, none);

@@ -10,6 +10,7 @@ const idle: DiskFindings = {
   newest: 4,
   openLog: "none",
   session: undefined,
+  suspicion: undefined,
   replica,
   replicaBytes: 100,
   replicaModified: 500n,
@@ -63,5 +64,20 @@ test("after an unclean end only blocks the log names are in doubt, as far as it 
   expect(findDoubt(unclean)?.blocks).toBe("recent");
   expect(findDoubt({ ...unclean, openLog: "unknown" })?.blocks).toBe("all");
   expect(findDoubt({ ...unclean, sizeBytes: 101 })?.blocks).toBe("all");
-  expect(findDoubt({ ...laidAside, replica: { ...replica, changedNanos: "1001" } })?.blocks).toBe("all");
+});
+
+test("a table whose root is proven is compared with the replica, whatever happened to that one", () => {
+  const touched = { ...laidAside, replica: { ...replica, changedNanos: "1001" } };
+  const moved = { ...laidAside, replica: { ...replica, inode: "8" } };
+  for (const found of [touched, moved, { ...idle, sizeBytes: 101 }, { ...laidAside, sizeBytes: 99 }]) {
+    expect(findDoubt(found)?.blocks).toBe("differing");
+    expect(findDoubt({ ...found, tableRoot: "cc" })?.blocks).toBe("all");
+  }
+});
+
+test("a comparison that was cut short is made again, whatever it left", () => {
+  for (const found of [idle, laidAside, { ...laidAside, session: undefined }]) {
+    expect(findDoubt({ ...found, suspicion: "mounted" })).toEqual({ why: "mounted", blocks: "differing" });
+  }
+  expect(findDoubt({ ...idle, tableRoot: "cc", suspicion: "mounted" })?.blocks).toBe("all");
 });

@@ -10,6 +10,7 @@ import { decodeRecord } from "../../src/replica/disk-record.ts";
 import { decodePoint } from "../../src/replica/points/point.ts";
 import { decodePolicyRecord } from "../../src/replica/policy-record.ts";
 import { decodeSession, writeSession } from "../../src/replica/session-record.ts";
+import { decodeSuspicion, writeSuspicion } from "../../src/replica/suspicion.ts";
 import { decodeStore } from "../../src/replica/store-record.ts";
 import { decodeUndoHeader } from "../../src/replica/undo/format.ts";
 import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
@@ -34,6 +35,7 @@ const files = [
   "disks/vm1.sda/points/0000000001.json",
   "disks/vm1.sda/points/0000000001.undo",
   "disks/vm1.sda/session.json",
+  "disks/vm1.sda/suspect.json",
   "disks/vm1.sda/keep.json",
   "disks/vm1.sda/digests",
   "disks/vm1.sda/pages",
@@ -58,6 +60,7 @@ async function makeStore(): Promise<ReadonlyMap<string, Uint8Array>> {
   const session = { undo: 1, root: Buffer.from(writer.table.root()).toString("hex"), replica, resumeBlock: 3 };
   await writeSession(process, diskPaths(storePath, "vm1.sda"), session);
   await writer.release();
+  await writeSuspicion(process, diskPaths(storePath, "vm1.sda"), "somebody wrote to the replica after point 1");
   await store.setPolicy("vm1.sda", "last=3,daily=14");
   const found = new Map<string, Uint8Array>();
   for (const name of files) found.set(name, machine.peek(`${storePath}/${name}`) ?? new Uint8Array());
@@ -97,6 +100,7 @@ describe("files of version 1", () => {
     expect(decodeUndoHeader("1.undo", await read("disks/vm1.sda/points/0000000001.undo")).sequence).toBe(1);
     const session = decodeSession("session.json", await read("disks/vm1.sda/session.json"));
     expect(session).toMatchObject({ undo: 1, resumeBlock: 3 });
+    expect(decodeSuspicion("suspect.json", await read("disks/vm1.sda/suspect.json"))).toMatch(/after point 1$/);
     expect(decodePolicyRecord("keep.json", await read("disks/vm1.sda/keep.json"))).toBe("last=3,daily=14");
     const table = createTableFiles(disk);
     table.digests.write(await read("disks/vm1.sda/digests"), 0);

@@ -1,5 +1,7 @@
 import { describe, expect, test } from "vitest";
+import { diskPaths } from "../../src/replica/layout.ts";
 import { inspectStoreFile } from "../../src/replica/store.ts";
+import { writeSuspicion } from "../../src/replica/suspicion.ts";
 import { createSimulatedDisk, type SimulatedDisk, type SimulatedProcess } from "../../src/testing/simulated-storage.ts";
 import {
   blockBytes,
@@ -31,6 +33,7 @@ async function setUp(): Promise<{
   const { root } = await writer.commit(commitFacts("c1"));
   await writer.begin();
   await writer.suspend(7);
+  await writeSuspicion(process, diskPaths(storePath, diskName), "somebody mounted it");
   await store.setPolicy(diskName, "last=7");
   return { machine, process, root };
 }
@@ -41,6 +44,7 @@ describe("a whole file", () => {
     [`/disks/${diskName}/disk.json`, "disk", { name: diskName, sizeBytes: 300 * blockBytes, digestKind: "sha256" }],
     [`/disks/${diskName}/points/0000000001.json`, "point", { point: 1, cycle: "c1", label: undefined }],
     [`/disks/${diskName}/session.json`, "session", { undo: 1, resumeBlock: 7, replicaSizeBytes: 300 * blockBytes }],
+    [`/disks/${diskName}/suspect.json`, "suspicion", { why: "somebody mounted it" }],
     [`/disks/${diskName}/keep.json`, "policy", { keep: "last=7" }],
     [
       `/disks/${diskName}/points/0000000001.undo`,
@@ -62,7 +66,14 @@ describe("a whole file", () => {
 });
 
 describe("a damaged file is described and its trouble told", () => {
-  for (const name of ["disk.json", "session.json", "keep.json", "points/0000000001.json", "points/0000000001.undo"]) {
+  for (const name of [
+    "disk.json",
+    "session.json",
+    "suspect.json",
+    "keep.json",
+    "points/0000000001.json",
+    "points/0000000001.undo",
+  ]) {
     test(`${name}, flipped and cut short`, async () => {
       const { machine, process } = await setUp();
       const path = `${directory}/${name}`;

@@ -256,7 +256,9 @@ class Life {
     this.#writer = writer;
     this.#settleAsked(writer.newest);
     // Nobody takes anything away here: what a crash leaves in doubt the log names, and everything else can be read meanwhile.
-    if (writer.doubt?.blocks === "all") throw new Error(`all of the table is in doubt: ${writer.doubt.why}`);
+    const { doubt } = writer;
+    if (doubt !== undefined && doubt.blocks !== "recent")
+      throw new Error(`more than the log names is in doubt: ${doubt.why}`);
     this.doing = "rebuild";
     if (writer.doubt !== undefined) await rebuild(writer, this.#process.lanes);
     if (this.#chance() < 0.3) expectTableTrue(writer, this.#process.lanes);
@@ -570,5 +572,7 @@ function expectSize(sizeBytes: number, of: Committed): void {
 function isFailure(error: unknown): boolean {
   const { code, details } = toReplicationError(error);
   if (!(error instanceof ReplicationError)) return false;
-  return ["write-failed", "sync-failed", "no-space"].includes(code) || (code === "replica-unreadable" && "errno" in details);
+  return (
+    ["write-failed", "sync-failed", "no-space"].includes(code) || (code === "replica-unreadable" && "errno" in details)
+  );
 }
