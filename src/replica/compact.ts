@@ -173,7 +173,7 @@ class ListCompaction {
     if (facts === undefined) throw new Error("a list that is joined has logs");
     const header = { ...facts, id: random.bytes(UNDO_ID_BYTES), sequence: this.#point.point };
     const file = await inFile("write-failed", `creating ${path}`, () =>
-      storage.open(path, { write: true, mode: 0o600 }),
+      storage.open(path, { write: true, create: true, mode: 0o600 }),
     );
     try {
       const page = new Uint8Array(UNDO_PAGE_BYTES);

@@ -424,7 +424,7 @@ export class OpenedDisk implements DiskWriter {
         if (retention.policy.kind !== "all") await prunePoints(store, paths, retention);
         const files = await listPoints(storage, paths);
         this.#commitsToTidy = Math.floor(files.records.length / 50);
-        await removeRubbish(storage, paths, files);
+        await removeRubbish(storage, paths, files, locks);
       });
     } catch (error) {
       this.#logLater(error, "removing what the commit made superfluous failed");

@@ -32,7 +32,7 @@ export async function recoverPoints(storage: Storage, paths: DiskPaths, locks: D
     }
     await removeNewFiles(storage, paths, files);
     // The caller has synced the directory, so what no record names now will not be named again.
-    await removeRubbish(storage, paths, files);
+    await removeRubbish(storage, paths, files, locks);
     return { newest, openLog: files.openLog };
   });
 }
@@ -41,7 +41,12 @@ export async function recoverPoints(storage: Storage, paths: DiskPaths, locks: D
  * Removes undo logs no point needs, and locks of points that are gone. To be called with `apply.lock` and `chain.lock` held, and with the directory
  * synced. While a record cannot be read nothing is removed: it may name them.
  */
-export async function removeRubbish(storage: Storage, paths: DiskPaths, files: PointFiles): Promise<void> {
+export async function removeRubbish(
+  storage: Storage,
+  paths: DiskPaths,
+  files: PointFiles,
+  locks: DiskLocks,
+): Promise<void> {
   if (isTidy(files)) return;
   const { points, unreadable } = await loadPoints(storage, paths, files);
   if (unreadable.length > 0) return;
@@ -54,7 +59,7 @@ export async function removeRubbish(storage: Storage, paths: DiskPaths, files: P
       if (!open && !needed.has(undoName(sequence))) await storage.unlink(paths.undo(sequence));
     }
     for (const name of files.compacted) {
-      if (!needed.has(name)) await removeUnlessLocked(storage, join(paths.points, name));
+      if (!needed.has(name)) await removeUnlessLocked(storage, locks, join(paths.points, name));
     }
     for (const sequence of files.locks) if (!alive.has(sequence)) await storage.unlink(paths.pointLock(sequence));
   });
@@ -71,8 +76,8 @@ function isTidy({ records, undoLogs, compacted, locks, newest }: PointFiles): bo
 }
 
 /** A log that a compaction is writing right now is locked by it. */
-async function removeUnlessLocked(storage: Storage, path: string): Promise<void> {
-  const lock = await storage.lock(path, "exclusive");
+async function removeUnlessLocked(storage: Storage, locks: DiskLocks, path: string): Promise<void> {
+  const lock = await locks.exclusive(path);
   if (lock === undefined) return;
   await storage.unlink(path);
   await lock.release();

@@ -32,6 +32,8 @@ export interface RebuildOptions {
   /** Only these blocks; of their pages, and of the last one, all where the page does not match its checksum. Default: all blocks. */
   readonly inDoubt?: ((block: number) => boolean) | undefined;
   readonly onProgress?: (bytes: number) => void;
+  /** Told of each block that the device cannot give: it gets a digest that no content has. Left out: reading fails as a whole. */
+  readonly onUnreadable?: ((block: number, error: ReplicationError) => void) | undefined;
 }
 
 /** Re-digests pages [firstPage, endPage): blocks in holes are zero, the rest is read. */
@@ -130,6 +132,35 @@ function overlaps(a: readonly BlockRange[], b: readonly BlockRange[]): readonly 
 
 /** Digests of blocks as the replica has them. */
 export async function digestPiece(
+  options: Omit<RebuildOptions, "inDoubt">,
+  slot: Slot,
+  first: number,
+  count: number,
+): Promise<Uint8Array> {
+  const { geometry, onUnreadable } = options;
+  try {
+    return await digestAll(options, slot, first, count);
+  } catch (error) {
+    if (onUnreadable === undefined || !isOfDevice(error)) throw error;
+    if (count === 1) {
+      onUnreadable(first, error);
+      return new Uint8Array(digestBytes(geometry.digestKind)).fill(0xff);
+    }
+    const half = count >>> 1;
+    const before = await digestPiece(options, slot, first, half);
+    return Buffer.concat([before, await digestPiece(options, slot, first + half, count - half)]);
+  }
+}
+
+/** What the device says of a sector that it has lost. */
+const deviceErrnos: readonly unknown[] = ["EIO", "ENODATA", "EBADMSG", "EILSEQ"];
+
+function isOfDevice(error: unknown): error is ReplicationError {
+  if (!(error instanceof ReplicationError) || error.code !== "image-unreadable") return false;
+  return deviceErrnos.includes(error.details["errno"]);
+}
+
+async function digestAll(
   options: Omit<RebuildOptions, "inDoubt">,
   slot: Slot,
   first: number,

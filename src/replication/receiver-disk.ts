@@ -180,6 +180,7 @@ export class SessionDisk {
       runs: (offset, length) => writer.runs(offset, length),
       nextData: (offset) => writer.nextData(offset),
       ...{ lanes, slots, signal, onProgress, writer, old: this.#old },
+      onUnreadable: this.#tellUnreadable,
       page: (page) => this.page(page),
     });
     const blocks = differing.reduce((sum, { first, end }) => sum + end - first, 0);
@@ -187,6 +188,13 @@ export class SessionDisk {
       log.error({ disk: name, blocks }, "the replica is not what its table says; the next delta sends these blocks");
     return differing;
   }
+
+  /** Whoever writes the block anew may heal it: the next delta sends it. */
+  readonly #tellUnreadable = (block: number, error: ReplicationError): void => {
+    const { name: disk, log } = this.#o;
+    const offset = block * this.geometry.blockBytes;
+    log.error({ disk, block, offset, err: error }, "the replica cannot be read there; the next delta sends the block");
+  };
 
   #redigest(
     firstPage: number,
@@ -206,6 +214,7 @@ export class SessionDisk {
       signal,
       inDoubt,
       onProgress,
+      onUnreadable: this.#tellUnreadable,
     };
     return rebuildTable(how, firstPage, endPage);
   }

@@ -158,7 +158,11 @@ describe("a store", () => {
     expect((await store.openWriter(diskName, holder)).kind).toBe("busy");
     expect((await store.summary(diskName))?.state).toBe("receiving");
     await writer.release();
+    // A log that was being joined when its process ended.
+    const left = `${directory}/points/0000000001.7.undo`;
+    await (await process.open(left, { write: true, create: true })).close();
     await (await openWriter(store)).release();
+    expect(await process.stat(left)).toBeUndefined();
   });
 
   test("keeps a reserve", async () => {

@@ -1,5 +1,5 @@
 /** What the receiver makes of its own failures: doubt is kept, points are not lost, and the sender gives up in time. */
-import { writeFileSync } from "node:fs";
+import { readlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
@@ -9,6 +9,7 @@ import { KIB, MIB } from "../../src/base/units.ts";
 import { openImage } from "../../src/image/open-image.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import type { SaveRequest, JobName } from "../../src/lanes/jobs.ts";
+import { repair } from "../../src/library/points.ts";
 import type { Lanes } from "../../src/lanes/lanes.ts";
 import { createFakeClock } from "../../src/testing/fake-clock.ts";
 import { createLinkedPair, type LinkedPair } from "../../src/testing/linked-pair.ts";
@@ -89,9 +90,76 @@ describe("a write that fails", () => {
   });
 });
 
-describe("the cause is told on both sides, with file and offset (C-55)", () => {
-  const systemError = (code: string): Error => Object.assign(new Error(`${code}: as the system says`), { code });
+function systemError(code: string): Error {
+  return Object.assign(new Error(`${code}: as the system says`), { code });
+}
 
+describe("a sector of the replica that the device has lost", () => {
+  const bad = 2 * MIB + 4 * KIB;
+  const badBlock = Math.floor(bad / (64 * KIB));
+  let replica = "";
+
+  /** Until it is written anew, as with a device that has spare sectors. */
+  function loseSector(): void {
+    replica = join(kit.folder, "store/disks/disk/replica.raw");
+    const { lanes } = kit.receiving.storage;
+    const { read, write, writeDirect } = lanes;
+    let lost = true;
+    const isThere = (fd: number, bytes: Uint8Array, offset: number): boolean =>
+      readlinkSync(`/proc/self/fd/${fd}`) === replica && offset <= bad && bad < offset + bytes.length;
+    Object.assign(lanes, {
+      read: (fd: number, target: Uint8Array, offset: number) => {
+        if (lost && isThere(fd, target, offset)) throw systemError("EIO");
+        return read(fd, target, offset);
+      },
+      write: (fd: number, source: Uint8Array, offset: number) => {
+        if (isThere(fd, source, offset)) lost = false;
+        write(fd, source, offset);
+      },
+      writeDirect: (fd: number, source: Uint8Array, offset: number) => {
+        if (isThere(fd, source, offset)) lost = false;
+        return writeDirect?.(fd, source, offset);
+      },
+    });
+  }
+
+  async function expectLostInPoint1(): Promise<void> {
+    const reader = await kit.store.openPoint("disk", 1);
+    await expect(reader.read(Buffer.alloc(10), bad)).rejects.toMatchObject({ code: "store-damaged" });
+    await reader.read(Buffer.alloc(10), bad + 64 * KIB);
+    await reader.close();
+  }
+
+  test("is found by a repair, and healed by the next delta; the point before says that it has lost it", async () => {
+    const image = createMemoryImage(4 * MIB);
+    await image.write(randomBytes(4 * MIB), 0);
+    await kit.send(image, { blockBytes: 64 * KIB });
+    await kit.idle();
+    loseSector();
+    const { damaged } = await repair(kit.store, "disk", { engine: kit.receiving });
+    expect(damaged).toEqual([{ offset: badBlock * 64 * KIB, length: 64 * KIB }]);
+    expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 64 * KIB } });
+    await expectEqual(kit, image);
+    await expectLostInPoint1();
+  });
+
+  test("does not keep a disk from its next delta after an unclean end, when it was being written then", async () => {
+    const image = createMemoryImage(4 * MIB);
+    await image.write(randomBytes(4 * MIB), 0);
+    await kit.send(image, { blockBytes: 64 * KIB });
+    await image.write(randomBytes(64 * KIB), badBlock * 64 * KIB);
+    around = (name, _request, run) =>
+      name === "apply" ? Promise.reject(new ReplicationError("write-failed", "the device failed")) : run();
+    await expect(kit.send(image, { attemptsMax: 1 })).rejects.toMatchObject({ code: "write-failed" });
+    await kit.idle();
+    around = (_name, _request, run) => run();
+    loseSector();
+    expect(await kit.send(image)).toMatchObject({ point: 2 });
+    await expectEqual(kit, image);
+  });
+});
+
+describe("the cause is told on both sides, with file and offset (C-55)", () => {
   test("a source that cannot be read at 60 %", async () => {
     const path = join(kit.folder, "source.raw");
     writeFileSync(path, randomBytes(10 * MIB));
