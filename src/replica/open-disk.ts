@@ -90,7 +90,7 @@ async function openLocked(store: StoreParts, name: string, folder: DiskPaths, lo
     const undo = points.openLog ? await recoverUndoLog(storage, paths, points.newest?.point ?? 0) : undefined;
     closers.push(async () => undo?.writer.close());
     if (undo?.trouble !== undefined) log.error({ disk: name }, `${undo.trouble}; the newest point may be lost there`);
-    const damage: TableDamage = { found: false };
+    const damage: TableDamage = new Set();
     const judged = await judge({ storage, paths, record, points, replica, tableFiles, damage, undo });
     if (judged.doubt !== undefined) log.warn({ disk: name }, `the digest table is in doubt: ${judged.doubt.why}`);
     return new OpenedDisk({
@@ -137,8 +137,8 @@ async function judge(found: Found): Promise<Judged> {
   const session = await readSession(storage, paths);
   const suspicion = await readSuspicion(storage, paths);
   const suspected = suspicion !== undefined;
-  const onDamage = (): void => {
-    damage.found = true;
+  const onDamage = (page: number): void => {
+    damage.add(page);
   };
   const sizeBytes = await fitFiles(found, session);
   const read = await tableFiles.read(geometry, onDamage);
@@ -222,7 +222,7 @@ async function keepSession({ storage, paths, replica }: Found, session: SessionR
 }
 
 /** Order: table emptied, durably → clean-stop record gone → replica has its length → {@link prepareReading}. */
-async function startRebuild(found: Found, onDamage: () => void): Promise<DigestTable> {
+async function startRebuild(found: Found, onDamage: (page: number) => void): Promise<DigestTable> {
   const { storage, paths, record, tableFiles } = found;
   const table = await tableFiles.empty(geometryOf(record), onDamage);
   await removeSession(storage, paths);

@@ -47,10 +47,8 @@ export interface WriterParts {
   readonly suspected: boolean;
 }
 
-/** Whether a page of the table was found not to match its checksum. */
-export interface TableDamage {
-  found: boolean;
-}
+/** Pages of the table that were found not to match their checksums, and are so in the file. */
+export type TableDamage = Set<number>;
 
 export class OpenedDisk implements DiskWriter {
   readonly #parts: WriterParts;
@@ -161,7 +159,7 @@ export class OpenedDisk implements DiskWriter {
       } else await this.#vouch();
       if (this.#suspected) await removeSuspicion(this.#parts.store.storage, this.#parts.paths);
       this.#suspected = false;
-      this.#parts.damage.found = false;
+      this.#parts.damage.clear();
       this.#doubt = undefined;
     });
   }
@@ -361,15 +359,27 @@ export class OpenedDisk implements DiskWriter {
   }
 
   async #sync(): Promise<void> {
-    const { replica, tableFiles, paths } = this.#parts;
+    const { replica, tableFiles, paths, damage } = this.#parts;
     const syncTable = async (): Promise<void> => {
       this.table.write();
       await tableFiles.sync();
+      for (const page of damage) if (this.#isSound(page)) damage.delete(page);
     };
     const syncReplica = inFile("sync-failed", `disk ${this.#record.name}: syncing ${paths.replica}`, () =>
       replica.datasync(),
     );
     await settleAll([syncReplica, syncTable()]);
+  }
+
+  /** In the file or, mended, in memory. */
+  #isSound(page: number): boolean {
+    try {
+      this.table.page(page);
+      return true;
+    } catch (error) {
+      if (error instanceof ReplicationError && error.code === "store-damaged") return false;
+      throw error;
+    }
   }
 
   #isCommitted(): boolean {
@@ -436,7 +446,7 @@ export class OpenedDisk implements DiskWriter {
     const steps: (() => Promise<void>)[] = [
       async () => {
         // Without damage the log says which blocks are in doubt, whatever failed; and a doubt that was not settled comes back by itself.
-        if (damage.found && this.#doubt === undefined) await tableFiles.distrust();
+        if (damage.size > 0 && this.#doubt === undefined) await tableFiles.distrust();
       },
       async () => this.#undo?.close(),
       () => replica.close(),

@@ -161,6 +161,11 @@ export class SessionDisk {
     await writer.settleDoubt();
   }
 
+  /** Reads all of the table, and mends what of it is damaged. */
+  async mendTable(): Promise<void> {
+    for (const page of this.#o.writer.table.check()) await this.page(page);
+  }
+
   /** Compares all of the replica with the table; what differs is sent anew by the next delta. Returns the ranges. */
   async repair(): Promise<readonly { readonly first: number; readonly end: number }[]> {
     const { writer } = this.#o;

@@ -1,14 +1,7 @@
 /** Which disk a sender gets, and how: authorised, made when it is new, claimed and locked. */
 import { ReplicationError } from "../base/errors.ts";
 import { BLOCK_BYTES_DEFAULT, type Geometry, isBlockSize } from "../base/units.ts";
-import {
-  checkWholeSectors,
-  type DiskSummary,
-  type DiskWriter,
-  type OpenResult,
-  type Point,
-  type Store,
-} from "../replica/store.ts";
+import { checkWholeSectors, type DiskSummary, type DiskWriter, type Point } from "../replica/store.ts";
 import type { Open, Opened } from "../wire/messages.ts";
 import { makeRoom } from "./make-room.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
@@ -41,15 +34,13 @@ export async function openForSender(
     await quota.claim(open.disk, { owner, sizeBytes: open.sizeBytes });
   }
   if (summary === undefined) await createDisk(surroundings, session, open);
-  const opened = await openChecked(surroundings, open.disk, {
-    identity: session.peer.name,
-    instance: session.instance,
-  });
+  const holder = { identity: session.peer.name, instance: session.instance };
+  const opened = await surroundings.store.openWriter(open.disk, holder);
   if (opened.kind === "open") return { writer: opened.writer, interrupted: summary?.state === "interrupted" };
-  const { holder } = opened;
-  const who = holder === undefined ? "another process" : `${holder.identity} (process ${holder.pid} on ${holder.host})`;
+  const { holder: other } = opened;
+  const who = other === undefined ? "another process" : `${other.identity} (process ${other.pid} on ${other.host})`;
   throw new ReplicationError("disk-busy", `disk ${open.disk} is being written by ${who}`, {
-    details: { holder: holder?.identity ?? null, pid: holder?.pid ?? null },
+    details: { holder: other?.identity ?? null, pid: other?.pid ?? null },
   });
 }
 
@@ -62,25 +53,6 @@ async function allowedSummary(
   const refused = authorize(session.peer, open.disk, summary?.record.owner);
   if (refused !== undefined) throw refused;
   return summary;
-}
-
-/** A table with a damaged page is opened once more: then it is in doubt, and this session builds it anew. */
-async function openChecked(
-  { store, tableChecks }: ReceiverSurroundings,
-  disk: string,
-  holder: Parameters<Store["openWriter"]>[1],
-): Promise<OpenResult> {
-  const opened = await store.openWriter(disk, holder);
-  if (opened.kind !== "open" || !tableChecks.isDue(disk)) return opened;
-  try {
-    opened.writer.table.check();
-    tableChecks.done(disk);
-    return opened;
-  } catch (error) {
-    await opened.writer.release();
-    if (!(error instanceof ReplicationError) || error.code !== "store-damaged") throw error;
-    return await store.openWriter(disk, holder);
-  }
 }
 
 async function createDisk(surroundings: ReceiverSurroundings, session: ReceiverSession, open: Open): Promise<void> {

@@ -232,11 +232,13 @@ export class ReceiverSession {
       },
     });
     this.#openDisk = disk;
-    if (writer.doubt !== undefined) {
-      this.#phase = "rebuild";
-      await disk.rebuild();
-      this.#phase = "idle";
+    this.#phase = "rebuild";
+    await disk.rebuild();
+    if (this.#s.tableChecks.isDue(open.disk)) {
+      await disk.mendTable();
+      this.#s.tableChecks.done(open.disk);
     }
+    this.#phase = "idle";
     const already = writer.newest?.cycle === open.cycle;
     if (!already) {
       checkShrink(open, writer.newest);

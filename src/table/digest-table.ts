@@ -60,8 +60,8 @@ export interface DigestTable {
   forgetTail(): void;
   /** Every block is zero. Nothing is read. */
   isEmpty(): boolean;
-  /** Reads all pages that are not zero. Throws `store-damaged` when one does not match its checksum. */
-  check(): void;
+  /** Reads all pages that are not zero. Returns those that do not match their checksums. */
+  check(): readonly number[];
 }
 
 /** Lengths of the two files of a table. */
@@ -220,10 +220,22 @@ class StoredTable implements DigestTable {
     return this.#digests.isEmpty;
   }
 
-  check(): void {
+  check(): readonly number[] {
+    const damaged: number[] = [];
     for (const page of this.#digests.nonZeroPages()) {
       // Past the cache, which must keep what is in use.
-      if (!this.#cache.has(page)) this.#load(page, this.#scratch);
+      if (!this.#cache.has(page) && !this.#isSound(page)) damaged.push(page);
+    }
+    return damaged;
+  }
+
+  #isSound(page: number): boolean {
+    try {
+      this.#load(page, this.#scratch);
+      return true;
+    } catch (error) {
+      if (error instanceof ReplicationError && error.code === "store-damaged") return false;
+      throw error;
     }
   }
 
@@ -301,7 +313,7 @@ class StoredTable implements DigestTable {
     throw new ReplicationError(
       "store-damaged",
       `${this.#name}: page ${page} of "digests" (offset ${page * TABLE_PAGE_BYTES}) does not match its checksum in "pages"; ` +
-        "the table is built anew from the replica when the disk is opened for writing the next time",
+        "whoever writes to the disk digests its blocks anew",
       { details: { page, offset: page * TABLE_PAGE_BYTES } },
     );
   }

@@ -1,5 +1,5 @@
 /** What the receiver makes of its own failures: doubt is kept, points are not lost, and the sender gives up in time. */
-import { readlinkSync, writeFileSync } from "node:fs";
+import { readFileSync, readlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
@@ -93,6 +93,29 @@ describe("a write that fails", () => {
 function systemError(code: string): Error {
   return Object.assign(new Error(`${code}: as the system says`), { code });
 }
+
+test("a page of the digest table that rotted is mended by who needs it, and nothing else is in doubt afterwards", async () => {
+  const image = createMemoryImage(12 * MIB);
+  await image.write(randomBytes(12 * MIB), 0);
+  await kit.send(image, { blockBytes: 16 * KIB });
+  await kit.idle();
+  const folder = join(kit.folder, "store/disks/disk");
+  const digests = readFileSync(join(folder, "digests"));
+  digests[100] = (digests[100] ?? 0) ^ 1;
+  writeFileSync(join(folder, "digests"), digests);
+  await image.write(randomBytes(100), MIB);
+  expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 16 * KIB } });
+  await expectEqual(kit, image);
+  expect(warnings.map(({ text }) => text).join("\n")).toMatch(/page 0 of "digests".*reading its blocks/);
+  // Of both pages, without anybody who writes to the disk.
+  const reader = await kit.store.openPoint("disk", 1);
+  for (const offset of [0, 10 * MIB]) await reader.read(Buffer.alloc(10), offset);
+  await reader.close();
+  const opened = await kit.store.openWriter("disk", { identity: "test", instance: "test" });
+  if (opened.kind === "busy") throw new Error("nobody writes to it");
+  expect(opened.writer.doubt).toBeUndefined();
+  await opened.writer.release();
+});
 
 describe("a sector of the replica that the device has lost", () => {
   const bad = 2 * MIB + 4 * KIB;
