@@ -11,6 +11,7 @@ import type { UndoEntry, UndoHeader } from "./undo/entry.ts";
 import { encodeUndoHeader, UNDO_HEADER_BYTES, UNDO_PAGE_BYTES } from "./undo/format.ts";
 import { LoggedParts } from "./undo/logged.ts";
 import { readUndoBatches, scanUndoLog, type UndoScan } from "./undo/scan.ts";
+import { WARM_BYTES_MIN, warmLog } from "./undo/warm.ts";
 import { UndoWriter } from "./undo/writer.ts";
 
 /** A log that was found open. */
@@ -42,6 +43,7 @@ export async function recoverUndoLog(
       await file.close();
       return undefined;
     }
+    if (sizeBytes >= WARM_BYTES_MIN) await warmLog(file, sizeBytes);
     const scan = scanUndoLog({ path, lanes: storage.lanes, fd: file.fd });
     if (scan.header.sequence !== sequence) throw damaged(path, `it is the undo log of point ${scan.header.sequence}`);
     await inFile("write-failed", `cutting ${path}`, async () => {

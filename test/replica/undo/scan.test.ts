@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { ReplicationError } from "../../../src/base/errors.ts";
 import { describeUndoLog } from "../../../src/replica/undo/describe.ts";
 import { readUndoBatches, scanUndoLog, type UndoScan } from "../../../src/replica/undo/scan.ts";
+import { warmLog } from "../../../src/replica/undo/warm.ts";
 import { randomBytes } from "../../random.ts";
 import { header, keyOf, LogBuilder, MemoryFile, path } from "./kit.ts";
 
@@ -209,3 +210,25 @@ describe("facts", () => {
 function never(): never {
   throw new Error("no such entry");
 }
+
+test("what was warmed is all that a scan of a log reads in which everything was durable", async () => {
+  const log = new LogBuilder();
+  for (let first = 0; first < 900; first += 300) {
+    log.entries(
+      Array.from({ length: 300 }, (_, nth) => ({ block: first + nth, digest: 1, content: randomBytes(16_384) })),
+    );
+    log.index();
+  }
+  log.checkpoint();
+  const pages = new Set<number>();
+  const { lanes } = new MemoryFile(log.bytes);
+  const read = (target: Uint8Array, offset: number): number => {
+    for (let at = offset - (offset % 4096); at < offset + target.length; at += 4096) pages.add(at);
+    return lanes.read(3, target, offset);
+  };
+  await warmLog({ path, read: async (target, offset) => read(target, offset) }, log.bytes.length);
+  const warm = new Set(pages);
+  scanUndoLog({ path, lanes: { ...lanes, read: (_fd, target, offset) => read(target, offset) }, fd: 3 });
+  expect([...pages].filter((page) => !warm.has(page) && page < log.bytes.length)).toEqual([]);
+  expect(warm.size * 4096).toBeLessThan(log.bytes.length / 50);
+});
