@@ -370,6 +370,28 @@ describe("requests", () => {
     expect(lines().length).toBeGreaterThan(0);
   });
 
+  test("of two flushes at once none succeeds when one failed: the system tells a failure once", async () => {
+    const ends: ((error?: Error) => void)[] = [];
+    const image: BlockWriter = {
+      ...createMemoryImage(MIB),
+      flush: () =>
+        new Promise((resolve, reject) => {
+          ends.push((error) => (error === undefined ? resolve() : reject(error)));
+        }),
+    };
+    const { connect } = serve({ image });
+    const clients = [connect(), connect()];
+    for (const client of clients) {
+      await client.go();
+      client.request({ command: flush });
+    }
+    for (let turn = 0; turn < 200; turn++) await Promise.resolve();
+    ends[0]?.(Object.assign(new Error("EIO"), { code: "EIO" }));
+    for (let turn = 0; turn < 200; turn++) await Promise.resolve();
+    for (const end of ends.slice(1)) end();
+    for (const client of clients) expect(await client.simple()).toBe(5);
+  });
+
   test("errors of the disk have the number they are due", async () => {
     const inner = createMemoryImage(MIB);
     let code = "";

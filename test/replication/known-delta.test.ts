@@ -42,6 +42,7 @@ class Source {
   /** Pages in each answer of the receiver. */
   readonly answered: number[] = [];
   onPair: (pair: LinkedPair, attempt: number) => void = () => undefined;
+  grainBytes = blockBytes;
   #dirty = new DirtyBitmap({ sizeBytes, blockBytes });
   #known: KnownState | undefined;
 
@@ -66,7 +67,7 @@ class Source {
     const dirty = this.#dirty.freeze();
     this.#dirty = new DirtyBitmap({ sizeBytes, blockBytes });
     const changes = {
-      ...{ cycle, dirty, complete: known === undefined, grainBytes: blockBytes },
+      ...{ cycle, dirty, complete: known === undefined, grainBytes: this.grainBytes },
       bases: known === undefined ? [] : [known.cycle],
       states: known === undefined ? [] : [known],
       keep: (state: KnownState): Promise<void> => {
@@ -209,5 +210,15 @@ test("digests of a page that do not fit its page digest are not believed", async
   // Found before anything came of it, and not by the root.
   expect(source.sent.filter(({ type }) => type === "commit")).toHaveLength(1);
   await expectReplica(source, places, blockBytes);
+  await source.image.close();
+});
+
+test("blocks of the receiver that are larger than what was kept around the dirty ones ask for a cut of everything", async () => {
+  const source = new Source(createMemoryImage(sizeBytes));
+  await source.write(0, blockBytes);
+  await source.send("one");
+  await source.write(0, 100);
+  source.grainBytes = blockBytes / 2;
+  await expect(source.send("two")).rejects.toMatchObject({ code: "base-mismatch" });
   await source.image.close();
 });

@@ -68,6 +68,32 @@ describe("a delta reads what changed and nothing else", () => {
   });
 });
 
+test("blocks of the receiver that are larger than the journal's are sent as they were, clean parts of them included", async () => {
+  const tracker = new Tracker(kit);
+  tracker.blockBytes = MIB;
+  await tracker.start();
+  await tracker.write(0, 8 * MIB);
+  await tracker.cycle();
+  await tracker.write(3 * MIB + 128 * KIB, 4_096);
+  await tracker.write(sizeBytes - 700, 700);
+  const asItWas = new Uint8Array(sizeBytes);
+  tracker.onPair = async () => {
+    // The cut is made, and nothing of it was read yet: clean blocks of the journal in the MiB that is dirty, before and behind.
+    await tracker.memory.read(asItWas, 0);
+    await tracker.write(3 * MIB, 4_096);
+    await tracker.write(4 * MIB - 4_096, 4_096);
+    await tracker.write(sizeBytes - 1_536, 512);
+  };
+  const report = await tracker.cycle();
+  expect(report).toMatchObject({ reason: "bitmap", point: 2 });
+  await kit.idle();
+  expect(Buffer.compare(kit.replica(), asItWas)).toBe(0);
+  tracker.onPair = () => undefined;
+  await tracker.cycle();
+  await tracker.expectReplica();
+  await tracker.stop();
+});
+
 test("a link that breaks in the middle of a delta: the same cut goes on, and nothing but dirty blocks is read", async () => {
   const tracker = await filled(kit);
   for (let at = 0; at < 90; at += 3) await tracker.write(at * MIB + 4_096, 100_000);

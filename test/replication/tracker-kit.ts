@@ -26,6 +26,8 @@ export class Tracker {
   readonly disk = createSimulatedDisk();
   readonly memory: BlockWriter = createMemoryImage(sizeBytes);
   passBytes: number | undefined;
+  /** Of a disk that is new at the receiver. */
+  blockBytes: number | undefined;
   #opens = 0;
   image!: TrackedImage;
   sender!: TrackedSender;
@@ -82,7 +84,7 @@ export class Tracker {
     return createSender({
       ...{ source, disk: "disk", instance: "vm-1", software: "test", lanes, pool, random, codecs },
       ...{ clock: hastyClock, log: silentLogger },
-      ...how,
+      ...{ blockBytes: this.blockBytes, ...how },
       connect: async () => {
         const pair = createLinkedPair({ clock: hastyClock });
         await this.onPair(pair);

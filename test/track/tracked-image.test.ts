@@ -2,6 +2,7 @@ import { expect, test } from "vitest";
 import { createFakeClock } from "../../src/testing/fake-clock.ts";
 import { systemClock } from "../../src/base/clock.ts";
 import { holdRuns } from "../../src/image/held-runs.ts";
+import { DirtyBitmap } from "../../src/track/dirty-bitmap.ts";
 import { cutImages, type ImageCut, type TrackedImage } from "../../src/track/tracked-image.ts";
 import { blockBytes, createTracked, type SlowImage, type TrackedWorld } from "./tracked-kit.ts";
 import { createTurns, type Turns } from "./turns.ts";
@@ -229,4 +230,75 @@ test("the spill file is bounded, and what lies in it is read back", async () => 
   expect(target.every((byte) => byte === 9)).toBe(true);
   await turns.run([tracked.write(new Uint8Array(512), 10 * blockBytes)]);
   expect(() => cut.view.check()).toThrowError(/more blocks/);
+});
+
+/** Blocks of the cut that are read as they were, after a write to every block: the others show it. */
+async function keptBlocks({ cut, asItWas }: Cut, { tracked }: TrackedWorld, turns: Turns): Promise<number[]> {
+  const kept: number[] = [];
+  for (let at = 0; at < sizeBytes; at += blockBytes) {
+    const before = asItWas.subarray(at, at + blockBytes);
+    await turns.run([
+      tracked.write(
+        before.map((byte) => byte ^ 0xff),
+        at,
+      ),
+    ]);
+    const bytes = new Uint8Array(before.length);
+    await turns.run([cut.view.read(bytes, at)]);
+    if (Buffer.compare(bytes, before) === 0) kept.push(at / blockBytes);
+  }
+  return kept;
+}
+
+test.each([
+  ["as wide as the journal's, or less", blockBytes / 2, [5, 9, 12], 1],
+  ["of four of the journal's", 4 * blockBytes, [4, 5, 6, 7, 8, 9, 10, 11, 12], 4],
+  [
+    "of eight, the last of which the disk's end cuts short",
+    8 * blockBytes,
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
+    8,
+  ],
+])("a cut keeps whole blocks of its reader: %s", async (_name, grainBytes, kept, grainBlocks) => {
+  const turns = createTurns(5);
+  const world = await createTracked(sizeBytes, turns);
+  const { tracked, image } = world;
+  const [first] = await cutImages([tracked], { clock: systemClock, freeze: "dirty" });
+  await turns.run([first?.retire()].filter((task) => task !== undefined));
+  await turns.run([
+    tracked.write(new Uint8Array(512).fill(1), 5 * blockBytes),
+    tracked.write(new Uint8Array(512), sizeBytes - 512),
+  ]);
+  const audited = new DirtyBitmap({ sizeBytes, blockBytes });
+  audited.setRange({ first: 9, count: 1 });
+  const [cut] = await cutImages([tracked], {
+    ...{ clock: systemClock, freeze: "dirty" },
+    ...{ audits: [audited.freeze()], grains: [grainBytes] },
+  });
+  if (cut === undefined) throw new Error("a cut");
+  expect(cut).toMatchObject({ complete: false, grainBytes: grainBlocks * blockBytes });
+  expect([...cut.dirty.ranges()].map(({ first: block }) => block)).toEqual([5, 12]);
+  expect(await keptBlocks({ cut, asItWas: image.bytes.slice() }, world, turns)).toEqual(kept);
+  await cut.mergeBack();
+  await turns.run([tracked.close()]);
+});
+
+test("a sync that fails beside another fails that one too: nothing is retired, and no guest hears that its data is safe", async () => {
+  const turns = createTurns(1);
+  const { tracked, image } = await createTracked(sizeBytes, turns);
+  // As Linux does it: the failure is told once, and the next sync succeeds.
+  let syncs = 0;
+  image.flush = async () => {
+    const nth = ++syncs;
+    await turns.wait();
+    if (nth === 1) throw new Error("EIO");
+  };
+  const [cut] = await cutImages([tracked], { clock: systemClock, freeze: "all" });
+  if (cut === undefined) throw new Error("a cut");
+  const results = Promise.allSettled([tracked.flush(), cut.retire(), tracked.flush()]);
+  await turns.run([results]);
+  expect((await results).map(({ status }) => status)).toEqual(["rejected", "rejected", "rejected"]);
+  expect(tracked.journal.base).toBeUndefined();
+  await cut.mergeBack();
+  expect(tracked.journal.dirty.count).toBe(tracked.journal.dirty.blocks);
 });
