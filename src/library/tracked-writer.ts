@@ -2,6 +2,7 @@
 import { resolve } from "node:path";
 import { BLOCK_BYTES_DEFAULT } from "../base/units.ts";
 import type { BlockWriter } from "../image/block-device.ts";
+import { leastAuditShareOf } from "../track/belief.ts";
 import { openJournal } from "../track/journal/open.ts";
 import { knownStatePathOf, openKnownStates } from "../track/known-state.ts";
 import { TrackedImage } from "../track/tracked-image.ts";
@@ -19,8 +20,8 @@ export interface TrackWriterOptions extends Omit<OpenTrackedOptions, "format"> {
 
 /**
  * A tracked image over a writer. From now on everything is written through `image` of the result, which is a {@link BlockWriter} itself; `close` closes both. Nothing tells
- * whether the writer was used past it while it was not tracked: the caller vouches that it was not. After an unclean end a share of the blocks called clean is to be
- * audited (`belief`). Only one process at a time may track it. Errors: of the writer; `sync-failed`.
+ * whether the writer was used past it while it was not tracked: the caller vouches that it was not, and the first cycle after a start audits
+ * 1 % of the blocks called clean at least. Only one process at a time may track it. Errors: of the writer; `sync-failed`.
  */
 export async function trackWriter(writer: BlockWriter, options: TrackWriterOptions): Promise<Tracked> {
   const { engine, name, identity = name, mode = "power", blockBytes = BLOCK_BYTES_DEFAULT } = options;
@@ -34,7 +35,10 @@ export async function trackWriter(writer: BlockWriter, options: TrackWriterOptio
     image: async () => ({ sizeBytes, device: identity, inode: "0", changedNanos: 0n, dataWriteGuid: undefined }),
     ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
   });
-  const image = new TrackedImage({ image: writer, journal, openSpill: () => openSpill(storage, `${path}.spill`) });
+  const image = new TrackedImage({
+    ...{ image: writer, journal, openSpill: () => openSpill(storage, `${path}.spill`) },
+    leastAuditShare: leastAuditShareOf(belief),
+  });
   const stateFile = knownStatePathOf(path);
   const states = await openKnownStates(storage, stateFile, {
     sync: mode === "power",

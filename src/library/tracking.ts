@@ -9,7 +9,7 @@ import { listenNbd } from "../nbd/server.ts";
 import type { Engine } from "../replication/engine.ts";
 import { TrackedSender, type TrackedSenderOptions } from "../replication/tracked-sender.ts";
 import type { Storage, StorageFile } from "../storage/seam.ts";
-import type { Belief, JournalMode } from "../track/belief.ts";
+import { type Belief, type JournalMode, leastAuditShareOf } from "../track/belief.ts";
 import { fingerprintOf } from "../track/fingerprint.ts";
 import { journalPathOf, openJournal } from "../track/journal/open.ts";
 import { type KnownStates, knownStatePathOf, openKnownStates } from "../track/known-state.ts";
@@ -126,6 +126,7 @@ async function track(options: Known): Promise<Tracked> {
     image: writer,
     journal,
     openSpill: () => openSpill(storage, `${journalPath}.spill`),
+    leastAuditShare: leastAuditShareOf(belief),
   });
   const stateFile = knownStatePathOf(journalPath);
   const states = await openKnownStates(storage, stateFile, {

@@ -10,7 +10,7 @@ import { type Quiescing, whileQuiet } from "./quiescing.ts";
 export interface CutHow {
   /** Has the applications of the machine write out what they hold, for as long as the cut takes. */
   readonly quiescing?: Quiescing | undefined;
-  /** Share of the blocks called clean that is looked at in each cut, 0 to 1; default 0. */
+  /** Share of the blocks called clean that is looked at in each cut, 0 to 1; default 0. Of an image that is in doubt it is {@link TrackedImage.leastAuditShare} at least. */
   readonly auditShare?: number | undefined;
 }
 
@@ -35,7 +35,9 @@ export async function makeCuts(
   },
 ): Promise<Cuts> {
   const { quiescing, auditShare = 0, whole, passes, grains, clock, random, log } = options;
-  const audits = images.map(({ journal }) => (whole ? undefined : chooseAudit(journal.dirty, auditShare, random)));
+  const audits = images.map(({ journal, leastAuditShare }) =>
+    whole ? undefined : chooseAudit(journal.dirty, Math.max(auditShare, leastAuditShare), random),
+  );
   return await whileQuiet({ quiescing, clock, log }, () =>
     cutImages(images, { clock, audits, passes, grains, freeze: whole ? "all" : "dirty" }),
   );

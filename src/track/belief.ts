@@ -45,8 +45,16 @@ export interface ImageNow {
   readonly nowMillis: number;
 }
 
-/** `audit`: nothing shows writes past the journal, so that a share of the blocks it calls clean is to be looked at. */
+/** `audit`: nothing shows writes past the journal, so that a share of the blocks it calls clean is looked at: {@link leastAuditShareOf}. */
 export type Belief = { readonly kind: "exact"; readonly audit: boolean } | Scan;
+
+/** Of the blocks called clean, where nothing else shows writes past the journal. */
+export const DOUBT_AUDIT_SHARE = 0.01;
+
+/** Share of the blocks called clean that is looked at in the first cycle, whatever is asked for. */
+export function leastAuditShareOf(belief: Belief): number {
+  return belief.kind === "exact" && belief.audit ? DOUBT_AUDIT_SHARE : 0;
+}
 
 export function believe(journal: JournalClaim, now: ImageNow): Belief {
   const { image: was } = journal;

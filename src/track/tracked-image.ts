@@ -25,6 +25,8 @@ export interface TrackedImageOptions {
   /** Defaults: {@link OldContent}. */
   readonly spillMemoryBytes?: number | undefined;
   readonly spillBytesMax?: number | undefined;
+  /** {@link TrackedImage.leastAuditShare} at the start; default 0. */
+  readonly leastAuditShare?: number | undefined;
 }
 
 export interface ImageCut {
@@ -79,12 +81,14 @@ export class TrackedImage implements BlockWriter {
   #whenDrained: (() => void) | undefined;
   #view: FrozenView | undefined;
   readonly #sync: SoundSync;
+  #leastAuditShare: number;
 
   constructor(options: TrackedImageOptions) {
     this.#o = options;
     this.#image = options.image;
     this.#journal = options.journal;
     this.#sync = new SoundSync(() => options.image.flush());
+    this.#leastAuditShare = options.leastAuditShare ?? 0;
     invariant(options.image.sizeBytes === options.journal.sizeBytes, "a journal is of its image");
   }
 
@@ -98,6 +102,11 @@ export class TrackedImage implements BlockWriter {
 
   get journal(): BitmapJournal {
     return this.#journal;
+  }
+
+  /** Share of the blocks called clean, 0 to 1, that the next cut audits at least: until one that had an audit is retired. */
+  get leastAuditShare(): number {
+    return this.#leastAuditShare;
   }
 
   read(target: Uint8Array, offset: number): Promise<void> {
@@ -204,6 +213,7 @@ export class TrackedImage implements BlockWriter {
         invariant(ended === undefined, "a cut ends once");
         await this.flush();
         await remember?.();
+        if (audited !== undefined) this.#leastAuditShare = 0;
         ended = end();
         await Promise.all([ended, journal.retire(cycle)]);
       },

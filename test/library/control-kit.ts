@@ -1,5 +1,4 @@
 /** A tracker with its control socket, a client that sends what it cuts, and a receiver, in one process. */
-import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Clock, systemClock } from "../../src/base/clock.ts";
 import { Gate } from "../../src/base/gate.ts";
@@ -7,6 +6,7 @@ import { type ControlClient, connectControl, sendControlled } from "../../src/li
 import { controlPathOf } from "../../src/library/control/protocol.ts";
 import { type ControlListener, listenControl } from "../../src/library/control/server.ts";
 import { openTracked, type Tracked } from "../../src/library/tracking.ts";
+import type { Engine } from "../../src/replication/engine.ts";
 import type { SendReport } from "../../src/replication/report.ts";
 import { makeImage, type Scope } from "../e2e/kit.ts";
 import { socketDir } from "../nbd/kit.ts";
@@ -21,8 +21,8 @@ export interface ControlKitOptions {
   readonly receiverBlockBytes?: number;
   /** Of the control server. */
   readonly clock?: Clock;
-  /** What is served in place of what was opened. */
-  readonly wrap?: (tracked: Tracked) => Tracked;
+  /** Default: the image is opened as a file. */
+  readonly open?: (engine: Engine, path: string) => Promise<Tracked>;
 }
 
 export class ControlKit {
@@ -39,16 +39,17 @@ export class ControlKit {
 
   /** Ends with the scope. */
   static async create(scope: Scope, options: ControlKitOptions): Promise<ControlKit> {
-    const { sizeBytes, blockBytes, clock = systemClock, wrap = (tracked) => tracked } = options;
+    const { sizeBytes, blockBytes, clock = systemClock } = options;
+    const { open = (engine, image) => openTracked(image, { engine, blockBytes }) } = options;
     const pair = await PairKit.create();
     const path = join(socketDir(scope), "vm.raw");
     makeImage(path, sizeBytes);
     const log = keepLog();
-    const tracked = await openTracked(path, { engine: { ...pair.sending, clock: systemClock, log }, blockBytes });
+    const tracked = await open({ ...pair.sending, clock: systemClock, log }, path);
     const turn = new Gate(1);
     const listener: ControlListener = await listenControl({
       ...{ engine: { ...pair.sending, clock, log }, path: controlPathOf(path), turn },
-      disks: [{ exportName: "vm.raw", tracked: wrap(tracked) }],
+      disks: [{ exportName: "vm.raw", tracked }],
     });
     scope.onTestFinished(async () => {
       await listener.close();
@@ -85,7 +86,11 @@ export class ControlKit {
     }
   }
 
-  image(): Buffer {
-    return readFileSync(this.tracked.name);
+  /** What the image holds now. */
+  async bytes(): Promise<Buffer> {
+    const { image } = this.tracked;
+    const bytes = Buffer.alloc(image.sizeBytes);
+    await image.read(bytes, 0);
+    return bytes;
   }
 }

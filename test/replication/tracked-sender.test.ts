@@ -214,6 +214,31 @@ test("an audit looks at blocks called clean; what was written past the tracker i
   await tracker.stop();
 });
 
+test("where nothing shows writes past the journal a share is audited, until a cut that was audited is a point", async () => {
+  const tracker = new Tracker(kit);
+  tracker.kind = "device";
+  await tracker.start();
+  await tracker.write(0, MIB);
+  await tracker.cycle();
+  expect((await tracker.cycle()).audit, "begun anew").toBeUndefined();
+  await tracker.stop();
+  expect(await tracker.start()).toBe("exact");
+  await tracker.write(5 * MIB, 4_096);
+  await expect(tracker.cycle(AbortSignal.abort())).rejects.toMatchObject({ code: "aborted" });
+  const report = await tracker.cycle();
+  // 64 blocks at least are looked at, those that are dirty or hold nothing among them.
+  expect(report).toMatchObject({ reason: "bitmap", audit: { missedBytes: 0 } });
+  await tracker.expectReplica();
+  expect((await tracker.cycle()).audit).toBeUndefined();
+  // More is asked for than that.
+  tracker.auditShare = 1;
+  await tracker.stop();
+  await tracker.start();
+  expect((await tracker.cycle()).audit?.bytes).toBeGreaterThan(20 * MIB);
+  expect((await tracker.cycle()).audit?.bytes).toBeGreaterThan(20 * MIB);
+  await tracker.stop();
+});
+
 test("a machine is frozen for its cut and thawed whatever happens; the point says what it is", async () => {
   const tracker = await filled(kit);
   const calls: string[] = [];

@@ -10,6 +10,7 @@ import { createSender, type Sender, type SendSource } from "../../src/replicatio
 import { TrackedSender } from "../../src/replication/tracked-sender.ts";
 import { createLinkedPair, type LinkedPair } from "../../src/testing/linked-pair.ts";
 import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
+import { leastAuditShareOf } from "../../src/track/belief.ts";
 import { openJournal } from "../../src/track/journal/open.ts";
 import { openKnownStates } from "../../src/track/known-state.ts";
 import { TrackedImage } from "../../src/track/tracked-image.ts";
@@ -33,6 +34,7 @@ export class Tracker {
   sender!: TrackedSender;
   onPair: (pair: LinkedPair) => void | Promise<void> = () => undefined;
   auditShare = 0;
+  kind: "file" | "device" = "file";
   quiescing: Quiescing | undefined;
 
   constructor(kit: PairKit) {
@@ -49,12 +51,13 @@ export class Tracker {
     const storage = this.disk.start();
     await storage.makeDirectory("/images");
     const { journal, belief } = await openJournal({
-      ...{ storage, path: "/images/vm.rbj", sizeBytes, blockBytes, kind: "file" },
+      ...{ storage, path: "/images/vm.rbj", sizeBytes, blockBytes, kind: this.kind },
       image: async () => ({ sizeBytes, device: "1", inode: "1", changedNanos: 1n, dataWriteGuid: undefined }),
       clock: hastyClock,
       random: createTestRandom(++this.#opens),
     });
-    this.image = new TrackedImage({ image: this.memory, journal, spillMemoryBytes });
+    const leastAuditShare = leastAuditShareOf(belief);
+    this.image = new TrackedImage({ image: this.memory, journal, spillMemoryBytes, leastAuditShare });
     this.sender = new TrackedSender({
       disks: [
         {
