@@ -7,7 +7,7 @@ import { invariant, ReplicationError } from "../base/errors.ts";
 import type { Gate } from "../base/gate.ts";
 import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
-import type { KnownState, KnownStates } from "../track/known-state.ts";
+import type { KnownStates } from "../track/known-state.ts";
 import type { ImageCut, TrackedImage } from "../track/tracked-image.ts";
 import { tellMisses } from "./audit-report.ts";
 import { type CutHow, type Cuts, makeCuts } from "./cut.ts";
@@ -56,8 +56,6 @@ export class TrackedSender {
   readonly #o: TrackedSenderOptions;
   /** The next cut is of whole disks: the receiver is not where it was left. */
   #whole = false;
-  /** The journal does not tell the truth: the next cycle looks at every block. */
-  #distrusts = false;
 
   constructor(options: TrackedSenderOptions) {
     invariant(options.disks.length > 0, "there is something to send");
@@ -79,7 +77,7 @@ export class TrackedSender {
 
   async #cycle(signal: AbortSignal | undefined): Promise<readonly SendReport[]> {
     for (let attempt = 1; ; attempt++) {
-      const whole = this.#whole || this.#distrusts || !this.#o.disks.every(isKnown);
+      const whole = this.#whole || !this.#o.disks.every(isKnown);
       const passes: (Passed | undefined)[] = [];
       let cuts: readonly ImageCut[] = [];
       try {
@@ -96,7 +94,6 @@ export class TrackedSender {
         ({ cuts } = made);
         const reports = await this.#send(made, passes, signal);
         this.#whole = false;
-        this.#distrusts = tellMisses(reports, this.#o.log);
         return reports;
       } catch (error) {
         for (const cut of [...passes.map((passed) => passed?.cut), ...cuts]) await cut?.mergeBack();
@@ -116,14 +113,10 @@ export class TrackedSender {
     return await makePasses({
       ...{ image: disk.image, clock, whole, passBytes },
       send: async (cut, how) => {
-        const source = sourceOf(disk, cut, { states: this.#knownStates(disk), ...how });
+        const source = sourceOf(disk, cut, { states: disk.states.known, ...how });
         return await createPass(source, nth).run(signal);
       },
     });
-  }
-
-  #knownStates({ states }: TrackedDisk): readonly KnownState[] {
-    return this.#distrusts ? [] : states.known;
   }
 
   async #send(
@@ -139,14 +132,19 @@ export class TrackedSender {
     });
     const send = createSend(
       pairs.map(({ disk, cut, passed }) =>
-        sourceOf(disk, cut, { states: this.#knownStates(disk), passed, keep: (state) => disk.states.keep(state) }),
+        sourceOf(disk, cut, { states: disk.states.known, passed, keep: (state) => disk.states.keep(state) }),
       ),
       { consistency },
     );
     const reports = await send.run(signal);
+    tellMisses(reports, this.#o.log);
     for (const [nth, { disk, cut }] of pairs.entries()) {
+      const { states } = disk;
+      const missedBytes = reports[nth]?.audit?.missedBytes ?? 0;
+      // After a miss nothing is known: the next cycle, of another process too, compares everything.
+      const remember = (): Promise<void> => (missedBytes > 0 ? states.forget() : states.settle(cut.cycle));
       // Where nothing had changed and no point was made the receiver stays where it is, and so does the journal.
-      if (reports[nth]?.created === true) await cut.retire(() => disk.states.settle(cut.cycle));
+      if (reports[nth]?.created === true) await cut.retire(remember);
       else await cut.mergeBack();
     }
     return reports.map((report, nth) => withPasses(report, passes[nth]?.reports ?? []));

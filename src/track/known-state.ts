@@ -90,7 +90,8 @@ export async function openKnownStates(
     async forget() {
       base = undefined;
       next = undefined;
-      for (const file of [path, nextPath]) {
+      // The one a receiver has most likely goes first: what an end in between leaves must not be believed.
+      for (const file of [nextPath, path]) {
         await storage.unlink(file).catch((error: unknown) => {
           if (errnoOf(error) !== "ENOENT") throw error;
         });

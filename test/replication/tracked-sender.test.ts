@@ -196,23 +196,32 @@ test("a cut that is lost makes no point, and its changes are in the next", async
   await tracker.stop();
 });
 
-test("an audit looks at blocks called clean; what was written past the tracker is sent, and then all is compared", async () => {
-  const tracker = await filled(kit);
-  tracker.auditShare = 1;
-  await tracker.stop();
-  await tracker.start();
-  const honest = await tracker.cycle();
-  expect(honest.audit?.bytes).toBeGreaterThan(20 * MIB);
-  expect(honest.audit?.missedBytes).toBe(0);
-  for (let at = 0; at < 100; at += 2) await tracker.memory.write(randomBytes(512), at * MIB);
-  const shocked = await tracker.cycle();
-  expect(shocked.audit?.missedBytes).toBe(50 * 64 * KIB);
-  const whole = await tracker.cycle();
-  expect(whole.audit).toBeUndefined();
-  await tracker.expectReplica();
-  expect((await tracker.cycle()).audit?.missedBytes).toBe(0);
-  await tracker.stop();
-});
+test.each(["by the same process", "by the next process"])(
+  "an audit looks at blocks called clean; what was written past the tracker is sent, and then all is compared %s",
+  async (by) => {
+    const tracker = await filled(kit);
+    tracker.auditShare = 1;
+    await tracker.stop();
+    await tracker.start();
+    const honest = await tracker.cycle();
+    expect(honest.audit?.bytes).toBeGreaterThan(20 * MIB);
+    expect(honest.audit?.missedBytes).toBe(0);
+    for (let at = 0; at < 100; at += 2) await tracker.memory.write(randomBytes(512), at * MIB);
+    const shocked = await tracker.cycle();
+    expect(shocked.audit?.missedBytes).toBe(50 * 64 * KIB);
+    if (by === "by the next process") {
+      await tracker.stop();
+      expect(await tracker.start()).toBe("exact");
+    }
+    // What the audit would not find.
+    await tracker.memory.write(randomBytes(512), 51 * MIB);
+    const whole = await tracker.cycle();
+    expect(whole).toMatchObject({ reason: "scan", audit: undefined });
+    await tracker.expectReplica();
+    expect((await tracker.cycle()).audit?.missedBytes).toBe(0);
+    await tracker.stop();
+  },
+);
 
 test("where nothing shows writes past the journal a share is audited, until a cut that was audited is a point", async () => {
   const tracker = new Tracker(kit);
