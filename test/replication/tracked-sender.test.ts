@@ -143,6 +143,32 @@ test("a receiver that has another state than it was left with is compared, once"
   await tracker.stop();
 });
 
+test("an image that is rolled back together with its journal is sent: what it becomes has another name than what it was", async () => {
+  const tracker = await filled(kit);
+  await tracker.stop();
+  const image = new Uint8Array(sizeBytes);
+  await tracker.memory.read(image, 0);
+  const files = tracker.disk.files().map((path) => ({ path, bytes: tracker.disk.peek(path) ?? new Uint8Array() }));
+  const cycles = [];
+  for (let life = 0; life < 3; life++) {
+    await tracker.memory.write(image, 0);
+    const storage = tracker.disk.start();
+    for (const { path, bytes } of files) {
+      const file = await storage.open(path, { write: true, create: true, truncate: true });
+      await file.write(bytes, 0);
+      await file.close();
+    }
+    expect(await tracker.start()).toBe("exact");
+    // Not written to, in one life.
+    if (life > 0) await tracker.write((3 + life) * MIB, 100_000);
+    expect(await tracker.cycle()).toMatchObject({ created: true, point: 2 + life });
+    cycles.push(tracker.image.journal.base);
+    await tracker.expectReplica();
+    await tracker.stop();
+  }
+  expect(new Set(cycles).size).toBe(3);
+});
+
 test("what another sender left half applied is found, though no point tells of it", async () => {
   const tracker = await filled(kit);
   const other = createMemoryImage(sizeBytes);

@@ -82,8 +82,7 @@ function goOn(options: JournalOptions, parts: CommonParts, { loaded, file }: Fou
     ...header,
     ...loaded,
     hotMax: hotMaxOf(options),
-    // The one that was open may have been cut without a trace: its number is not given again.
-    epoch: loaded.epoch + 1,
+    epoch: loaded.epoch + epochStep(options.random),
   });
   const { id, logBytes } = header;
   const writer = new JournalFile({
@@ -95,6 +94,14 @@ function goOn(options: JournalOptions, parts: CommonParts, { loaded, file }: Fou
     logBytes,
   });
   return new BitmapJournal({ ...parts, state, file: writer });
+}
+
+/**
+ * The epoch that was open may have been cut without a trace, so that its number is not given again. Nor may others behind it be: image and journal may have been rolled
+ * back together, as by a snapshot, after a receiver got states of these numbers, and would be taken for those. So it goes on by chance, as far as two million opens can.
+ */
+function epochStep(random: Random): number {
+  return 1 + Buffer.from(random.bytes(4)).readUInt32LE();
 }
 
 function hotMaxOf({ hotRegionsMax = limits.journalHotRegionsMax }: JournalOptions): number {
