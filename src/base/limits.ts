@@ -58,6 +58,6 @@ export const limits = {
   tableCacheBytes: 16 * MIB,
   /** Regions of a tracked disk that are hot at a time: after an unclean end all of each is dirty, 1 GiB in all. */
   journalHotRegionsMax: 256,
-  /** Reserve of free space a store keeps by default. */
+  /** Reserve of free space that stores and spill files keep by default. */
   reserveBytesDefault: 1 * GIB,
 } as const;

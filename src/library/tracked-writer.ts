@@ -7,7 +7,7 @@ import { openJournal } from "../track/journal/open.ts";
 import { knownStatePathOf, openKnownStates } from "../track/known-state.ts";
 import { TrackedImage } from "../track/tracked-image.ts";
 import { identityOf } from "./sending.ts";
-import { type OpenTrackedOptions, openSpill, type Tracked } from "./tracking.ts";
+import { type OpenTrackedOptions, spillBeside, type Tracked } from "./tracking.ts";
 
 export interface TrackWriterOptions extends Omit<OpenTrackedOptions, "format"> {
   /** For messages; with `identity` it says which image this is. */
@@ -36,7 +36,7 @@ export async function trackWriter(writer: BlockWriter, options: TrackWriterOptio
     ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
   });
   const image = new TrackedImage({
-    ...{ image: writer, journal, openSpill: () => openSpill(storage, `${path}.spill`) },
+    ...{ image: writer, journal, ...spillBeside(storage, path) },
     leastAuditShare: leastAuditShareOf(belief),
   });
   const stateFile = knownStatePathOf(path);

@@ -1,5 +1,5 @@
 /** Tracked images: served to a hypervisor over NBD, and sent cycle by cycle. */
-import { resolve } from "node:path";
+import { dirname, resolve } from "node:path";
 import { invariant, ReplicationError } from "../base/errors.ts";
 import { BLOCK_BYTES_DEFAULT } from "../base/units.ts";
 import { openImage } from "../image/open-image.ts";
@@ -14,7 +14,7 @@ import { fingerprintOf } from "../track/fingerprint.ts";
 import { journalPathOf, openJournal } from "../track/journal/open.ts";
 import { type KnownStates, knownStatePathOf, openKnownStates } from "../track/known-state.ts";
 import type { Scan } from "../track/scan-reason.ts";
-import { TrackedImage } from "../track/tracked-image.ts";
+import { TrackedImage, type TrackedImageOptions } from "../track/tracked-image.ts";
 import type { CredentialSource } from "../transport/credential-source.ts";
 import { checkServed } from "./exporting.ts";
 import {
@@ -125,7 +125,7 @@ async function track(options: Known): Promise<Tracked> {
   const image = new TrackedImage({
     image: writer,
     journal,
-    openSpill: () => openSpill(storage, `${journalPath}.spill`),
+    ...spillBeside(storage, journalPath),
     leastAuditShare: leastAuditShareOf(belief),
   });
   const stateFile = knownStatePathOf(journalPath);
@@ -147,11 +147,20 @@ async function track(options: Known): Promise<Tracked> {
   };
 }
 
-/** Gone from the folder at once, and from the disk when it is closed. */
-export async function openSpill(storage: Storage, path: string): Promise<StorageFile> {
-  const file = await storage.open(path, { write: true, create: true, truncate: true });
-  await storage.unlink(path);
-  return file;
+/** Where old content of cuts goes: a file that is gone from the journal's folder at once, and from the disk when it is closed. */
+export function spillBeside(
+  storage: Storage,
+  journalPath: string,
+): Required<Pick<TrackedImageOptions, "openSpill" | "spillSpace">> {
+  const path = `${journalPath}.spill`;
+  return {
+    async openSpill() {
+      const file = await storage.open(path, { write: true, create: true, truncate: true });
+      await storage.unlink(path);
+      return file;
+    },
+    spillSpace: () => storage.space(dirname(path)),
+  };
 }
 
 /** Serves images: clients may write. Port 0 picks a free one. Errors: `usage`, `listen-failed`. */

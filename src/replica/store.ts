@@ -5,9 +5,9 @@
 import { basename, dirname, join } from "node:path";
 import type { Clock } from "../base/clock.ts";
 import { ReplicationError } from "../base/errors.ts";
-import { limits } from "../base/limits.ts";
 import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
+import { defaultReserveBytes } from "../storage/reserve.ts";
 import type { Storage } from "../storage/seam.ts";
 import { type Adopted, adoptImage, type ImageToAdopt, type TableToFill } from "./adopt.ts";
 import { type Compaction, compactDisk } from "./compact.ts";
@@ -128,7 +128,7 @@ export interface StoreOptions {
   readonly log: Logger;
   /** Create the store when the directory is empty or missing. Its parent exists. */
   readonly create?: boolean;
-  /** Bytes of free space to keep; default limits.reserveBytesDefault, but at most 5 % of the file system. */
+  /** Bytes of free space to keep; default {@link defaultReserveBytes}. */
   readonly reserveBytes?: number;
   /** Host name for lock texts. */
   readonly host: string;
@@ -277,9 +277,8 @@ async function listDisks(storage: Storage, store: string, paths: StorePaths): Pr
 
 async function checkReserve(storage: Storage, path: string, wanted: number | undefined): Promise<void> {
   const space = await inFile("write-failed", `asking the room in ${path}`, () => storage.space(path));
-  const { freeBytes, totalBytes } = space;
-  const share = totalBytes === undefined ? Number.POSITIVE_INFINITY : Math.floor(totalBytes / 20);
-  const reserveBytes = wanted ?? Math.min(limits.reserveBytesDefault, share);
+  const { freeBytes } = space;
+  const reserveBytes = wanted ?? defaultReserveBytes(space);
   if (freeBytes >= reserveBytes) return;
   throw new ReplicationError(
     "no-space",

@@ -135,6 +135,15 @@ export interface LaneStorage {
   isCached?(fd: number, offset: number, length?: number): boolean | undefined;
 }
 
+export interface FreeSpace {
+  /** For this user. */
+  readonly freeBytes: number;
+  /** The largest file there can be; undefined: not known. */
+  readonly fileBytesMax: number | undefined;
+  /** Capacity of the file system; undefined: not known. */
+  readonly totalBytes?: number;
+}
+
 export interface Storage {
   readonly capabilities: Capabilities;
   readonly lanes: LaneStorage;
@@ -154,13 +163,8 @@ export interface Storage {
   setMode(path: string, mode: number): Promise<void>;
   /** The path of the same file without symbolic links. Left out: there are none. */
   realPath?(path: string): Promise<string>;
-  /** Free bytes for this user in the file system that holds `path`, and the largest file it can hold (undefined: not known). */
-  space(path: string): Promise<{
-    readonly freeBytes: number;
-    readonly fileBytesMax: number | undefined;
-    /** Capacity of the file system; undefined: not known. */
-    readonly totalBytes?: number;
-  }>;
+  /** Of the file system that holds `path`. */
+  space(path: string): Promise<FreeSpace>;
   /**
    * A kernel lock (flock) on the file, which is created when missing and never unlinked by locking. Undefined when another
    * open handle, in this process or any other, holds it in a conflicting way. Throws `ENOTSUP` where there are no locks.

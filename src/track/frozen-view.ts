@@ -38,6 +38,8 @@ export class FrozenView implements BlockReader {
   readonly #copied: PagedBits;
   readonly #held = new Map<number, Hold>();
   readonly #copying = new Map<number, Promise<void>>();
+  /** Reads of what was copied aside that are under way. */
+  #readingAside = 0;
   #lost: ReplicationError | undefined;
   #over = false;
 
@@ -95,6 +97,7 @@ export class FrozenView implements BlockReader {
     if (running !== undefined) return running;
     const copying = this.#keep(block).finally(() => {
       this.#copying.delete(block);
+      this.#dropIfLost();
     });
     this.#copying.set(block, copying);
     return copying;
@@ -118,6 +121,14 @@ export class FrozenView implements BlockReader {
     if (this.#over) return;
     this.#lost ??= error;
     this.#wakeAll();
+    this.#dropIfLost();
+  }
+
+  /** What was copied aside is of no use to a view that is lost: its room goes back as soon as nobody copies or reads, whoever still has the view. */
+  #dropIfLost(): void {
+    if (this.#lost === undefined || this.#over || this.#copying.size + this.#readingAside > 0) return;
+    // What goes wrong is heard when the view is closed, if it matters.
+    this.#aside.close().catch(() => undefined);
   }
 
   #wakeAll(): void {
@@ -151,13 +162,23 @@ export class FrozenView implements BlockReader {
       while (!kept && end < target.length && this.#isPlaced((offset + end) / this.#blockBytes));
       const piece = target.subarray(at, Math.min(end, target.length));
       const from = offset + at;
-      tasks.push(kept ? this.#aside.read(block, piece, from % this.#blockBytes) : this.#readPlaced(piece, from));
+      tasks.push(kept ? this.#readAside(block, piece, from % this.#blockBytes) : this.#readPlaced(piece, from));
       // Looked at below, when all are there.
       tasks.at(-1)?.catch(() => undefined);
       at += piece.length;
     }
     await Promise.all(tasks);
     this.check();
+  }
+
+  async #readAside(block: number, target: Uint8Array, within: number): Promise<void> {
+    this.#readingAside++;
+    try {
+      await this.#aside.read(block, target, within);
+    } finally {
+      this.#readingAside--;
+      this.#dropIfLost();
+    }
   }
 
   async #readPlaced(target: Uint8Array, offset: number): Promise<void> {

@@ -9,7 +9,7 @@ import type { Clock } from "../base/clock.ts";
 import { invariant, ReplicationError } from "../base/errors.ts";
 import type { BlockWriter, Extent, FileRun } from "../image/block-device.ts";
 import { SoundSync } from "../image/sound-sync.ts";
-import type { StorageFile } from "../storage/seam.ts";
+import type { FreeSpace, StorageFile } from "../storage/seam.ts";
 import { DirtyBitmap, type DirtyBits } from "./dirty-bitmap.ts";
 import { FrozenView } from "./frozen-view.ts";
 import type { BitmapJournal } from "./journal/journal.ts";
@@ -22,6 +22,8 @@ export interface TrackedImageOptions {
   readonly journal: BitmapJournal;
   /** Where old content goes when memory is full: an empty file of its own, which is gone when it is closed. Undefined: a cut that needs one is given up. */
   readonly openSpill?: (() => Promise<StorageFile>) | undefined;
+  /** Of the file system where it goes: {@link OldContent} leaves it a reserve. */
+  readonly spillSpace?: (() => Promise<FreeSpace>) | undefined;
   /** Defaults: {@link OldContent}. */
   readonly spillMemoryBytes?: number | undefined;
   readonly spillBytesMax?: number | undefined;
@@ -191,8 +193,9 @@ export class TrackedImage implements BlockWriter {
     const bases = [journal.base, journal.pending].filter((cycle) => cycle !== undefined);
     const { cycle, frozen, durable } = journal.flip();
     const dirty = since ?? frozen;
-    const { openSpill, spillMemoryBytes: memoryBytes, spillBytesMax } = this.#o;
-    const aside = new OldContent({ blockBytes: dirty.blockBytes, openSpill, memoryBytes, spillBytesMax });
+    const { openSpill, spillSpace, spillMemoryBytes: memoryBytes, spillBytesMax } = this.#o;
+    const { blockBytes } = dirty;
+    const aside = new OldContent({ blockBytes, openSpill, spillSpace, memoryBytes, spillBytesMax });
     const all = (what === "all" && pass === undefined) || dirty.count === dirty.blocks;
     const grainBytes = Math.max(dirty.blockBytes, wanted);
     const kept = all ? allOf(dirty) : widened(audited === undefined ? dirty : union(dirty, audited), grainBytes);

@@ -2,6 +2,7 @@ import { expect, test } from "vitest";
 import { createFakeClock } from "../../src/testing/fake-clock.ts";
 import { systemClock } from "../../src/base/clock.ts";
 import { holdRuns } from "../../src/image/held-runs.ts";
+import { createSimulatedDisk } from "../../src/testing/simulated-storage.ts";
 import { DirtyBitmap } from "../../src/track/dirty-bitmap.ts";
 import { cutImages, type ImageCut, type TrackedImage } from "../../src/track/tracked-image.ts";
 import { blockBytes, createTracked, type SlowImage, type TrackedWorld } from "./tracked-kit.ts";
@@ -230,6 +231,55 @@ test("the spill file is bounded, and what lies in it is read back", async () => 
   expect(target.every((byte) => byte === 9)).toBe(true);
   await turns.run([tracked.write(new Uint8Array(512), 10 * blockBytes)]);
   expect(() => cut.view.check()).toThrowError(/more blocks/);
+});
+
+test("a cut that is lost gives the room of its spill file back, once nobody copies or reads; whoever has it still", async () => {
+  const turns = createTurns(7);
+  const fates: (() => void)[] = [];
+  const held = (): Promise<void> => new Promise((resolve) => fates.push(resolve));
+  let open = 0;
+  let reading = 0;
+  const storage = createSimulatedDisk().start();
+  const { tracked } = await createTracked(sizeBytes, turns, {
+    spillMemoryBytes: 0,
+    spillBytesMax: 2 * blockBytes,
+    async openSpill() {
+      const file = await storage.open("/spill", { write: true, create: true });
+      open++;
+      const close = async (): Promise<void> => {
+        open = 0;
+        expect(reading).toBe(0);
+      };
+      const read = async (target: Uint8Array, offset: number): Promise<number> => {
+        reading++;
+        await held();
+        reading--;
+        return await file.read(target, offset);
+      };
+      return {
+        ...file,
+        path: file.path,
+        fd: file.fd,
+        write: (source, offset) => file.write(source, offset),
+        read,
+        close,
+      };
+    },
+  });
+  const [cut] = await cutImages([tracked], { clock: systemClock, freeze: "all" });
+  if (cut === undefined) throw new Error("a cut");
+  for (const block of [0, 1]) await turns.run([tracked.write(new Uint8Array(512), block * blockBytes)]);
+  const read = cut.view.read(new Uint8Array(512), 0);
+  const refused = expect(read).rejects.toMatchObject({ code: "cut-abandoned" });
+  while (reading === 0) await Promise.resolve();
+  expect(open).toBe(1);
+  await turns.run([tracked.write(new Uint8Array(512), 2 * blockBytes)]);
+  expect(() => cut.view.check()).toThrow();
+  expect(open).toBe(1);
+  for (const end of fates) end();
+  await refused;
+  expect(open).toBe(0);
+  await cut.mergeBack();
 });
 
 /** Blocks of the cut that are read as they were, after a write to every block: the others show it. */

@@ -60,7 +60,7 @@ export interface TrackedWorld {
 export async function createTracked(
   sizeBytes: number,
   turns: Turns,
-  options: Partial<Pick<TrackedImageOptions, "openSpill" | "spillMemoryBytes" | "spillBytesMax">> = {},
+  options: Partial<Pick<TrackedImageOptions, "openSpill" | "spillSpace" | "spillMemoryBytes" | "spillBytesMax">> = {},
 ): Promise<TrackedWorld> {
   const process = createSimulatedDisk().start();
   await process.makeDirectory("/images");
