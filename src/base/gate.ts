@@ -10,6 +10,11 @@ export class Gate {
     this.#free = places;
   }
 
+  /** So many wait for a place. */
+  get waiting(): number {
+    return this.#waiting.size;
+  }
+
   /** Resolves when there is a place; the caller gives it back with {@link leave}. Rejects with the signal's reason, and then there is nothing to give back. */
   enter(signal?: AbortSignal): Promise<void> {
     if (this.#free > 0) {

@@ -41,6 +41,7 @@ export class FrozenView implements BlockReader {
   /** Reads of what was copied aside that are under way. */
   #readingAside = 0;
   #lost: ReplicationError | undefined;
+  readonly #whenLost: ((error: ReplicationError) => void)[] = [];
   #over = false;
 
   constructor({ image, frozen, aside }: FrozenViewOptions) {
@@ -119,9 +120,17 @@ export class FrozenView implements BlockReader {
   /** The view is of no use any more; nobody waits for it. The first reason stays. */
   lose(error: ReplicationError): void {
     if (this.#over) return;
-    this.#lost ??= error;
+    if (this.#lost !== undefined) return;
+    this.#lost = error;
     this.#wakeAll();
     this.#dropIfLost();
+    for (const task of this.#whenLost) task(error);
+  }
+
+  /** Calls `task` once when the view is lost, at once when it is; never after the view is over. */
+  whenLost(task: (error: ReplicationError) => void): void {
+    if (this.#lost === undefined) this.#whenLost.push(task);
+    else task(this.#lost);
   }
 
   /** What was copied aside is of no use to a view that is lost: its room goes back as soon as nobody copies or reads, whoever still has the view. */

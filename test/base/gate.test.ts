@@ -12,11 +12,13 @@ test("so many at once, the others in the order of asking", async () => {
   await Promise.all(all.slice(0, 2));
   await Promise.resolve();
   expect(inside).toEqual([1, 2]);
+  expect(gate.waiting).toBe(2);
   gate.leave();
   await all[2];
   gate.leave();
   await all[3];
   expect(inside).toEqual([1, 2, 3, 4]);
+  expect(gate.waiting).toBe(0);
 });
 
 test("who does not want to wait any more leaves the row, and takes no place", async () => {

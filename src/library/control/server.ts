@@ -1,6 +1,7 @@
 /** The control socket of a tracker: other processes of this user ask it for cuts of its disks, and send them. */
 import { invariant, ReplicationError, toReplicationError } from "../../base/errors.ts";
 import type { Gate } from "../../base/gate.ts";
+import type { BlockReader } from "../../image/block-device.ts";
 import type { ServedContext } from "../../nbd/exported-disk.ts";
 import { listenNbd, type NbdListener } from "../../nbd/server.ts";
 import type { Engine } from "../../replication/engine.ts";
@@ -56,10 +57,16 @@ export async function listenControl(options: ControlOptions): Promise<ControlLis
   };
 }
 
+/** A cut whose client asks nothing and reads nothing for so long is given up when somebody else waits for a turn. */
+export const CUT_IDLE_MILLIS = 600_000;
+/** Between two looks. */
+const idleLookMillis = 60_000;
+
 /** A cut that is being sent. */
 interface Open {
   readonly cuts: readonly ImageCut[];
   readonly nbd: NbdListener;
+  readonly stopLooking: () => void;
 }
 
 class Client {
@@ -67,10 +74,15 @@ class Client {
   readonly over: Promise<void>;
   readonly #o: ControlOptions;
   readonly #lines: JsonLines;
+  /** Never rejects. */
   #working: Promise<void> = Promise.resolve();
   #waiting = 0;
   #hasTurn = false;
   #open: Open | undefined;
+  /** Why the last cut is open no longer; undefined: it is, or the client ended it. */
+  #abandoned: ReplicationError | undefined;
+  /** When the client last asked or read, by the monotonic clock. */
+  #activeAt = 0;
   #left = false;
 
   constructor(options: ControlOptions, stream: ByteStream) {
@@ -95,10 +107,16 @@ class Client {
   #ask(request: ControlRequest): void {
     if (++this.#waiting > 1)
       throw new ReplicationError("protocol-violation", "the control socket: one question at a time");
-    this.#working = this.#answer(request).then((answer) => {
+    this.#working = this.#working.then(async () => {
+      const answer = await this.#answer(request);
+      this.#noteActive();
       this.#waiting--;
       this.#lines.send(answer);
     });
+  }
+
+  #noteActive(): void {
+    this.#activeAt = this.#o.engine.clock.monotonic();
   }
 
   async #answer(request: ControlRequest): Promise<ControlAnswer> {
@@ -110,6 +128,7 @@ class Client {
           for (const { view } of this.#cuts) view.check();
           return { ok: true };
         case "retire":
+          if (this.#abandoned !== undefined) throw this.#abandoned;
           await this.#end(request.cycles);
           return { ok: true };
       }
@@ -121,11 +140,13 @@ class Client {
 
   get #cuts(): readonly ImageCut[] {
     if (this.#open !== undefined) return this.#open.cuts;
+    if (this.#abandoned !== undefined) throw this.#abandoned;
     throw new ReplicationError("protocol-violation", "the control socket: no cut is open");
   }
 
   async #cut(whole: boolean): Promise<CutOffer> {
     await this.#end([]);
+    this.#abandoned = undefined;
     await this.#o.turn.enter();
     this.#hasTurn = true;
     try {
@@ -150,14 +171,14 @@ class Client {
       for (const { durable } of cuts) await durable;
       const exports = cuts.map((cut, nth) => ({
         name: disks[nth]?.exportName ?? "",
-        ...{ image: cut.view, writable: false },
+        ...{ image: this.#noting(cut.view), writable: false },
         contexts: contextsOf(cut),
       }));
       const nbd = await listenNbd({
         ...{ storage, clock, random, log, exports },
         place: { kind: "unix", path: socket },
       });
-      this.#open = { cuts, nbd };
+      this.#opened({ cuts, nbd, stopLooking: clock.every(idleLookMillis, () => this.#lookIdle()) });
     } catch (error) {
       for (const cut of cuts) await cut.mergeBack();
       throw error;
@@ -182,12 +203,56 @@ class Client {
     return { consistency, socket, disks: offered };
   }
 
+  /** The view, as long as somebody reads it. */
+  #noting(view: BlockReader): BlockReader {
+    const { sizeBytes, sectorBytes } = view;
+    return {
+      ...{ sizeBytes, sectorBytes },
+      read: (target, offset) => {
+        this.#noteActive();
+        return view.read(target, offset);
+      },
+      extents: (offset, length) => {
+        this.#noteActive();
+        return view.extents(offset, length);
+      },
+      close: () => view.close(),
+    };
+  }
+
+  #opened(open: Open): void {
+    this.#open = open;
+    this.#noteActive();
+    for (const { view } of open.cuts) view.whenLost((error) => this.#giveUp(open, error));
+  }
+
+  #lookIdle(): void {
+    const { engine, path, turn } = this.#o;
+    if (this.#open === undefined || this.#waiting > 0 || turn.waiting === 0) return;
+    if (engine.clock.monotonic() - this.#activeAt < CUT_IDLE_MILLIS) return;
+    const text = `${path}: a client asked and read nothing for ${CUT_IDLE_MILLIS / 60_000} minutes while another waits: its cut is given up. What changed stays marked for the next one`;
+    engine.log.warn({}, text);
+    this.#giveUp(this.#open, new ReplicationError("cut-abandoned", text));
+  }
+
+  /** The cut comes to nothing, and its turn is another's; the client hears why when it asks. */
+  #giveUp(open: Open, error: ReplicationError): void {
+    this.#working = this.#working.then(async () => {
+      if (this.#open !== open) return;
+      this.#abandoned = error;
+      await this.#end([]).catch((thrown: unknown) => {
+        this.#o.engine.log.warn({ err: thrown }, `${this.#o.path}: a cut did not end as it should`);
+      });
+    });
+  }
+
   /** Ends the cut: what a receiver has of it is clean, all else as dirty as it was. Idempotent. */
   async #end(cycles: readonly string[]): Promise<void> {
     const open = this.#open;
     this.#open = undefined;
     try {
       if (open === undefined) return;
+      open.stopLooking();
       await open.nbd.close();
       for (const [nth, cut] of open.cuts.entries()) {
         const states = this.#o.disks[nth]?.tracked.states;
