@@ -102,6 +102,8 @@ export class ServerConnection implements ByteSink {
     this.#reported = true;
     this.#replies.flush();
     this.#stream.close();
+    // Of replies that were queued when the stream died, and of a write that broke off, nothing more is heard.
+    this.#o.budget.give(this.#held);
     this.#o.onEnd(this.#ending?.error);
   }
 
@@ -397,6 +399,8 @@ export class ServerConnection implements ByteSink {
   }
 
   #release(bytes: number): void {
+    // All was given back.
+    if (this.#reported) return;
     this.#held -= bytes;
     this.#o.budget.give(bytes);
     this.#goOn();

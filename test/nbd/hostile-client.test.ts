@@ -4,10 +4,13 @@ import { describe, expect, test } from "vitest";
 import { KIB, MIB } from "../../src/base/units.ts";
 import type { BlockWriter } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
+import { ExportedDisk } from "../../src/nbd/exported-disk.ts";
+import { MemoryBudget } from "../../src/nbd/memory-budget.ts";
 import { nbdLimits } from "../../src/nbd/nbd-limits.ts";
 import * as option from "../../src/nbd/option-codec.ts";
 import { chunks, commandFlags, commands, optionReplies, options } from "../../src/nbd/protocol.ts";
 import { createNbdServer, type NbdServer } from "../../src/nbd/server.ts";
+import { ServerConnection } from "../../src/nbd/server-connection.ts";
 import { createFakeClock, type FakeClock } from "../../src/testing/fake-clock.ts";
 import { keepLog, until } from "../transport/kit.ts";
 import { makeImage } from "../e2e/kit.ts";
@@ -519,6 +522,48 @@ describe("memory", () => {
     }
     expect(disk.most()).toBeLessThanOrEqual(nbdLimits.serverHeldBytesTotal + 16 * nbdLimits.serverPieceBytes);
     await server.close();
+  });
+
+  /** A client past its negotiation, whose connection has a budget of its own. */
+  function admitted(image: BlockWriter, budget: MemoryBudget) {
+    const streams = createLinkedStreams();
+    const client = new ScriptedClient(streams.client);
+    const disk = new ExportedDisk({ name: "disk", image, writable: true });
+    const ended = new Promise<void>((resolve) => {
+      new ServerConnection({
+        admitted: { stream: streams.server, disk, structured: true, contexts: new Map(), ahead: () => Buffer.alloc(0) },
+        ...{ budget, onTrouble: () => undefined, onEnd: () => resolve() },
+      });
+    });
+    return { client, ended };
+  }
+
+  test.each<[string, (client: ScriptedClient) => Promise<void>]>([
+    ["asked for much and is gone before it took it", async (c) => c.stream.destroy()],
+    ["asked for much, says goodbye and takes it then", async (c) => c.request({ command: commands.disconnect })],
+    [
+      "breaks off in the middle of a write",
+      async (c) => {
+        c.request({ command: commands.write, length: MIB }, Buffer.alloc(512, 1));
+        for (let turn = 0; turn < 200; turn++) await Promise.resolve();
+        c.stream.destroy();
+      },
+    ],
+  ])("a client that %s leaves the budget of all as it was", async (_name, leave) => {
+    const bytesMax = 16 * MIB;
+    const budget = new MemoryBudget(bytesMax);
+    for (let round = 0; round < 5; round++) {
+      const { client, ended } = admitted(createMemoryImage(4 * MIB), budget);
+      client.stream.pause();
+      client.request({ length: 3 * MIB });
+      for (let turn = 0; turn < 2_000; turn++) await Promise.resolve();
+      await leave(client);
+      await ended;
+      client.stream.resume();
+      for (let turn = 0; turn < 2_000; turn++) await Promise.resolve();
+    }
+    expect(budget.take(bytesMax, false)).toBe(true);
+    expect(budget.take(1, false)).toBe(false);
   });
 
   test("closing waits for what is under way on the disk", async () => {
