@@ -339,8 +339,8 @@ class SenderRun implements Sender {
       await this.#checkSource();
       if (this.#o.cut?.shipped() === false) return "waits";
       const root = memory.pages.root();
-      // Were the answer lost, the next send would have to know what the receiver may have.
-      await source.changes?.keep?.({ cycle: this.#cycle, pages: memory.pages });
+      // Were the answer lost, the next send would have to know what the receiver may have; after a miss it must not, and compares everything.
+      if (this.#audit.missedBytes === 0) await source.changes?.keep?.({ cycle: this.#cycle, pages: memory.pages });
       const ended = this.#o.isPass === true ? session.pass(root) : session.commit(this.#commitMessage(root));
       const answer = await Promise.race([ended, repeats.arrival(served)]);
       if (answer === undefined) continue;

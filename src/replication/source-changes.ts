@@ -21,7 +21,7 @@ export interface SourceChanges {
   readonly passed?: PageDigests | undefined;
   /** The image as it was at some of {@link bases}. Of a state the receiver has and that is not among them, everything is compared. */
   readonly states: readonly KnownState[];
-  /** Before a receiver is asked to make a point of it: what is sent, for {@link states} of a later send. Durable when it resolves. */
+  /** Before a receiver is asked to make a point of it: what is sent, for {@link states} of a later send. Durable when it resolves. Not after an audit that missed. */
   readonly keep?: (state: KnownState) => Promise<void>;
 }
 

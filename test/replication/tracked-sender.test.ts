@@ -249,6 +249,26 @@ test.each(["by the same process", "by the next process"])(
   },
 );
 
+test("an audit that missed is not forgotten either when the process ends before it can say so", async () => {
+  const tracker = await filled(kit);
+  tracker.auditShare = 1;
+  await tracker.stop();
+  await tracker.start();
+  await tracker.memory.write(randomBytes(512), 40 * MIB);
+  const { flush } = tracker.memory;
+  // The point is made.
+  tracker.memory.flush = () => Promise.reject(new Error("killed"));
+  await expect(tracker.cycle()).rejects.toThrow("killed");
+  tracker.memory.flush = flush;
+  await tracker.stop();
+  await tracker.memory.write(randomBytes(512), 41 * MIB);
+  tracker.auditShare = 0;
+  expect(await tracker.start()).toBe("exact");
+  expect(await tracker.cycle()).toMatchObject({ reason: "scan", point: 3 });
+  await tracker.expectReplica();
+  await tracker.stop();
+});
+
 test("where nothing shows writes past the journal a share is audited, until a cut that was audited is a point", async () => {
   const tracker = new Tracker(kit);
   tracker.kind = "device";
