@@ -2,11 +2,12 @@
 import { describe, expect, test } from "vitest";
 import { blockBytes, journalPath, regionBytes, World } from "./journal-world.ts";
 import { journalBytesMax, LOG_BYTES_DEFAULT } from "../../src/track/journal/format.ts";
+import type { JournalMode } from "../../src/track/belief.ts";
 import { KIB, TIB } from "../../src/base/units.ts";
 
 /** A journal with a base, bits in pages, and batches in its log; then the process ends. */
-async function lived(options: { readonly closed?: boolean } = {}): Promise<World> {
-  const world = new World();
+async function lived(options: { readonly closed?: boolean; readonly mode?: JournalMode } = {}): Promise<World> {
+  const world = new World(options.mode === undefined ? {} : { mode: options.mode });
   await world.makeImage();
   await world.open();
   await world.cycle();
@@ -165,7 +166,7 @@ describe("a journal that is whole, and not the right one", () => {
 });
 
 describe("mode process", () => {
-  test("survives the end of the process, without a sync", async () => {
+  test("survives the end of the process, with one sync a start", async () => {
     const syncs: string[] = [];
     const world = new World({
       mode: "process",
@@ -175,14 +176,28 @@ describe("mode process", () => {
       },
     });
     await world.makeImage();
+    syncs.length = 0;
     await world.open();
     await world.cycle();
     await world.write(0, regionBytes);
     world.crash();
     expect(await world.openAndCheck()).toEqual({ kind: "exact", audit: false });
     await world.write(2 * regionBytes);
-    expect(syncs.filter((path) => path !== "/images/vm.img")).toEqual([]);
+    expect(syncs.filter((path) => path !== "/images/vm.img")).toEqual([journalPath, journalPath]);
     world.crash(() => true);
+    expect(await world.openAndCheck()).toMatchObject({ kind: "scan", reason: "other-boot" });
+  });
+
+  // The image's time may be lost with the power, and its content not.
+  test("a loss of power does not bring back a journal that was closed before its last use", async () => {
+    const world = await lived({ closed: true, mode: "process" });
+    const process = world.disk.start();
+    await (await process.open(journalPath, { write: true })).datasync();
+    await process.syncDirectory("/images");
+    process.kill();
+    expect(await world.openAndCheck()).toMatchObject({ kind: "exact" });
+    await world.journal?.mark(7 * regionBytes, 512);
+    world.crash(() => false);
     expect(await world.openAndCheck()).toMatchObject({ kind: "scan", reason: "other-boot" });
   });
 });

@@ -41,6 +41,8 @@ export class JournalFile {
   readonly #file: StorageFile;
   readonly #random: Random;
   readonly #mode: JournalMode;
+  /** A header of this use was synced. */
+  #isOpenDurably = false;
   readonly #logBytes: number;
   readonly #directory: PageDirectory;
   #slot: number;
@@ -133,7 +135,7 @@ export class JournalFile {
     for (const { bytes, at } of writes) await this.#file.write(bytes, at);
     await this.sync();
     await this.#file.write(header, journalPlaces.header(1 - this.#slot));
-    await this.sync();
+    await this.#syncHeader();
     this.#slot = 1 - this.#slot;
     this.#generation = generation;
     this.#logId = logId;
@@ -154,6 +156,12 @@ export class JournalFile {
   /** Nothing in mode `process`. */
   async sync(): Promise<void> {
     if (this.#mode === "power") await this.#file.datasync();
+  }
+
+  /** In mode `process` the first one: a loss of power must not bring back the header before it, which says that the journal was closed. */
+  async #syncHeader(): Promise<void> {
+    if (this.#mode === "power" || !this.#isOpenDurably) await this.#file.datasync();
+    this.#isOpenDurably = true;
   }
 
   close(): Promise<void> {
