@@ -25,7 +25,7 @@ export interface OldContentOptions {
   readonly writer: DiskWriter;
   readonly lanes: Lanes;
   /** For content that no frame's slot has room for. */
-  readonly pool: BufferPool;
+  readonly pool: Pick<BufferPool, "acquire">;
   readonly log: Logger;
   readonly signal: AbortSignal;
   /** False while a table page is being digested anew: what it says of zeros is not to be believed. */

@@ -25,7 +25,7 @@ export interface SessionDiskOptions {
   /** Slots of the session, for a rebuild before it has credit. */
   readonly slots: readonly Slot[];
   /** Memory beside them, for a page that turns out damaged later: then the session's slots are promised to the sender. */
-  readonly pool: BufferPool;
+  readonly pool: Pick<BufferPool, "acquire">;
   readonly signal: AbortSignal;
   /** Bytes of the disk passed in a rebuild. */
   readonly onProgress: (bytes: number) => void;
@@ -161,9 +161,14 @@ export class SessionDisk {
     await writer.settleDoubt();
   }
 
-  /** Reads all of the table, and mends what of it is damaged. */
-  async mendTable(): Promise<void> {
-    for (const page of this.#o.writer.table.check()) await this.page(page);
+  /** Reads all of the table, and mends what of it is damaged. `pause`: called now and then, for whatever else this process does. */
+  async mendTable(pause: () => Promise<void>): Promise<void> {
+    const damaged: number[] = [];
+    for (const page of this.#o.writer.table.check()) {
+      if (page === undefined) await pause();
+      else damaged.push(page);
+    }
+    for (const page of damaged) await this.page(page);
   }
 
   /** Compares all of the replica with the table; what differs is sent anew by the next delta. Returns the ranges. */
@@ -248,9 +253,10 @@ export class SessionDisk {
   }
 
   async #mend(page: number): Promise<void> {
+    // Which may need a slot itself.
+    await this.begin();
     const slot = await this.#o.pool.acquire(this.#o.signal);
     try {
-      await this.begin();
       await this.#redigest(page, page + 1, [slot]);
     } finally {
       slot.release();

@@ -26,6 +26,7 @@ import { SessionDisk } from "./receiver-disk.ts";
 import { checkedRoot, commitPoint } from "./receiver-commit.ts";
 import { checkShrink, openedMessage, openForSender } from "./receiver-open.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
+import { SpareSlot } from "./spare-slot.ts";
 
 /** After these a block may be half written: nothing since the last good sync is believed. */
 const leavesDoubt: ReadonlySet<ErrorCode> = new Set([
@@ -218,14 +219,16 @@ export class ReceiverSession {
     this.#writer = writer;
     this.#abort.signal.throwIfAborted();
     this.#slots = this.#s.reserveSlots();
-    this.#free.push(...this.#slots);
+    const [kept, ...promised] = this.#slots;
+    invariant(kept !== undefined && promised.length > 0, "a session has slots");
+    this.#free.push(...promised);
     const disk = new SessionDisk({
       name: open.disk,
       writer,
       lanes: this.#s.lanes,
       log: this.#s.log,
-      slots: this.#slots,
-      pool: this.#s.pool,
+      slots: promised,
+      pool: new SpareSlot(this.#s.pool, kept),
       signal: this.#abort.signal,
       onProgress: (bytes) => {
         this.#appliedBytes = bytes;
@@ -235,7 +238,7 @@ export class ReceiverSession {
     this.#phase = "rebuild";
     await disk.rebuild();
     if (this.#s.tableChecks.isDue(open.disk)) {
-      await disk.mendTable();
+      await disk.mendTable(() => this.#s.clock.sleep(0, this.#abort.signal));
       this.#s.tableChecks.done(open.disk);
     }
     this.#phase = "idle";
@@ -244,7 +247,7 @@ export class ReceiverSession {
       checkShrink(open, writer.newest);
       await disk.resizeTo(open.sizeBytes);
     }
-    const window = this.#slots.length;
+    const window = promised.length;
     const { sizeBytes } = disk.geometry;
     const geometry: Geometry = { ...disk.geometry, sizeBytes: already ? sizeBytes : open.sizeBytes };
     this.#work = {

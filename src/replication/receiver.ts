@@ -241,7 +241,8 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
 
   reserveSlots(): Slot[] {
     const slots: Slot[] = [];
-    const wanted = Math.max(2, Math.min(limits.creditFramesDefault, this.pool.free >> 1));
+    // One of them is kept back from the sender's credit.
+    const wanted = Math.max(2, Math.min(1 + limits.creditFramesDefault, this.pool.free >> 1));
     while (slots.length < wanted) {
       const slot = this.pool.tryAcquire();
       if (slot === undefined) break;

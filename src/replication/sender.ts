@@ -341,6 +341,8 @@ class SenderRun implements Sender {
       const root = memory.pages.root();
       // Were the answer lost, the next send would have to know what the receiver may have; after a miss it must not, and compares everything.
       if (this.#audit.missedBytes === 0) await source.changes?.keep?.({ cycle: this.#cycle, pages: memory.pages });
+      // What was asked for since, and is there already, would make this commit a second one.
+      if (repeats.count > served) continue;
       const ended = this.#o.isPass === true ? session.pass(root) : session.commit(this.#commitMessage(root));
       const answer = await Promise.race([ended, repeats.arrival(served)]);
       if (answer === undefined) continue;

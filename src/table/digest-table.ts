@@ -60,8 +60,8 @@ export interface DigestTable {
   forgetTail(): void;
   /** Every block is zero. Nothing is read. */
   isEmpty(): boolean;
-  /** Reads all pages that are not zero. Returns those that do not match their checksums. */
-  check(): readonly number[];
+  /** Reads all pages that are not zero. Gives those that do not match their checksums, and undefined each MiB: a good moment to let others go on. */
+  check(): Iterable<number | undefined>;
 }
 
 /** Lengths of the two files of a table. */
@@ -102,6 +102,8 @@ interface CachedPage {
 }
 
 const zeroPage = Buffer.alloc(TABLE_PAGE_BYTES);
+/** In a check of all pages. */
+const pagesBetweenPauses = 256;
 
 class StoredTable implements DigestTable {
   readonly #options: DigestTableOptions;
@@ -220,13 +222,13 @@ class StoredTable implements DigestTable {
     return this.#digests.isEmpty;
   }
 
-  check(): readonly number[] {
-    const damaged: number[] = [];
+  *check(): Generator<number | undefined> {
+    let read = 0;
     for (const page of this.#digests.nonZeroPages()) {
       // Past the cache, which must keep what is in use.
-      if (!this.#cache.has(page) && !this.#isSound(page)) damaged.push(page);
+      if (!this.#cache.has(page) && !this.#isSound(page)) yield page;
+      if (++read % pagesBetweenPauses === 0) yield undefined;
     }
-    return damaged;
   }
 
   #isSound(page: number): boolean {

@@ -2,6 +2,7 @@
 import { readFileSync, readlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { Slot } from "../../src/base/buffer-pool.ts";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { limits } from "../../src/base/limits.ts";
 import type { Logger } from "../../src/base/logger.ts";
@@ -22,14 +23,17 @@ type Around = (name: JobName, request: unknown, run: () => Promise<unknown>) => 
 let kit: PairKit;
 /** What the receiver's next jobs meet. */
 let around: Around = (_name, _request, run) => run();
+/** What the receiver says that is no warning. */
+let onInfo: (text: string) => void = () => undefined;
 const warnings: { readonly fields: object; readonly text: string }[] = [];
 const rejections = watchRejections();
 
 beforeEach(async () => {
   around = (_name, _request, run) => run();
+  onInfo = () => undefined;
   warnings.length = 0;
   const log: Logger = {
-    info: () => {},
+    info: (_fields: object, text: string) => onInfo(text),
     warn: (fields: object, text: string) => void warnings.push({ fields, text }),
     error: () => {},
     debug: () => {},
@@ -93,6 +97,26 @@ describe("a write that fails", () => {
 function systemError(code: string): Error {
   return Object.assign(new Error(`${code}: as the system says`), { code });
 }
+
+test("a session whose memory is all there is keeps what zeros overwrite, and waits for no other session to end", async () => {
+  const image = createMemoryImage(8 * MIB);
+  await image.write(randomBytes(8 * MIB), 0);
+  await kit.send(image, { blockBytes: 64 * KIB });
+  await image.zero(MIB, 5 * MIB);
+  const { pool } = kit.receiving;
+  const taken: Slot[] = [];
+  onInfo = (text) => {
+    if (text !== "session open") return;
+    for (let slot = pool.tryAcquire(); slot !== undefined; slot = pool.tryAcquire()) taken.push(slot);
+  };
+  expect(await kit.send(image)).toMatchObject({ point: 2 });
+  expect(taken.length).toBeGreaterThan(0);
+  for (const slot of taken) slot.release();
+  await expectEqual(kit, image);
+  const reader = await kit.store.openPoint("disk", 1);
+  await reader.read(Buffer.alloc(MIB), 2 * MIB);
+  await reader.close();
+});
 
 test("a page of the digest table that rotted is mended by who needs it, and nothing else is in doubt afterwards", async () => {
   const image = createMemoryImage(12 * MIB);
