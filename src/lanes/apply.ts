@@ -147,9 +147,9 @@ function writeFrame(writer: RunWriter, request: ApplyRequest, raw: Uint8Array, s
     forEachRunAcross(ofStretch, blockBytes, (part, count, before) => {
       const at = from + before * PART_BYTES;
       const within = part * PART_BYTES;
-      // Behind the end of the disk a part is padded.
+      // Behind the end of the disk a part is padded, or all of a run is: only a sender that means ill sends such a one.
       const length = Math.min(count * PART_BYTES, request.sizeBytes - offset - within);
-      writer.add(place + within, raw.subarray(at, at + length));
+      if (length > 0) writer.add(place + within, raw.subarray(at, at + length));
     });
   }
   writer.flush();

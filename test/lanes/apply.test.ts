@@ -181,6 +181,18 @@ describe("apply", () => {
     ).toBe(true);
   });
 
+  test("parts of zeros that begin behind the end of the disk: nothing is written there", () => {
+    const before = randomBytes(4 * PART_BYTES + 512);
+    const behind = everyPart(64 * KIB).slice(5);
+    const held = Buffer.concat([before, Buffer.alloc(64 * KIB, 0x7b)]);
+    for (const parts of [behind, [1, ...behind]]) {
+      const result = apply({ blocks: [0], parts: [parts], before, after: before }, {}, held);
+      expect([...result.states]).toEqual([applyState.written]);
+      expect(hashOf(replica())).toBe(hashOf(held));
+      expect(result.writtenBytes).toBe((parts.length - behind.length) * PART_BYTES);
+    }
+  });
+
   test("old content that is not what the table says: the whole does not come out, and is not written; a whole block heals it", () => {
     const before = randomBytes(128 * KIB);
     const after = Buffer.from(before);
