@@ -8,9 +8,8 @@ import { fullMask } from "../base/part-mask.ts";
 import type { Clock } from "../base/clock.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { Gate } from "../base/gate.ts";
-import { PagedBits } from "../base/paged-bits.ts";
 import type { BufferPool } from "../base/buffer-pool.ts";
-import { blockCount, blocksPerPage, digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
+import { blocksPerPage, digestBytes, type Geometry, pageBlocks, pageCount } from "../base/units.ts";
 import { isZero } from "../base/zero.ts";
 import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
@@ -72,8 +71,6 @@ export class Scan {
   readonly #reader: PageReader;
   readonly #tasks = new Set<Promise<void>>();
   readonly #recent = new RecentPages(recentPages);
-  /** Blocks sent whole at the receiver's request: each once. */
-  readonly #repeated: PagedBits;
   readonly #patches: Patches;
   /** What changed is known. */
   readonly #known: KnownDelta | undefined;
@@ -87,7 +84,6 @@ export class Scan {
     const { empty, baseBytes } = options;
     this.#geometry = options.memory.geometry;
     this.#width = digestBytes(this.#geometry.digestKind);
-    this.#repeated = new PagedBits(blockCount(this.#geometry));
     this.#count = new FunnelCount(options.funnel, options.memory);
     this.#shipper = new FrameShipper({ ...options, geometry: this.#geometry, count: this.#count });
     this.#patches = new Patches({
@@ -292,16 +288,10 @@ export class Scan {
     this.#o.funnel.scannedBytes += Math.min(count * this.#geometry.blockBytes, this.#geometry.sizeBytes - offset);
   }
 
-  /** Sends blocks whole because the receiver asked for it; the new digest replaces the old one at both ends. */
+  /** Sends blocks of the disk whole because the receiver asked for it, each once; the new digest replaces the old one at both ends. */
   async repeat(blocks: readonly number[]): Promise<void> {
     const whole = fullMask(this.#geometry.blockBytes);
     for (const block of blocks) {
-      if (block >= this.#repeated.size || !this.#repeated.add(block)) {
-        throw new ReplicationError(
-          "protocol-violation",
-          `the receiver asks for block ${block} of disk ${this.#o.name} whole, which there is not, or a second time`,
-        );
-      }
       const slot = await this.#o.pool.acquire(this.#o.signal);
       try {
         const { digests } = await this.#reader.scanBlocks(

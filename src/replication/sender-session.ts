@@ -6,6 +6,8 @@ import { setMaxListeners } from "node:events";
 import type { Clock } from "../base/clock.ts";
 import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import { limits } from "../base/limits.ts";
+import { PagedBits } from "../base/paged-bits.ts";
+import { blockCount } from "../base/units.ts";
 import type { Link } from "../transport/link.ts";
 import type { DecodedFrame } from "../wire/frame.ts";
 import { fromErrorMessage, toErrorMessage } from "../wire/error-message.ts";
@@ -53,7 +55,7 @@ export interface SenderSessionOptions {
   readonly connect: (signal: AbortSignal) => Promise<Link>;
   readonly connections: number;
   readonly hello: Hello;
-  /** The receiver wants blocks whole. */
+  /** The receiver wants blocks whole: blocks of the disk, each once in a session. */
   readonly onRepeat: (blocks: readonly number[]) => void;
   readonly beat: () => { readonly bytes: number; readonly phase: string };
   readonly signal: AbortSignal;
@@ -71,6 +73,8 @@ export class SenderSession {
   >();
   readonly #creditWaiters: Deferred<void>[] = [];
   readonly #abort = new AbortController();
+  /** Blocks the receiver has asked for whole; undefined: none of a disk that is not open. */
+  #repeats: PagedBits | undefined;
   #credit = 0;
   #nextRequest = 1;
   #durable: Promise<Durable> | undefined;
@@ -119,6 +123,7 @@ export class SenderSession {
     this.#send(open);
     const result = await opened;
     this.#credit = result.credit;
+    this.#repeats = new PagedBits(blockCount({ ...result, sizeBytes: open.sizeBytes }));
     return result;
   }
 
@@ -311,7 +316,7 @@ export class SenderSession {
         this.#grant(message.frames);
         return;
       case "ask-repeat":
-        this.#options.onRepeat(message.blocks);
+        this.#repeat(message.blocks);
         return;
       case "heartbeat":
         this.peerPhase = message.phase;
@@ -350,6 +355,19 @@ export class SenderSession {
     }
     this.#requests.delete(id);
     request.deferred.resolve(request.parts as never);
+  }
+
+  /** Judged as it arrives: when a block can be sent is for the receiver to say, and what waits until then must be bounded. */
+  #repeat(blocks: readonly number[]): void {
+    const asked = this.#repeats;
+    for (const block of blocks) {
+      if (asked !== undefined && block < asked.size && asked.add(block)) continue;
+      throw new ReplicationError(
+        "protocol-violation",
+        `the receiver asks for block ${block} whole, which there is not, or a second time`,
+      );
+    }
+    this.#options.onRepeat(blocks);
   }
 
   #grant(frames: number): void {

@@ -1,4 +1,6 @@
 /** A sender meets a receiver that breaks every rule: the run ends with a named error, and nothing of it goes on. */
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { limits } from "../../src/base/limits.ts";
@@ -6,6 +8,7 @@ import { KIB, MIB } from "../../src/base/units.ts";
 import type { BlockReader } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import { createEngine, type Engine } from "../../src/replication/engine.ts";
+import { RepeatQueue } from "../../src/replication/repeat-queue.ts";
 import { createSender, type Sender, type SenderOptions } from "../../src/replication/sender.ts";
 import { createFakeClock } from "../../src/testing/fake-clock.ts";
 import { createLinkedPair } from "../../src/testing/linked-pair.ts";
@@ -303,6 +306,58 @@ test("repeats: served whole, counted, committed again", async () => {
   expect(await done).toMatchObject({ point: 4, funnel: { repeatedBlocks: 2 } });
   expect(repeats).toBe(2);
   expect(frames.map((count) => count - (frames[0] ?? 0))).toEqual([0, 1, 2]);
+});
+
+test("blocks wanted whole for ever, and no credit for them: ended at the first that is wanted twice", async () => {
+  let asked = 0;
+  const ask = async (end: EndByHand): Promise<void> => {
+    while (end.ended === undefined && asked < 10 * blocks) {
+      end.send({ type: "ask-repeat", blocks: [asked++ % blocks] });
+      await turns(1);
+    }
+    end.link.destroy(new ReplicationError("connection-lost", "enough"));
+  };
+  const says = onFirst("ask-pages", (_ask, end) => void ask(end));
+  const { done } = await start({
+    opened: { credit: 1 },
+    says: (frame, end) => frame.message.type === "data" || says(frame, end),
+  });
+  await expect(done).rejects.toMatchObject({
+    code: "protocol-violation",
+    message: expect.stringContaining("block 0 ") as string,
+  });
+  // One turn or two until it is heard.
+  expect(asked).toBeLessThan(blocks + 10);
+});
+
+test("blocks wanted whole that cannot be sent yet: what waits is a bit for each", async () => {
+  setFlagsFromString("--expose-gc");
+  const collect = runInNewContext("gc") as () => void;
+  const queue = new RepeatQueue();
+  const served: number[] = [];
+  let release = (): void => {};
+  queue.handler = async (numbers) => {
+    served.push(...numbers);
+    if (served.length > 1) return;
+    await new Promise<void>((resolve) => {
+      release = resolve;
+    });
+  };
+  const waiting = 100_000;
+  collect();
+  const before = process.memoryUsage().heapUsed;
+  // Downwards: the first is under way, the others wait.
+  for (let block = waiting; block >= 0; block--) queue.push([block]);
+  collect();
+  expect(process.memoryUsage().heapUsed - before).toBeLessThan(4 * MIB);
+  expect([queue.count, served]).toEqual([waiting + 1, [waiting]]);
+  release();
+  await queue.settled();
+  expect(served).toEqual([waiting, ...Array.from({ length: waiting }, (_unused, block) => block)]);
+  // And it serves again.
+  queue.push([7]);
+  await queue.settled();
+  expect(served.at(-1)).toBe(7);
 });
 
 test("a repeat of a page long passed, behind the commit: compared again, not an internal failure", async () => {
