@@ -36,7 +36,7 @@ export const limits = {
   poolBytesDefault: 96 * MIB,
   /** Connections of one session. */
   connectionsMax: 16,
-  /** Connections of one receiver that have not finished their handshake. */
+  /** Connections of one receiver that have not finished TLS; and as many that have, and have not said hello. */
   pendingHandshakesMax: 64,
   /** Sessions of one receiver at a time. */
   sessionsMax: 256,

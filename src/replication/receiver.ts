@@ -84,6 +84,8 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
   readonly #limits: IdentityLimits;
   readonly #sessions = new Map<string, ReceiverSession>();
   readonly #disks = new Map<string, ReceiverSession>();
+  /** Links that have not said hello, oldest first. */
+  readonly #silent = new Set<Link>();
   readonly #housekeeping: Housekeeping;
   #closing = false;
 
@@ -114,11 +116,17 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
     let connection = 0;
     let over = false;
     const stopTimer = this.clock.every(limits.handshakeMillis, () => {
-      stopTimer();
+      heard();
       if (session === undefined) {
         link.destroy(new ReplicationError("handshake-timeout", `${link.peer.address} connected and said no hello`));
       }
     });
+    const heard = (): void => {
+      stopTimer();
+      this.#silent.delete(link);
+    };
+    this.#makeRoom();
+    this.#silent.add(link);
     link.start({
       payloadTarget: (message, bytes) => {
         if (session === undefined) throw new ReplicationError("protocol-violation", "a payload before hello");
@@ -134,13 +142,13 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
         if (frame.message.type !== "hello") {
           throw new ReplicationError("protocol-violation", `the first message was ${frame.message.type}, not hello`);
         }
-        stopTimer();
+        heard();
         [session, connection] = this.#greet(link, frame.message);
       },
       onEnd: (error) => {
         if (over) return;
         over = true;
-        stopTimer();
+        heard();
         if (session === undefined) {
           const fields = { peer: link.peer.name, address: link.peer.address, code: error?.code ?? "closed" };
           this.log.warn(fields, error?.message ?? "a connection closed before it said hello");
@@ -149,6 +157,15 @@ class SessionRegistry implements Receiver, ReceiverSurroundings {
         session.linkEnded(connection, error);
       },
     });
+  }
+
+  /** For one more link that has said nothing yet: any certificate of the authority opens as many as it likes. */
+  #makeRoom(): void {
+    const [oldest] = this.#silent;
+    if (oldest === undefined || this.#silent.size < limits.pendingHandshakesMax) return;
+    const text = `${oldest.peer.address}: closed to make room, ${limits.pendingHandshakesMax} newer connections have said no hello either`;
+    this.#silent.delete(oldest);
+    oldest.destroy(new ReplicationError("handshake-timeout", text));
   }
 
   #greet(link: Link, hello: Hello): [ReceiverSession, number] {

@@ -10,7 +10,7 @@ import { type IdentityLimits, identityLimitsOf } from "../../src/replication/ide
 import type { Authorize } from "../../src/replication/receiver.ts";
 import { createLinkedPair } from "../../src/testing/linked-pair.ts";
 import { randomBytes } from "../random.ts";
-import { EndByHand, helloMessage } from "./by-hand.ts";
+import { EndByHand, helloMessage, turns } from "./by-hand.ts";
 import { expectEqual, watchRejections } from "./checks.ts";
 import { hastyClock, PairKit } from "./pair-kit.ts";
 
@@ -126,21 +126,21 @@ describe("bytes", () => {
   });
 });
 
+function greet(identity: string, instance: string): EndByHand {
+  const pair = createLinkedPair({ clock: hastyClock, client: { name: identity } });
+  kit.receiver.accept(pair.server);
+  const end = new EndByHand(pair.client);
+  end.send(helloMessage(instance));
+  return end;
+}
+
+/** `hello`, or the code of the refusal. */
+async function answer(end: EndByHand): Promise<string> {
+  const hello = await end.next("hello");
+  return hello === undefined ? await end.end() : "hello";
+}
+
 describe("sessions", () => {
-  function greet(identity: string, instance: string): EndByHand {
-    const pair = createLinkedPair({ clock: hastyClock, client: { name: identity } });
-    kit.receiver.accept(pair.server);
-    const end = new EndByHand(pair.client);
-    end.send(helloMessage(instance));
-    return end;
-  }
-
-  /** `hello`, or the code of the refusal. */
-  async function answer(end: EndByHand): Promise<string> {
-    const hello = await end.next("hello");
-    return hello === undefined ? await end.end() : "hello";
-  }
-
   test("so many of one identity at a time; another one's, and a free place, are there for the taking", async () => {
     await start({ sessions: 2 });
     const [first, second] = [greet("web", "a"), greet("web", "b")];
@@ -163,6 +163,32 @@ describe("sessions", () => {
     const ends = [greet("web", "a"), greet("web", "a"), greet("web", "a"), greet("web", "b")];
     expect(await Promise.all(ends.map(answer))).toEqual(["hello", "hello", "receiver-busy", "receiver-busy"]);
   });
+});
+
+test("links that say nothing: few are kept, the oldest makes room, and who talks is let alone", async () => {
+  await start({});
+  const talking = greet("web", "a");
+  expect(await answer(talking)).toBe("hello");
+  const silent = Array.from({ length: 1_000 }, () => {
+    const pair = createLinkedPair({ clock: hastyClock, client: { name: "mail" } });
+    kit.receiver.accept(pair.server);
+    return new EndByHand(pair.client);
+  });
+  await turns(5);
+  const open = silent.flatMap((end, nth) => (end.ended === undefined ? [nth] : []));
+  expect(open).toEqual(
+    Array.from({ length: limits.pendingHandshakesMax }, (_unused, nth) => nth + 1_000 - open.length),
+  );
+  const { image } = await send("web", "web-1", MIB);
+  await expectEqual(kit, image, "web-1");
+  expect(talking.ended).toBeUndefined();
+  // Who says hello takes no place of those who do not; one that was there all the time may still do it.
+  const late = silent.at(-1);
+  late?.send(helloMessage("b"));
+  expect(late && (await answer(late))).toBe("hello");
+  for (let nth = 0; nth < limits.pendingHandshakesMax; nth++)
+    expect(await answer(greet("web", `c${nth}`))).toBe("hello");
+  expect(late?.ended).toBeUndefined();
 });
 
 test("a disk that another identity made in the same moment is not written to", async () => {
