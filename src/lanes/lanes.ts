@@ -9,7 +9,7 @@ export interface Lanes {
   readonly count: number;
   /**
    * Runs a job on the next free lane. Slots named by the request are the lane's until the promise settles. Rejects with the
-   * job's error, or `lane-crashed` for this and every later job when a worker died.
+   * job's error, or `lane-crashed` when a worker died that had it, or while it waited for one; another worker takes the dead one's place.
    */
   run<Name extends JobName>(name: Name, request: JobTypes[Name]["request"]): Promise<JobTypes[Name]["result"]>;
   /** Waits for jobs under way, then ends the lanes. */

@@ -37,15 +37,19 @@ interface Pending {
 interface Thread {
   readonly worker: Worker;
   readonly pending: Map<number, Pending>;
-  /** Its codecs are loaded. */
+  /** Its codecs are loaded, and it has not died. */
   ready: boolean;
 }
 
 const jobsPerThread = 2;
 
+/** Threads that die one after the other before any is ready: the next one would, too, and there are no lanes from then on. */
+export const failedStartsMax = 3;
+
 /**
- * Starts `count` threads. Jobs may be given at once: they wait until a thread is ready. A thread that cannot start fails them with
- * `lane-crashed`.
+ * Starts `count` threads. Jobs may be given at once: they wait until a thread is ready. One that dies fails its jobs and those that wait with
+ * `lane-crashed`, and another is started in its place; when {@link failedStartsMax} have died before they were ready, every later job
+ * fails.
  */
 export function createWorkerLanes(options: {
   readonly count: number;
@@ -66,8 +70,14 @@ export function createWorkerLanes(options: {
 }
 
 class WorkerLanes implements Lanes {
+  readonly #entry: URL;
+  readonly #setup: LaneSetup;
+  /** Thread i has the i-th room. */
   readonly #threads: Thread[] = [];
   readonly #waiting: Pending[] = [];
+  /** Since the last one that became ready. */
+  #failedStarts = 0;
+  /** No thread is started any more. */
   #failure: ReplicationError | undefined;
   #nextId = 1;
   #closing = false;
@@ -78,19 +88,24 @@ class WorkerLanes implements Lanes {
 
   constructor(entry: URL, setup: LaneSetup, count: number, onReady?: (lz4: Lz4) => void) {
     this.count = count;
+    this.#entry = entry;
+    this.#setup = setup;
     this.#onReady = onReady;
-    for (let index = 0; index < count; index++) {
-      this.#start(entry, { ...setup, roomAt: setup.roomAt + index * laneRoomBytes });
-    }
+    for (let index = 0; index < count; index++) this.#start(index);
   }
 
-  #start(entry: URL, setup: LaneSetup): void {
-    const worker = new Worker(entry, { workerData: setup, name: "lane" });
+  #start(index: number): void {
+    const roomAt = this.#setup.roomAt + index * laneRoomBytes;
+    const worker = new Worker(this.#entry, { workerData: { ...this.#setup, roomAt }, name: "lane" });
     const thread: Thread = { worker, pending: new Map(), ready: false };
-    this.#threads.push(thread);
+    this.#threads[index] = thread;
+    let death: ReplicationError | undefined;
     worker.on("message", (answer: LaneAnswer) => {
+      // Said before it died, and overtaken by the news of that.
+      if (death !== undefined) return;
       if ("ready" in answer) {
         thread.ready = true;
+        this.#failedStarts = 0;
         this.#onReady?.(answer.lz4);
         this.#onReady = undefined;
         // A program that is done need not close its lanes to end: what is under way keeps it alive by its sockets and files. A lane that
@@ -99,13 +114,36 @@ class WorkerLanes implements Lanes {
         this.#dispatch();
       } else this.#settle(thread, answer);
     });
-    const died = (cause: unknown): void => {
-      this.#fail(thread, new ReplicationError("lane-crashed", "a worker thread ended unexpectedly", { cause }));
+    const died = (cause: unknown): ReplicationError => {
+      if (death !== undefined) return death;
+      death = new ReplicationError("lane-crashed", "a worker thread ended unexpectedly", { cause });
+      if (!thread.ready) this.#failedStarts++;
+      this.#fail(thread, death);
+      return death;
     };
     worker.on("error", died);
     worker.on("exit", (status) => {
-      if (!this.#closing) died(new Error(`exit status ${status}`));
+      // Not before: until it has ended it may work in its room.
+      if (!this.#closing) this.#replace(index, died(new Error(`exit status ${status}`)));
     });
+  }
+
+  #replace(index: number, death: ReplicationError): void {
+    if (this.#failure !== undefined) return;
+    if (this.#failedStarts >= failedStartsMax) this.#giveUp(death);
+    else {
+      try {
+        this.#start(index);
+      } catch (thrown) {
+        // No thread can be had of the system.
+        this.#giveUp(new ReplicationError("lane-crashed", "a worker thread could not be started", { cause: thrown }));
+      }
+    }
+  }
+
+  #giveUp(error: ReplicationError): void {
+    this.#failure = error;
+    this.#rejectAll(this.#waiting.splice(0), error);
   }
 
   run(name: JobName, request: unknown): Promise<never> {
@@ -153,9 +191,13 @@ class WorkerLanes implements Lanes {
 
   /** Jobs of other threads go on: they still write to the slots and files of their requests. */
   #fail(thread: Thread, error: ReplicationError): void {
-    this.#failure ??= error;
+    thread.ready = false;
     const lost = [...thread.pending.values(), ...this.#waiting.splice(0)];
     thread.pending.clear();
+    this.#rejectAll(lost, error);
+  }
+
+  #rejectAll(lost: readonly Pending[], error: ReplicationError): void {
     for (const pending of lost) pending.reject(error);
     if (this.#busy === 0) this.#idle?.();
   }

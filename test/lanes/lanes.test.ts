@@ -30,7 +30,7 @@ import {
   slotBytes,
   slotsFor,
 } from "../../src/lanes/slot-layout.ts";
-import { createWorkerLanes } from "../../src/lanes/worker-lanes.ts";
+import { createWorkerLanes, failedStartsMax } from "../../src/lanes/worker-lanes.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import { encodeHeadBefore } from "../../src/wire/frame.ts";
 import type { Data } from "../../src/wire/messages.ts";
@@ -238,7 +238,7 @@ describe.skipIf(!built)(`worker lanes${built ? "" : " (skipped: dist is not buil
 });
 
 describe("a thread that ends", () => {
-  /** Ends on `sync`; on `clear` waits until it is let go; answers everything else at once. */
+  /** Ends on `sync`; on `clear` waits until it is let go; answers `letGo` with the place of its room, everything else with its number, at once. */
   const program = `
     import { parentPort, threadId, workerData } from "node:worker_threads";
     const flags = new Int32Array(workerData.memory.buffer);
@@ -248,7 +248,7 @@ describe("a thread that ends", () => {
         Atomics.store(flags, 0, 1);
         Atomics.wait(flags, 1, 0);
       }
-      parentPort.postMessage({ id, result: threadId });
+      parentPort.postMessage({ id, result: name === "letGo" ? workerData.roomAt : threadId });
     });
     parentPort.postMessage({ ready: true, lz4: workerData.lz4 });
   `;
@@ -267,7 +267,7 @@ describe("a thread that ends", () => {
     }
   }
 
-  test("its jobs and all later ones reject; a job of another thread is waited for", async () => {
+  test("its job rejects; a job of another thread is waited for, and later ones run", async () => {
     const memory = allocateShared(8);
     const flags = new Int32Array(memory.buffer);
     const used: string[] = [];
@@ -282,16 +282,66 @@ describe("a thread that ends", () => {
     });
     const dying = run(lanes, "sync");
     await expect(dying).rejects.toMatchObject({ code: "lane-crashed", action: "reconnect" });
-    await expect(run(lanes, "scan")).rejects.toMatchObject({ code: "lane-crashed" });
     while (Atomics.load(flags, 0) === 0) await new Promise((resolve) => setImmediate(resolve));
     await new Promise((resolve) => setImmediate(resolve));
     // It still has slots and files in its hands.
+    expect(settled).toBe(false);
+    // One is given to the thread that is held.
+    const later = [run(lanes, "scan"), run(lanes, "scan"), run(lanes, "scan")];
+    expect(await Promise.any(later)).toBeTypeOf("number");
     expect(settled).toBe(false);
     const closing = Promise.all([lanes.close(), lanes.close()]);
     Atomics.store(flags, 1, 1);
     Atomics.notify(flags, 1);
     expect(await held).toBeTypeOf("number");
+    const ids = await Promise.all(later);
+    expect(ids).toContain(await held);
+    expect(new Set(ids).size).toBe(2);
     await closing;
+  });
+
+  test("its jobs and those that wait reject; another takes its place and its room, as often as that happens", async () => {
+    const memory = allocateShared(8);
+    const one = createWorkerLanes({ count: 1, memory, roomAt: 64, lz4: "wasm", entry });
+    for (let time = 0; time <= failedStartsMax; time++) {
+      expect(await run(one, "letGo")).toBe(64);
+      const lost = await Promise.allSettled((["sync", "scan", "scan"] as const).map((name) => run(one, name)));
+      for (const outcome of lost) expect(outcome).toMatchObject({ reason: { code: "lane-crashed" } });
+    }
+    await one.close();
+    const two = createWorkerLanes({ count: 2, memory, roomAt: 64, lz4: "wasm", entry });
+    await bothReady(two);
+    await expect(run(two, "sync")).rejects.toMatchObject({ code: "lane-crashed" });
+    await bothReady(two);
+    const rooms = await Promise.all([run(two, "letGo"), run(two, "letGo")]);
+    expect(new Set(rooms)).toEqual(new Set([64, 64 + laneRoomBytes]));
+    // Closed while another is on its way.
+    await expect(run(two, "sync")).rejects.toMatchObject({ code: "lane-crashed" });
+    await two.close();
+  });
+
+  test.each([1, failedStartsMax - 1, failedStartsMax])("%i times in a row before it is ready", async (times) => {
+    const memory = allocateShared(8);
+    const failing = `
+      import { parentPort, workerData } from "node:worker_threads";
+      if (Atomics.add(new Int32Array(workerData.memory.buffer), 0, 1) < ${times}) throw new Error("no");
+      parentPort.on("message", ({ id }) => parentPort.postMessage({ id, result: id }));
+      parentPort.postMessage({ ready: true, lz4: "wasm" });
+    `;
+    const lanes = createWorkerLanes({
+      ...{ count: 1, memory, roomAt: 0, lz4: "wasm" },
+      entry: new URL(`data:text/javascript,${encodeURIComponent(failing)}`),
+    });
+    for (let time = 0; time < times; time++) {
+      await expect(run(lanes, "scan")).rejects.toMatchObject({ code: "lane-crashed" });
+    }
+    const next = run(lanes, "scan");
+    if (times < failedStartsMax) expect(await next).toBeTypeOf("number");
+    else {
+      await expect(next).rejects.toMatchObject({ code: "lane-crashed" });
+      await expect(run(lanes, "scan")).rejects.toMatchObject({ code: "lane-crashed" });
+    }
+    await lanes.close();
   });
 
   test("one that cannot even start", async () => {
