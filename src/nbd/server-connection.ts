@@ -245,11 +245,12 @@ export class ServerConnection implements ByteSink {
       this.#underWay++;
       try {
         await this.#disk.image.read(bytes.subarray(head), offset);
+        this.#underWay--;
       } catch (error) {
+        // Before the memory: giving it back looks whether anything is under way.
+        this.#underWay--;
         this.#release(length);
         throw error;
-      } finally {
-        this.#underWay--;
       }
       encodeContentHead(cookie, { offset, length, done: alone }, structured, bytes);
       if (this.#ending !== undefined) this.#release(length);

@@ -34,7 +34,8 @@ export interface Compaction {
 
 /**
  * Joins lists one after another, oldest point first. Safe beside a receiver, readers and removals: what changes meanwhile is left for the next time.
- * Throws `no-space` (nothing has changed then), `write-failed`, `sync-failed`, `aborted`. A list with a log that cannot be read is left as it is.
+ * Throws `no-space` (nothing has changed then), `write-failed`, `sync-failed`, `aborted`. A list with a log that cannot be read is left as it is, and so
+ * are all while the record of a point cannot be read.
  */
 export async function compactDisk(
   store: StoreParts,
@@ -42,8 +43,9 @@ export async function compactDisk(
   signal?: AbortSignal,
 ): Promise<readonly Compaction[]> {
   const { storage } = store;
-  const { points } = await loadPoints(storage, paths, await listPoints(storage, paths));
+  const { points, unreadable } = await loadPoints(storage, paths, await listPoints(storage, paths));
   const done: Compaction[] = [];
+  if (unreadable.length > 0) return done;
   for (const [index, list] of ownLogs(points).entries()) {
     signal?.throwIfAborted();
     const point = points[index];

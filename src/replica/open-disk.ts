@@ -18,7 +18,7 @@ import { type OpenReplica, openReplica, sizeError } from "./replica-file.ts";
 import type { ReplicaFormat } from "./replica.ts";
 import { fingerprintOf, readSession, removeSession, type SessionRecord, writeSession } from "./session-record.ts";
 import { syncDirectory } from "./state-file.ts";
-import { readSuspicion } from "./suspicion.ts";
+import { readSuspicion, writeSuspicion } from "./suspicion.ts";
 import { emptyRoot, hexOf, TableFiles } from "./table-files.ts";
 import { type RecoveredLog, recoverUndoLog } from "./undo-log.ts";
 
@@ -157,10 +157,16 @@ async function judge(found: Found): Promise<Judged> {
     sizeBytes: record.sizeBytes,
   });
   if (doubt !== undefined && doubt.blocks !== "all" && "table" in read) {
+    let isRemembered = suspected;
     if (doubt.blocks === "recent") forgetTail(read.table);
-    else if (sizeBytes !== record.sizeBytes) await resizeReplica(found);
+    else if (sizeBytes !== record.sizeBytes) {
+      // With its length the replica loses what shows that somebody changed it.
+      if (!suspected) await writeSuspicion(storage, paths, doubt.why);
+      isRemembered = true;
+      await resizeReplica(found);
+    }
     await prepareReading(found);
-    return { table: read.table, doubt, resumeBlock: 0, suspected };
+    return { table: read.table, doubt, resumeBlock: 0, suspected: isRemembered };
   }
   if (doubt !== undefined || !("table" in read)) {
     const table = await startRebuild(found, onDamage);

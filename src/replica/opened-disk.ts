@@ -1,6 +1,6 @@
 /** The holder of `apply.lock`: a disk open for writing. Each method that makes something durable says its order. */
 import { invariant, ReplicationError } from "../base/errors.ts";
-import { blockCount } from "../base/units.ts";
+import { blockCount, pageCount } from "../base/units.ts";
 import type { FileRun } from "../image/block-device.ts";
 import type { FileLock } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
@@ -363,7 +363,9 @@ export class OpenedDisk implements DiskWriter {
     const syncTable = async (): Promise<void> => {
       this.table.write();
       await tableFiles.sync();
-      for (const page of damage) if (this.#isSound(page)) damage.delete(page);
+      // Some may lie behind an end that the disk has got since.
+      const pages = pageCount(this.table.geometry);
+      for (const page of damage) if (page >= pages || this.#isSound(page)) damage.delete(page);
     };
     const syncReplica = inFile("sync-failed", `disk ${this.#record.name}: syncing ${paths.replica}`, () =>
       replica.datasync(),

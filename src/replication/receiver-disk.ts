@@ -31,6 +31,9 @@ export interface SessionDiskOptions {
   readonly onProgress: (bytes: number) => void;
 }
 
+/** Lost sectors are few. Of a device that is away for a moment everything would be put down as lost, and be lost then. */
+export const unreadableBlocksMax = 128;
+
 export class SessionDisk {
   readonly #o: SessionDiskOptions;
   #begun: Promise<void> | undefined;
@@ -40,6 +43,8 @@ export class SessionDisk {
   readonly #known: KnownParts;
   readonly #writeback = new EarlyWriteback();
   #targetBytes: number | undefined;
+  /** Blocks the device did not give. */
+  #unreadable = 0;
   /** The table as it will be, while the disk is still to be cut. */
   #cut: ShrunkTable | undefined;
 
@@ -150,7 +155,7 @@ export class SessionDisk {
     if (doubt.blocks === "differing") {
       log.warn({ disk: name, why: doubt.why }, "comparing the replica with its table");
       await this.#reconcile();
-      await writer.settleDoubt();
+      await this.#settleDoubt();
       return;
     }
     const recent = doubt.blocks === "recent" ? logged : undefined;
@@ -158,7 +163,13 @@ export class SessionDisk {
     log.warn({ disk: name, why: doubt.why }, `the digest table is in doubt; reading the replica, ${what}`);
     const inDoubt = recent === undefined ? undefined : (block: number) => recent.isRecent(block);
     await this.#redigest(0, pageCount(this.geometry), slots, inDoubt);
-    await writer.settleDoubt();
+    await this.#settleDoubt();
+  }
+
+  async #settleDoubt(): Promise<void> {
+    await this.#o.writer.settleDoubt();
+    // What was begun to mend a page, or to enter a difference, has ended with it.
+    this.#begun = undefined;
   }
 
   /** Reads all of the table, and mends what of it is damaged. `pause`: called now and then, for whatever else this process does. */
@@ -179,7 +190,7 @@ export class SessionDisk {
       await writer.suspect("it is to be repaired");
     }
     const differing = await this.#reconcile();
-    await writer.settleDoubt();
+    await this.#settleDoubt();
     return differing;
   }
 
@@ -199,9 +210,10 @@ export class SessionDisk {
     return differing;
   }
 
-  /** Whoever writes the block anew may heal it: the next delta sends it. */
+  /** Whoever writes the block anew may heal it: the next delta sends it. Throws when there are so many that it is the device that cannot be read. */
   readonly #tellUnreadable = (block: number, error: ReplicationError): void => {
     const { name: disk, log } = this.#o;
+    if (++this.#unreadable > unreadableBlocksMax) throw error;
     const offset = block * this.geometry.blockBytes;
     log.error({ disk, block, offset, err: error }, "the replica cannot be read there; the next delta sends the block");
   };

@@ -454,6 +454,19 @@ describe("an interrupted copy is known as one at any time (C-76, C-77)", () => {
     expect(next.resumeBlock).toBe(0);
     expect((await process.stat(`${directory}/replica.raw`))?.mode).toBe(0o400);
   });
+
+  test("a replica that was cut gets its length back, and is compared however often the disk is opened", async () => {
+    const { store, process } = await setUpPoint();
+    const file = await process.open(`${directory}/replica.raw`, { write: true });
+    await file.truncate(1_000);
+    await file.close();
+    for (const why of [/has 1000 bytes/, /has 1000 bytes/]) {
+      const writer = await openWriter(store);
+      expect(writer.doubt).toMatchObject({ blocks: "differing", why: expect.stringMatching(why) });
+      await writer.release();
+    }
+    expect((await process.stat(`${directory}/suspect.json`))?.sizeBytes).toBeGreaterThan(0);
+  });
 });
 
 describe("state from another moment (C-95)", () => {

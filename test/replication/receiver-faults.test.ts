@@ -1,5 +1,5 @@
 /** What the receiver makes of its own failures: doubt is kept, points are not lost, and the sender gives up in time. */
-import { readFileSync, readlinkSync, writeFileSync } from "node:fs";
+import { readFileSync, readlinkSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { Slot } from "../../src/base/buffer-pool.ts";
@@ -123,10 +123,7 @@ test("a page of the digest table that rotted is mended by who needs it, and noth
   await image.write(randomBytes(12 * MIB), 0);
   await kit.send(image, { blockBytes: 16 * KIB });
   await kit.idle();
-  const folder = join(kit.folder, "store/disks/disk");
-  const digests = readFileSync(join(folder, "digests"));
-  digests[100] = (digests[100] ?? 0) ^ 1;
-  writeFileSync(join(folder, "digests"), digests);
+  flipDigest(100);
   await image.write(randomBytes(100), MIB);
   expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 16 * KIB } });
   await expectEqual(kit, image);
@@ -139,6 +136,62 @@ test("a page of the digest table that rotted is mended by who needs it, and noth
   if (opened.kind === "busy") throw new Error("nobody writes to it");
   expect(opened.writer.doubt).toBeUndefined();
   await opened.writer.release();
+});
+
+/** As rot does. */
+function flipDigest(at: number): void {
+  const path = join(kit.folder, "store/disks/disk/digests");
+  const digests = readFileSync(path);
+  digests[at] = (digests[at] ?? 0) ^ 1;
+  writeFileSync(path, digests);
+}
+
+test("a damaged page of the table that lies behind the end of a disk that became smaller is no damage any more", async () => {
+  const image = createMemoryImage(24 * MIB);
+  await image.write(randomBytes(24 * MIB), 0);
+  await kit.send(image, { blockBytes: 16 * KIB });
+  await kit.idle();
+  flipDigest(2 * 4_096 + 100);
+  const smaller = createMemoryImage(7 * MIB);
+  await smaller.write(randomBytes(MIB), MIB);
+  expect(await kit.send(smaller, { allowShrink: true })).toMatchObject({ point: 2 });
+  await expectEqual(kit, smaller);
+});
+
+test("a page that is mended while the replica is compared: the delta begins after it", async () => {
+  const image = createMemoryImage(12 * MIB);
+  await image.write(randomBytes(12 * MIB), 0);
+  await kit.send(image, { blockBytes: 16 * KIB });
+  await kit.idle();
+  flipDigest(100);
+  const later = new Date(Date.now() + 10_000);
+  utimesSync(join(kit.folder, "store/disks/disk/replica.raw"), later, later);
+  await image.write(randomBytes(100), MIB);
+  await image.zero(10 * MIB, MIB);
+  expect(await kit.send(image)).toMatchObject({ point: 2 });
+  await expectEqual(kit, image);
+});
+
+test("a device that cannot be read at all is not put down as lost content", async () => {
+  const image = createMemoryImage(8 * MIB);
+  await image.write(randomBytes(8 * MIB), 0);
+  await kit.send(image, { blockBytes: 16 * KIB });
+  await kit.idle();
+  const replica = join(kit.folder, "store/disks/disk/replica.raw");
+  const { lanes } = kit.receiving.storage;
+  const { read } = lanes;
+  Object.assign(lanes, {
+    read: (fd: number, target: Uint8Array, offset: number) => {
+      if (readlinkSync(`/proc/self/fd/${fd}`) === replica) throw systemError("EIO");
+      return read(fd, target, offset);
+    },
+  });
+  const repairing = repair(kit.store, "disk", { engine: kit.receiving });
+  await expect(repairing).rejects.toMatchObject({ code: "image-unreadable" });
+  Object.assign(lanes, { read });
+  const reader = await kit.store.openPoint("disk", 1);
+  await reader.read(Buffer.alloc(8 * MIB), 0);
+  await reader.close();
 });
 
 describe("a sector of the replica that the device has lost", () => {

@@ -83,7 +83,8 @@ class Client {
   #abandoned: ReplicationError | undefined;
   /** When the client last asked or read, by the monotonic clock. */
   #activeAt = 0;
-  #left = false;
+  /** Aborted when the client has left: nobody waits for a turn any more. */
+  readonly #leaving = new AbortController();
 
   constructor(options: ControlOptions, stream: ByteStream) {
     this.#o = options;
@@ -94,7 +95,7 @@ class Client {
     this.#lines = new JsonLines(stream, {
       onValue: (value) => this.#ask(parseRequest(value)),
       onEnd: () => {
-        this.#left = true;
+        this.#leaving.abort(new ReplicationError("aborted", "nobody waits for the cut any more"));
         void this.#working.then(() => this.#end([])).then(resolveOver);
       },
     });
@@ -147,10 +148,10 @@ class Client {
   async #cut(whole: boolean): Promise<CutOffer> {
     await this.#end([]);
     this.#abandoned = undefined;
-    await this.#o.turn.enter();
+    await this.#o.turn.enter(this.#leaving.signal);
     this.#hasTurn = true;
     try {
-      if (this.#left) throw new ReplicationError("aborted", "nobody waits for the cut any more");
+      this.#leaving.signal.throwIfAborted();
       return await this.#makeCut(whole);
     } catch (error) {
       await this.#end([]);

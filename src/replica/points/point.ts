@@ -249,10 +249,13 @@ export async function loadPoints(
   }
   const whole = points.length + unreadable.length === files.records.length;
   for (const point of takenAway(points, files.records)) {
-    unreadable.push({ point, message: damaged(paths.point(point), "it was taken away").message });
+    unreadable.push({ point, message: damaged(paths.point(point), takenAwayText).message });
   }
   return { points, unreadable: unreadable.sort((a, b) => a.point - b.point), whole };
 }
+
+const takenAwayText =
+  "it was taken away, and older points cannot be read without it (to give these up, take their records away as well)";
 
 /** Of each gap that no removal made the newest point: a removal leaves a list in the record before the gap, and durably so before the names go. */
 function takenAway(points: readonly Point[], records: readonly number[]): number[] {
