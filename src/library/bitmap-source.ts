@@ -52,6 +52,7 @@ export async function readBitmap(
       states: isRelative ? states.known : [],
       audited: isRelative ? chooseAudit(dirty, auditShare, random) : undefined,
       keep: (state) => states.keep(state),
+      missed: () => states.forget(),
     },
     async sent({ audit, created }) {
       if (audit !== undefined && audit.missedBytes > 0) await states.forget();

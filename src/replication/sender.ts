@@ -20,6 +20,7 @@ import type { Link } from "../transport/link.ts";
 import { offer } from "../wire/handshake.ts";
 import { isName } from "../wire/field-kinds.ts";
 import type { Commit, Durable, Open, Opened, Synced } from "../wire/messages.ts";
+import { tellMiss } from "./audit-report.ts";
 import { backoffMillis } from "./backoff.ts";
 import { CodecChoice } from "./codec-choice.ts";
 import { type Plan, planSession } from "./plan.ts";
@@ -153,6 +154,25 @@ class SenderRun implements Sender {
   }
 
   async run(signal: AbortSignal = new AbortController().signal): Promise<SendReport> {
+    try {
+      return await this.#run(signal);
+    } catch (error) {
+      await this.#tellMissed();
+      throw error;
+    }
+  }
+
+  /** What an audit found is not forgotten with the send that found it: nothing is known of the image any more. */
+  async #tellMissed(): Promise<void> {
+    const { source, disk, log } = this.#o;
+    if (this.#audit.missedBytes === 0) return;
+    tellMiss(disk, this.#audit, log);
+    await source.changes?.missed?.().catch((error: unknown) => {
+      log.error({ disk, err: error }, "what is known of the image, and is not to be believed, could not be removed");
+    });
+  }
+
+  async #run(signal: AbortSignal): Promise<SendReport> {
     const { clock, log, source } = this.#o;
     checkDiskName(this.#o.disk);
     const startedAt = clock.monotonic();

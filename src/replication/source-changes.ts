@@ -23,6 +23,8 @@ export interface SourceChanges {
   readonly states: readonly KnownState[];
   /** Before a receiver is asked to make a point of it: what is sent, for {@link states} of a later send. Durable when it resolves. Not after an audit that missed. */
   readonly keep?: (state: KnownState) => Promise<void>;
+  /** An audit missed, and the send failed: {@link states} are not to be believed by the next one. */
+  readonly missed?: () => Promise<void>;
 }
 
 /** What a delta can be made relative to: the receiver has it, and what it looked like is known. */

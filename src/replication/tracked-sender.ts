@@ -157,13 +157,13 @@ function isKnown({ image, states }: TrackedDisk): boolean {
 }
 
 function sourceOf(
-  { name, identity }: TrackedDisk,
+  { name, identity, states }: TrackedDisk,
   { cycle, bases, dirty, audited, complete, grainBytes, view }: ImageCut,
   how: Pick<SourceChanges, "states" | "passed" | "keep">,
 ): SendSource {
   const check = async (): Promise<void> => view.check();
   return {
     ...{ name, identity, reader: view, guard: { begin: check, check } },
-    changes: { cycle, bases, dirty, audited, complete, grainBytes, ...how },
+    changes: { cycle, bases, dirty, audited, complete, grainBytes, missed: () => states.forget(), ...how },
   };
 }

@@ -1,5 +1,6 @@
 /** Cycles of a tracked image: what they read, what the receiver has afterwards, and what happens when something comes in between. */
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { ReplicationError } from "../../src/base/errors.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import type { LinkedPair } from "../../src/testing/linked-pair.ts";
@@ -265,6 +266,31 @@ test("an audit that missed is not forgotten either when the process ends before 
   tracker.auditShare = 0;
   expect(await tracker.start()).toBe("exact");
   expect(await tracker.cycle()).toMatchObject({ reason: "scan", point: 3 });
+  await tracker.expectReplica();
+  await tracker.stop();
+});
+
+test("an audit that missed is not forgotten with a send that fails", async () => {
+  const tracker = await filled(kit);
+  tracker.auditShare = 1;
+  await tracker.stop();
+  await tracker.start();
+  await tracker.memory.write(randomBytes(512), 0);
+  await tracker.write(99 * MIB, 4_096);
+  tracker.onPair = ({ client }) => {
+    const send = client.send.bind(client);
+    client.send = (message, payload) => {
+      if (message.type === "commit") throw new ReplicationError("usage", "stopped");
+      return send(message, payload);
+    };
+  };
+  await expect(tracker.cycle()).rejects.toMatchObject({ code: "usage" });
+  tracker.onPair = () => undefined;
+  tracker.auditShare = 0;
+  await tracker.stop();
+  await tracker.memory.write(randomBytes(512), 41 * MIB);
+  expect(await tracker.start()).toBe("exact");
+  expect(await tracker.cycle()).toMatchObject({ point: 2, created: true });
   await tracker.expectReplica();
   await tracker.stop();
 });

@@ -119,6 +119,7 @@ async function sourceOf(
       dirty: await contextBits(reader, changedContext, blockBytes),
       audited: audited ? await contextBits(reader, auditedContext, blockBytes) : undefined,
       keep: (state) => states.keep(state),
+      missed: () => states.forget(),
     },
   };
 }
