@@ -365,23 +365,12 @@ export class OpenedDisk implements DiskWriter {
       await tableFiles.sync();
       // Some may lie behind an end that the disk has got since.
       const pages = pageCount(this.table.geometry);
-      for (const page of damage) if (page >= pages || this.#isSound(page)) damage.delete(page);
+      for (const page of damage) if (page >= pages || this.table.isSound(page)) damage.delete(page);
     };
     const syncReplica = inFile("sync-failed", `disk ${this.#record.name}: syncing ${paths.replica}`, () =>
       replica.datasync(),
     );
     await settleAll([syncReplica, syncTable()]);
-  }
-
-  /** In the file or, mended, in memory. */
-  #isSound(page: number): boolean {
-    try {
-      this.table.page(page);
-      return true;
-    } catch (error) {
-      if (error instanceof ReplicationError && error.code === "store-damaged") return false;
-      throw error;
-    }
   }
 
   #isCommitted(): boolean {

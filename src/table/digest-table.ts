@@ -60,6 +60,8 @@ export interface DigestTable {
   forgetTail(): void;
   /** Every block is zero. Nothing is read. */
   isEmpty(): boolean;
+  /** The page is held in memory, or matches its checksum. */
+  isSound(page: number): boolean;
   /** Reads all pages that are not zero. Gives those that do not match their checksums, and undefined each MiB: a good moment to let others go on. */
   check(): Iterable<number | undefined>;
 }
@@ -225,14 +227,15 @@ class StoredTable implements DigestTable {
   *check(): Generator<number | undefined> {
     let read = 0;
     for (const page of this.#digests.nonZeroPages()) {
-      // Past the cache, which must keep what is in use.
-      if (!this.#cache.has(page) && !this.#isSound(page)) yield page;
+      if (!this.isSound(page)) yield page;
       if (++read % pagesBetweenPauses === 0) yield undefined;
     }
   }
 
-  #isSound(page: number): boolean {
+  isSound(page: number): boolean {
+    if (this.#cache.has(page) || this.#digests.isZero(page)) return true;
     try {
+      // Past the cache, which must keep what is in use.
       this.#load(page, this.#scratch);
       return true;
     } catch (error) {
