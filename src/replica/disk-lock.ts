@@ -13,6 +13,16 @@ export interface Holder {
   readonly since: number;
   readonly identity: string;
   readonly instance: string;
+  /** Missing: it has not said so yet, and nothing is known of who held the disk before. */
+  readonly heartbeat?: Heartbeat | undefined;
+}
+
+/** When who writes to a disk was alive for certain. */
+export interface Heartbeat {
+  /** Milliseconds since 1970 UTC. */
+  readonly millis: number;
+  /** Of the boot it was in; empty: not known. */
+  readonly bootId: string;
 }
 
 const holderBytesMax = 4096;
@@ -119,13 +129,22 @@ export function locksUnsupported(path: string): ReplicationError {
   );
 }
 
-/** Written by who has the lock. Not synced: after a crash of the machine nobody holds it. */
-export async function writeHolder(storage: Storage, path: string, holder: Holder | undefined): Promise<void> {
+/**
+ * Written by who has the lock. In one write that fills the file: a process that is killed between two steps would take the heartbeat with it.
+ * Undefined: nobody has it, and the disk was left as it should be.
+ */
+export async function writeHolder(
+  storage: Storage,
+  path: string,
+  holder: Holder | undefined,
+  { sync = false }: { readonly sync?: boolean } = {},
+): Promise<void> {
   await inFile("write-failed", `writing ${path}`, async () => {
     const file = await storage.open(path, { write: true, create: true, mode: 0o600 });
     try {
-      await file.truncate(0);
-      if (holder !== undefined) await file.write(Buffer.from(`${JSON.stringify(holder)}\n`), 0);
+      if (holder === undefined) await file.truncate(0);
+      else await file.write(Buffer.from(`${JSON.stringify(holder).padEnd(holderBytesMax - 1)}\n`), 0);
+      if (sync) await inFile("sync-failed", `syncing ${path}`, () => file.datasync());
     } finally {
       await file.close();
     }
@@ -147,8 +166,14 @@ export function parseHolder(text: string): Holder | undefined {
     return undefined;
   }
   if (typeof value !== "object" || value === null) return undefined;
-  const { host, pid, since, identity, instance } = value as Partial<Record<keyof Holder, unknown>>;
+  const { host, pid, since, identity, instance, heartbeat } = value as Partial<Record<keyof Holder, unknown>>;
   if (typeof host !== "string" || typeof identity !== "string" || typeof instance !== "string") return undefined;
   if (typeof pid !== "number" || typeof since !== "number") return undefined;
-  return { host, pid, since, identity, instance };
+  return { host, pid, since, identity, instance, heartbeat: parseHeartbeat(heartbeat) };
+}
+
+function parseHeartbeat(value: unknown): Heartbeat | undefined {
+  if (typeof value !== "object" || value === null) return undefined;
+  const { millis, bootId } = value as Partial<Record<keyof Heartbeat, unknown>>;
+  return Number.isSafeInteger(millis) && typeof bootId === "string" ? { millis: millis as number, bootId } : undefined;
 }

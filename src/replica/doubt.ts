@@ -1,5 +1,10 @@
 /** Whether the table can be believed, from what the holder of `apply.lock` finds. Doubt means: blocks are digested anew from the replica. */
+import type { Heartbeat } from "./disk-lock.ts";
 import type { Fingerprint, SessionRecord } from "./session-record.ts";
+
+/** Time by which a replica may have been written to behind the last heartbeat of its writer. */
+export const SAME_BOOT_MILLIS = 2_000;
+export const OTHER_BOOT_MILLIS = 12_000;
 
 export interface DiskFindings {
   /** Why the table's files cannot be used, in words; undefined: they have their lengths and were read. */
@@ -18,9 +23,15 @@ export interface DiskFindings {
   readonly replica: Fingerprint;
   /** Of the disk, as the replica's file has it. */
   readonly replicaBytes: number;
-  /** mtime of the replica in nanoseconds since 1970, and what it was when the newest point was committed (undefined: not known). */
+  /** mtime of the replica in nanoseconds since 1970, and what it and ctime were when the newest point was committed (undefined: not known). */
   readonly replicaModified: bigint;
   readonly committedModified: bigint | undefined;
+  readonly committedChanged: bigint | undefined;
+  /** Of who wrote to the disk last; undefined: not known. */
+  readonly heartbeat: Heartbeat | undefined;
+  /** The boot that runs, and when it began by the clock as it is set now; undefined: not known here. */
+  readonly boot: { readonly id: string; readonly beganMillis: number } | undefined;
+  readonly nowMillis: number;
   /** The replica's size by `disk.json`. */
   readonly sizeBytes: number;
 }
@@ -33,6 +44,8 @@ export interface Doubt {
    * says what should be there, and the replica may differ.
    */
   readonly blocks: "recent" | "all" | "differing";
+  /** Of `differing`: blocks the open log names since its last checkpoint are in doubt as with `recent`, and digested anew before the others are compared. */
+  readonly interrupted?: true | undefined;
 }
 
 /** Undefined: the table says what the replica holds. Pure. */
@@ -41,11 +54,10 @@ export function findDoubt(found: DiskFindings): Doubt | undefined {
   const doubt = found.openLog === "none" ? findIdleDoubt(found) : findOpenLogDoubt(found);
   if (doubt?.blocks === "all") return doubt;
   if (found.replicaBytes !== found.sizeBytes) {
-    const why = `the replica has ${found.replicaBytes} bytes and not the ${found.sizeBytes} on record`;
-    return doubt?.blocks === "recent" ? ofAll(why) : differing(why);
+    return differing(`the replica has ${found.replicaBytes} bytes and not the ${found.sizeBytes} on record`, doubt);
   }
-  // Since then nothing was written but what the comparison entered in the table: it finds all of that again.
-  if (found.suspicion !== undefined) return differing(found.suspicion);
+  // What the comparison has entered in the table since is found again.
+  if (found.suspicion !== undefined) return differing(found.suspicion, doubt);
   return doubt;
 }
 
@@ -54,8 +66,9 @@ function ofAll(why: string): Doubt {
 }
 
 /** The table is proven by its root. To digest the replica instead would call good whatever lies there. */
-function differing(why: string): Doubt {
-  return { why, blocks: "differing" };
+function differing(why: string, besides?: Doubt): Doubt {
+  const interrupted = besides?.blocks === "recent" || besides?.interrupted === true;
+  return interrupted ? { why, blocks: "differing", interrupted } : { why, blocks: "differing" };
 }
 
 function findIdleDoubt(found: DiskFindings): Doubt | undefined {
@@ -66,17 +79,23 @@ function findIdleDoubt(found: DiskFindings): Doubt | undefined {
         : `the table is not that of point ${found.newest}, and nothing was begun since`,
     );
   }
-  // Only a later time counts: a loss of power may take it back, and a copy may keep it.
-  if (found.committedModified !== undefined && found.replicaModified > found.committedModified) {
-    return differing(`somebody wrote to the replica after point ${found.newest}`);
-  }
-  return undefined;
+  // Only a later time counts: a loss of power may take it back. Who copies a file, or puts one back, can set its mtime and not its ctime.
+  const { committedChanged, committedModified } = found;
+  const touched =
+    committedChanged === undefined
+      ? committedModified !== undefined && found.replicaModified > committedModified
+      : BigInt(found.replica.changedNanos) > committedChanged;
+  return touched ? differing(`the replica was touched after point ${found.newest}`) : undefined;
 }
 
 function findOpenLogDoubt(found: DiskFindings): Doubt | undefined {
   const { session, replica } = found;
   if (session === undefined || session.undo !== found.newest) {
-    return { why: "the last session did not end cleanly", blocks: found.openLog === "named" ? "recent" : "all" };
+    const why = "the last session did not end cleanly";
+    if (found.openLog !== "named") return ofAll(why);
+    const recent: Doubt = { why, blocks: "recent" };
+    const touched = whyTouchedSince(found);
+    return touched === undefined ? recent : differing(`${why}, and ${touched}`, recent);
   }
   if (session.root !== found.tableRoot) return ofAll("the table is not the one the last session left");
   if (session.replica.inode !== replica.inode) return differing("the replica is not the file the last session left");
@@ -84,4 +103,23 @@ function findOpenLogDoubt(found: DiskFindings): Doubt | undefined {
     return differing("the replica was touched after the last session left it");
   }
   return undefined;
+}
+
+/** After an unclean end: what speaks for somebody having written to the replica behind its writer; undefined: nothing. */
+function whyTouchedSince({ heartbeat, boot, nowMillis, replica }: DiskFindings): string | undefined {
+  if (heartbeat === undefined) return "it is not known until when it wrote to the replica";
+  if (nowMillis < heartbeat.millis) {
+    return `the clock shows ${timeOf(nowMillis)}, and it was alive at ${timeOf(heartbeat.millis)}: no times can be compared`;
+  }
+  const changedMillis = Number(replica.changedNanos) / 1e6;
+  const sameBoot = boot !== undefined && boot.id === heartbeat.bootId;
+  const graceMillis = sameBoot ? SAME_BOOT_MILLIS : OTHER_BOOT_MILLIS;
+  const behindBoot = !sameBoot && boot !== undefined && heartbeat.bootId !== "" && changedMillis >= boot.beganMillis;
+  if (!behindBoot && changedMillis <= heartbeat.millis + graceMillis) return undefined;
+  return `the replica was touched at ${timeOf(changedMillis)}, after its last heartbeat at ${timeOf(heartbeat.millis)}`;
+}
+
+function timeOf(millis: number): string {
+  const date = new Date(millis);
+  return Number.isNaN(date.getTime()) ? `${millis} ms` : date.toISOString();
 }

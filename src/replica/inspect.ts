@@ -31,7 +31,8 @@ export interface StoreFileDescription {
     | "undo log"
     | "digests"
     | "page digests"
-    | "lock";
+    | "lock"
+    | "adoption";
   readonly sizeBytes: number;
   /** What the file says, in its own terms. Empty when nothing of it can be believed. */
   readonly facts: Readonly<Record<string, FactValue>>;
@@ -53,6 +54,7 @@ export async function inspectStoreFile(storage: Storage, path: string): Promise<
   // One byte more than allowed is enough to see that there are too many.
   const bytes = (await readSmallFile(storage, path, limits.stateFileBytesMax + 1)) ?? new Uint8Array();
   if (name.endsWith(".lock")) return { kind: "lock", sizeBytes, ...describeLock(bytes) };
+  if (name === "adopt.new") return { kind: "adoption", sizeBytes, ...describeAdoption(bytes) };
   if (name.endsWith(".undo") || isUndoLog(bytes)) {
     return { kind: "undo log", sizeBytes, ...(await inspectUndoLog(storage, path)) };
   }
@@ -190,7 +192,20 @@ async function inspectUndoLog(storage: Storage, path: string): Promise<Outcome> 
 
 function describeLock(bytes: Uint8Array): Outcome {
   const holder = parseHolder(Buffer.from(bytes.subarray(0, 4096)).toString("utf8"));
-  return { facts: holder === undefined ? {} : { ...holder }, trouble: undefined };
+  if (holder === undefined) return { facts: {}, trouble: undefined };
+  const { heartbeat, ...facts } = holder;
+  return { facts: { ...facts, heartbeat: heartbeat?.millis, boot: heartbeat?.bootId }, trouble: undefined };
+}
+
+/** The mark of an adoption that did not end. */
+function describeAdoption(bytes: Uint8Array): Outcome {
+  try {
+    const { image } = JSON.parse(Buffer.from(bytes).toString("utf8")) as { readonly image?: unknown };
+    return { facts: typeof image === "string" ? { image } : {}, trouble: undefined };
+  } catch {
+    // Half written: its text is for people, and nothing hangs on it.
+    return { facts: {}, trouble: undefined };
+  }
 }
 
 /** The geometry is in the disk.json beside the table; without it only lengths can be told. */

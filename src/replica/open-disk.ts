@@ -5,13 +5,15 @@ import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
 import type { FileLock, Storage } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
-import { type DiskLocks, type Holder, readHolder, writeHolder } from "./disk-lock.ts";
+import { type DiskLocks, type Heartbeat, type Holder, readHolder, writeHolder } from "./disk-lock.ts";
 import { type DiskRecord, geometryOf, pathsOf, readRecord } from "./disk-record.ts";
 import type { DiskWriter } from "./disk-writer.ts";
 import { OpenedDisk, type TableDamage } from "./opened-disk.ts";
 import { type Doubt, findDoubt } from "./doubt.ts";
 import { inFile } from "./file-error.ts";
+import { HolderHeartbeat } from "./heartbeat.ts";
 import { diskPaths, type DiskPaths } from "./layout.ts";
+import { type Point, refreshTimes } from "./points/point.ts";
 import type { PruneOptions } from "./prune.ts";
 import { type RecoveredPoints, recoverPoints } from "./recover.ts";
 import { type OpenReplica, openReplica, sizeError } from "./replica-file.ts";
@@ -61,8 +63,11 @@ export async function openDisk(
   const lock = await locks.exclusive(paths.applyLock);
   if (lock === undefined) return { kind: "busy", holder: await readHolder(storage, paths.applyLock) };
   try {
-    await writeHolder(storage, paths.applyLock, { host, pid, since: clock.now(), ...holder });
-    return { kind: "open", writer: await openLocked(store, name, paths, lock) };
+    // Kept until what it tells of the replica was looked at.
+    const before = (await readHolder(storage, paths.applyLock))?.heartbeat;
+    const self: Holder = { host, pid, since: clock.now(), ...holder };
+    await writeHolder(storage, paths.applyLock, { ...self, heartbeat: before });
+    return { kind: "open", writer: await openLocked(store, name, { folder: paths, lock, self, before }) };
   } catch (error) {
     await lock.release();
     throw error;
@@ -73,8 +78,16 @@ export function notFound(store: StoreParts, name: string): ReplicationError {
   return new ReplicationError("disk-not-found", `the store ${store.path} has no disk ${name}`);
 }
 
-async function openLocked(store: StoreParts, name: string, folder: DiskPaths, lock: FileLock): Promise<DiskWriter> {
-  const { storage, log, locks } = store;
+interface Held {
+  readonly folder: DiskPaths;
+  readonly lock: FileLock;
+  readonly self: Holder;
+  /** Of who held it before. */
+  readonly before: Heartbeat | undefined;
+}
+
+async function openLocked(store: StoreParts, name: string, { folder, lock, self, before }: Held): Promise<DiskWriter> {
+  const { storage, log, locks, clock } = store;
   const record = await readRecord(storage, folder);
   if (record === undefined) throw notFound(store, name);
   const paths = pathsOf(folder, record);
@@ -91,17 +104,26 @@ async function openLocked(store: StoreParts, name: string, folder: DiskPaths, lo
     closers.push(async () => undo?.writer.close());
     if (undo?.trouble !== undefined) log.error({ disk: name }, `${undo.trouble}; the newest point may be lost there`);
     const damage: TableDamage = new Set();
-    const judged = await judge({ storage, paths, record, points, replica, tableFiles, damage, undo });
+    const boot = await storage.boot?.();
+    const when = { nowMillis: clock.now(), ageMillis: boot?.ageMillis ?? 0 };
+    const judged = await judge({
+      ...{ store, storage, paths, record, points, replica, tableFiles, damage, undo, heartbeat: before },
+      boot: boot && { id: boot.id, beganMillis: when.nowMillis - when.ageMillis },
+    });
     if (judged.doubt !== undefined) log.warn({ disk: name }, `the digest table is in doubt: ${judged.doubt.why}`);
+    const bootId = boot?.id ?? "";
+    const heartbeat = new HolderHeartbeat({ storage, clock, path: paths.applyLock, holder: self, bootId });
+    // Opening may have changed the replica's file, and that was nobody else.
+    if (judged.doubt !== undefined) await heartbeat.note();
     return new OpenedDisk({
       store,
       lock,
+      heartbeat,
       paths,
       replica: replica.replica,
       tableFiles,
       damage,
       record,
-      newest: points.newest,
       openLog: points.openLog,
       undo: undo?.writer,
       ...judged,
@@ -113,6 +135,7 @@ async function openLocked(store: StoreParts, name: string, folder: DiskPaths, lo
 }
 
 interface Found {
+  readonly store: StoreParts;
   readonly storage: Storage;
   readonly paths: DiskPaths;
   readonly record: DiskRecord;
@@ -121,9 +144,12 @@ interface Found {
   readonly tableFiles: TableFiles;
   readonly damage: TableDamage;
   readonly undo: RecoveredLog | undefined;
+  readonly heartbeat: Heartbeat | undefined;
+  readonly boot: { readonly id: string; readonly beganMillis: number } | undefined;
 }
 
 interface Judged {
+  readonly newest: Point | undefined;
   readonly table: DigestTable;
   readonly doubt: Doubt | undefined;
   readonly resumeBlock: number;
@@ -133,6 +159,7 @@ interface Judged {
 
 async function judge(found: Found): Promise<Judged> {
   const { storage, paths, record, points, replica, tableFiles, damage } = found;
+  const { newest } = points;
   const geometry = geometryOf(record);
   const session = await readSession(storage, paths);
   const suspicion = await readSuspicion(storage, paths);
@@ -145,40 +172,44 @@ async function judge(found: Found): Promise<Judged> {
   const doubt = findDoubt({
     tableTrouble: "trouble" in read ? read.trouble : undefined,
     tableRoot: "table" in read ? hexOf(read.table.root()) : undefined,
-    committedRoot: points.newest?.root ?? emptyRoot(geometry),
-    newest: points.newest?.point ?? 0,
+    committedRoot: newest?.root ?? emptyRoot(geometry),
+    newest: newest?.point ?? 0,
     openLog: openLogOf(found),
     session,
     suspicion,
     replica: fingerprintOf(replica.found),
     replicaBytes: sizeBytes,
     replicaModified: replica.found.modifiedNanos,
-    committedModified: nanosOf(points.newest?.replicaModified),
+    committedModified: nanosOf(newest?.replicaModified),
+    committedChanged: nanosOf(newest?.replicaChanged),
+    heartbeat: found.heartbeat,
+    boot: found.boot,
+    nowMillis: found.store.clock.now(),
     sizeBytes: record.sizeBytes,
   });
   if (doubt !== undefined && doubt.blocks !== "all" && "table" in read) {
-    let isRemembered = suspected;
-    if (doubt.blocks === "recent") forgetTail(read.table);
-    else if (sizeBytes !== record.sizeBytes) {
-      // With its length the replica loses what shows that somebody changed it.
-      if (!suspected) await writeSuspicion(storage, paths, doubt.why);
-      isRemembered = true;
-      await resizeReplica(found);
-    }
+    const interrupted = doubt.blocks === "recent" || doubt.interrupted === true;
+    const resized = sizeBytes !== record.sizeBytes;
+    if (interrupted) forgetTail(read.table);
+    // With its length, and with the next heartbeat, goes what shows that somebody changed it.
+    const mustRemember = doubt.blocks === "differing" && (resized || interrupted);
+    if (mustRemember && !suspected) await writeSuspicion(storage, paths, doubt.why);
+    if (resized) await resizeReplica(found);
     await prepareReading(found);
-    return { table: read.table, doubt, resumeBlock: 0, suspected: isRemembered };
+    return { newest, table: read.table, doubt, resumeBlock: 0, suspected: suspected || mustRemember };
   }
   if (doubt !== undefined || !("table" in read)) {
     const table = await startRebuild(found, onDamage);
-    return { table, doubt: doubt ?? { why: "the table cannot be read", blocks: "all" }, resumeBlock: 0, suspected };
+    const why = "the table cannot be read";
+    return { newest, table, doubt: doubt ?? { why, blocks: "all" }, resumeBlock: 0, suspected };
   }
   if (!points.openLog || session === undefined) {
     // A record without an open log is one that a commit had no time to remove.
     if (session !== undefined) await removeSession(storage, paths);
-    return { table: read.table, doubt: undefined, resumeBlock: 0, suspected };
+    return { newest: await keepNewest(found), table: read.table, doubt: undefined, resumeBlock: 0, suspected };
   }
   await keepSession(found, session);
-  return { table: read.table, doubt: undefined, resumeBlock: session.resumeBlock, suspected };
+  return { newest, table: read.table, doubt: undefined, resumeBlock: session.resumeBlock, suspected };
 }
 
 function nanosOf(text: string | undefined): bigint | undefined {
@@ -225,6 +256,13 @@ function openLogOf({ points, undo }: Found): "none" | "named" | "unknown" {
 async function keepSession({ storage, paths, replica }: Found, session: SessionRecord): Promise<void> {
   if (!replica.changed) return;
   await writeSession(storage, paths, { ...session, replica: fingerprintOf(await replica.replica.stat()) });
+}
+
+/** As {@link keepSession}, of the newest point's record. */
+async function keepNewest({ store, paths, points, replica }: Found): Promise<Point | undefined> {
+  const { newest } = points;
+  if (newest?.replicaChanged === undefined || points.openLog || !replica.changed) return newest;
+  return refreshTimes(store, paths, newest, replica.replica);
 }
 
 /** Order: table emptied, durably → clean-stop record gone → replica has its length → {@link prepareReading}. */

@@ -4,13 +4,13 @@ import { blockCount, pageCount } from "../base/units.ts";
 import type { FileRun } from "../image/block-device.ts";
 import type { FileLock } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
-import { writeHolder } from "./disk-lock.ts";
 import type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 import { type DiskRecord, geometryOf } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
+import type { HolderHeartbeat } from "./heartbeat.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { Doubt } from "./doubt.ts";
-import { listPoints, type Point, readPoint, writePoint } from "./points/point.ts";
+import { listPoints, type Point, refreshTimes, replicaTimes, writePoint } from "./points/point.ts";
 import type { StoreParts } from "./open-disk.ts";
 import type { PointReader } from "./points/reader.ts";
 import { prunePoints } from "./prune.ts";
@@ -32,6 +32,7 @@ import type { UndoWriter } from "./undo/writer.ts";
 export interface WriterParts {
   readonly store: StoreParts;
   readonly lock: FileLock;
+  readonly heartbeat: HolderHeartbeat;
   readonly paths: DiskPaths;
   readonly replica: Replica;
   readonly tableFiles: TableFiles;
@@ -145,7 +146,7 @@ export class OpenedDisk implements DiskWriter {
     return this.#run(async () => {
       if (this.#doubt === undefined) return;
       await this.#parts.tableFiles.settle(this.table);
-      this.#begun = false;
+      this.#setAside();
       if (!this.#openLog && !this.#isCommitted()) {
         this.#parts.store.log.warn(
           { disk: this.#record.name },
@@ -164,7 +165,7 @@ export class OpenedDisk implements DiskWriter {
     });
   }
 
-  /** Order: (where the replica is compared with its table: the suspicion) → log of the newest point durable → clean-stop record gone, durably → (VHDX: its header says that it changes). A crash in between: the delta counts as begun. */
+  /** Order: (where the replica is compared with its table: the suspicion) → heartbeat durable → log of the newest point durable → clean-stop record gone, durably → (VHDX: its header says that it changes). A crash in between: the delta counts as begun. */
   begin(): Promise<void> {
     return this.#run(async () => {
       const sure = this.#doubt === undefined || this.#doubt.blocks === "differing";
@@ -186,14 +187,7 @@ export class OpenedDisk implements DiskWriter {
   /** The replica was read and is the newest point: its record gets the time that was doubted. */
   async #vouch(): Promise<void> {
     const { store, paths, replica } = this.#parts;
-    const { storage } = store;
-    const newest = this.#newest;
-    if (newest === undefined) return;
-    const replicaModified = (await replica.stat()).modifiedNanos.toString();
-    await store.locks.withChainLock(paths.chainLock, async () => {
-      const now = await readPoint(storage, paths, newest.point);
-      if (now !== undefined) await writePoint(storage, paths, { ...now, replicaModified });
-    });
+    if (this.#newest !== undefined) await refreshTimes(store, paths, this.#newest, replica);
   }
 
   async #begin(): Promise<UndoWriter> {
@@ -203,12 +197,19 @@ export class OpenedDisk implements DiskWriter {
         await writeSuspicion(store.storage, paths, this.#doubt.why);
         this.#suspected = true;
       }
+      await this.#parts.heartbeat.start();
       await this.#openUndoLog();
       await removeSession(store.storage, paths);
       await this.#touch();
       this.#begun = true;
     }
     return this.undo;
+  }
+
+  /** What is to be told from a write of somebody else's is on record, or is told by the doubt. */
+  #setAside(): void {
+    this.#begun = false;
+    this.#parts.heartbeat.pause();
   }
 
   async #touch(): Promise<void> {
@@ -268,14 +269,14 @@ export class OpenedDisk implements DiskWriter {
         sizeBytes: this.#record.sizeBytes,
         generation: this.#record.generation,
         term: this.#record.term,
-        replicaModified: (await this.#parts.replica.stat()).modifiedNanos.toString(),
+        ...replicaTimes(await this.#parts.replica.stat()),
         // Before the first point there was nothing that anybody could want back.
         closed: this.#newest === undefined ? undefined : closed,
       };
       await this.#parts.store.locks.withChainLock(paths.chainLock, () => writePoint(storage, paths, point));
       this.#newest = point;
       this.#openLog = false;
-      this.#begun = false;
+      this.#setAside();
       this.#undo = undefined;
       this.#resumeBlock = 0;
       await undo.close();
@@ -295,7 +296,7 @@ export class OpenedDisk implements DiskWriter {
       await this.#sync();
       await this.#checkpoint();
       await this.#writeSession(resumeBlock);
-      this.#begun = false;
+      this.#setAside();
       this.#resumeBlock = resumeBlock;
     });
   }
@@ -317,7 +318,7 @@ export class OpenedDisk implements DiskWriter {
       await this.#sync();
       await this.#checkpoint();
       await this.#writeSession(0);
-      this.#begun = false;
+      this.#setAside();
       this.#resumeBlock = 0;
       return blocks;
     });
@@ -433,7 +434,7 @@ export class OpenedDisk implements DiskWriter {
   }
 
   async #close(): Promise<void> {
-    const { replica, tableFiles, store, paths, lock, damage } = this.#parts;
+    const { replica, tableFiles, heartbeat, lock, damage } = this.#parts;
     const steps: (() => Promise<void>)[] = [
       async () => {
         // Without damage the log says which blocks are in doubt, whatever failed; and a doubt that was not settled comes back by itself.
@@ -442,7 +443,7 @@ export class OpenedDisk implements DiskWriter {
       async () => this.#undo?.close(),
       () => replica.close(),
       () => tableFiles.close(),
-      () => writeHolder(store.storage, paths.applyLock, undefined),
+      () => heartbeat.end(this.#doubt === undefined),
       () => lock.release(),
     ];
     for (const step of steps) {

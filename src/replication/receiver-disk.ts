@@ -161,9 +161,14 @@ export class SessionDisk {
     const recent = doubt.blocks === "recent" ? logged : undefined;
     const what = recent === undefined ? "all of it" : `${recent.recentCount} blocks the interrupted delta names`;
     log.warn({ disk: name, why: doubt.why }, `the digest table is in doubt; reading the replica, ${what}`);
-    const inDoubt = recent === undefined ? undefined : (block: number) => recent.isRecent(block);
-    await this.#redigest(0, pageCount(this.geometry), slots, inDoubt);
+    if (recent === undefined) await this.#redigest(0, pageCount(this.geometry), slots);
+    else await this.#redigestRecent(recent);
     await this.#settleDoubt();
+  }
+
+  /** Blocks the open log names, which its delta may have written or not. */
+  async #redigestRecent(recent: NonNullable<DiskWriter["logged"]>): Promise<void> {
+    await this.#redigest(0, pageCount(this.geometry), this.#o.slots, (block) => recent.isRecent(block));
   }
 
   async #settleDoubt(): Promise<void> {
@@ -196,6 +201,7 @@ export class SessionDisk {
 
   async #reconcile(): Promise<readonly { readonly first: number; readonly end: number }[]> {
     const { writer, lanes, name, slots, signal, onProgress, log } = this.#o;
+    if (writer.doubt?.interrupted === true && writer.logged !== undefined) await this.#redigestRecent(writer.logged);
     const differing = await reconcile({
       ...{ disk: name, geometry: this.geometry, table: writer.table },
       runs: (offset, length) => writer.runs(offset, length),

@@ -1,4 +1,5 @@
 /** Files and directories of a simulated disk: what readers see, what is durable, and what is in between. */
+import type { FileStat } from "../storage/seam.ts";
 import { SimulatedContent } from "./simulated-content.ts";
 
 /** Grain at which an un-synced write survives a loss of power. */
@@ -207,4 +208,21 @@ export class SimulatedDirectory {
 function makeEntry(entries: Map<string, SimulatedNode>, { remove, add }: EntryChange): void {
   if (remove !== undefined) entries.delete(remove);
   if (add !== undefined) entries.set(add.name, add.node);
+}
+
+export function statOf(node: SimulatedNode, links: number): FileStat {
+  const isFile = node instanceof SimulatedFile;
+  const changedNanos = isFile ? node.changedNanos : 0n;
+  return {
+    sizeBytes: isFile ? node.content.sizeBytes : 0,
+    allocatedBytes: isFile ? node.content.allocatedBytes : 0,
+    kind: isFile ? "file" : "directory",
+    device: "0:1",
+    inode: node.inode.toString(),
+    changedNanos,
+    modifiedNanos: isFile ? node.modifiedNanos : 0n,
+    mode: isFile ? node.mode : 0o700,
+    links,
+    sectorBytes: 512,
+  };
 }

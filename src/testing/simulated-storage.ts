@@ -14,6 +14,7 @@ import {
   SimulatedDirectory,
   SimulatedFile,
   type SimulatedNode,
+  statOf,
   type Survives,
 } from "./simulated-node.ts";
 import { type FileCalls, SimulatedOpenFile } from "./simulated-open-file.ts";
@@ -25,6 +26,8 @@ export interface SimulatedProcess extends Storage {
   /** Operations so far. */
   readonly operations: number;
   readonly dead: boolean;
+  /** The machine's clock, milliseconds since 1970 UTC: what the times of files are made of. */
+  nowMillis(): number;
   /** Ends the process: every later call fails. */
   kill(): void;
 }
@@ -91,6 +94,10 @@ class Disk {
 
   nextFd(): number {
     return ++this.#fd;
+  }
+
+  get nowMillis(): number {
+    return Number(this.#now / 1_000_000n);
   }
 
   tick(): bigint {
@@ -197,6 +204,10 @@ class Process implements SimulatedProcess, FileCalls {
 
   get dead(): boolean {
     return this.#dead;
+  }
+
+  nowMillis(): number {
+    return this.#disk.nowMillis;
   }
 
   kill(): void {
@@ -476,21 +487,4 @@ class Process implements SimulatedProcess, FileCalls {
   closeFile(fd: number): void {
     this.#handles.delete(fd);
   }
-}
-
-function statOf(node: SimulatedNode, links: number): FileStat {
-  const isFile = node instanceof SimulatedFile;
-  const changedNanos = isFile ? node.changedNanos : 0n;
-  return {
-    sizeBytes: isFile ? node.content.sizeBytes : 0,
-    allocatedBytes: isFile ? node.content.allocatedBytes : 0,
-    kind: isFile ? "file" : "directory",
-    device: "0:1",
-    inode: node.inode.toString(),
-    changedNanos,
-    modifiedNanos: isFile ? node.modifiedNanos : 0n,
-    mode: isFile ? node.mode : 0o700,
-    links,
-    sectorBytes: 512,
-  };
 }

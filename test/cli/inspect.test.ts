@@ -4,8 +4,14 @@ import { basename, join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import { inspectVerb } from "../../src/cli/inspect.ts";
 import type { CliIo } from "../../src/cli/verb.ts";
+import { createMemoryImage } from "../../src/image/memory.ts";
+import { diskPaths } from "../../src/replica/layout.ts";
+import { writeSuspicion } from "../../src/replica/suspicion.ts";
+import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import { tableAt, writeVhd } from "../image/vhd-kit.ts";
 import { guids, writeVhdx } from "../image/vhdx/kit.ts";
+import { randomBytes } from "../random.ts";
+import { PairKit } from "../replication/pair-kit.ts";
 
 const fixtures = join(import.meta.dirname, "../../fixtures");
 const folder = mkdtempSync(join(tmpdir(), "replicate-inspect-"));
@@ -192,6 +198,21 @@ describe("other files", () => {
   });
 });
 
+/** What each file of a folder is, with its format, or the image an adoption names. A table without its disk.json cannot be judged, all else is whole. */
+async function kindsIn(root: string): Promise<Readonly<Record<string, string>>> {
+  const found: Record<string, string> = {};
+  for (const entry of readdirSync(root, { recursive: true, withFileTypes: true })) {
+    if (!entry.isFile()) continue;
+    const path = join(entry.parentPath, entry.name);
+    const { code, lines } = await inspect(path);
+    expect([path, code, lines.length]).toEqual([path, /adopted\/(digests|pages)$/.test(path) ? 1 : 0, 1]);
+    const { kind, format, image } = lines[0] ?? {};
+    const name = path.slice(root.length + 1).replace(/\.\d+\.undo$/, ".N.undo");
+    found[name] = [kind, format, image].filter((word) => typeof word === "string").join(" ");
+  }
+  return found;
+}
+
 describe("every file of a store", () => {
   const disk = join(fixtures, "store/v1/disks/vm1.sda");
   const files: readonly (readonly [string, string])[] = [
@@ -200,13 +221,72 @@ describe("every file of a store", () => {
     ["points/0000000001.json", "point"],
     ["points/0000000001.undo", "undo log"],
     ["session.json", "session"],
+    ["suspect.json", "suspicion"],
     ["keep.json", "policy"],
     ["digests", "digests"],
     ["pages", "page digests"],
+    ["../../../v1-joined/disk.json", "disk"],
+    ["../../../v1-joined/points/0000000001.json", "point"],
+    ["../../../v1-joined/points/0000000001.9291849.undo", "undo log"],
   ];
 
   test.each(files)("%s", async (name, kind) => {
     expect(await inspect(join(disk, name))).toMatchObject({ code: 0, lines: [{ kind, trouble: null }] });
+  });
+
+  test("a store that was used: none is taken for something else, and none is left out", async () => {
+    const kit = await PairKit.create({ newDisks: { format: "vhdx", payloadBlockBytes: 2 ** 20 } });
+    try {
+      const { store, folder: root } = kit;
+      const image = createMemoryImage(2 * 2 ** 20);
+      for (let point = 1; point <= 4; point++) {
+        await image.write(randomBytes(256 * 1024), 0);
+        await kit.send(image);
+        await kit.idle();
+      }
+      await store.hold("disk", 1, { owner: "test", until: undefined });
+      await store.prune("disk", { keep: "last=1" });
+      expect(await store.compact("disk")).toMatchObject([{ point: 1 }]);
+      await (await store.openPoint("disk", 1)).close();
+      await writeSuspicion(createNodeStorage(), diskPaths(store.path, "disk"), "somebody mounted it");
+      const adopted = join(root, "adopted.img");
+      writeFileSync(adopted, Buffer.alloc(100_000, 1));
+      // In the middle of an adoption: its mark goes with it.
+      let found: Readonly<Record<string, string>> = {};
+      await store.adopt("adopted", { image: adopted, owner: "CN=sender" }, async () => {
+        found = await kindsIn(store.path);
+      });
+      expect(found).toEqual({
+        "store.json": "store",
+        "disks/adopted/adopt.new": `adoption ${adopted}`,
+        "disks/adopted/apply.lock": "lock",
+        "disks/adopted/digests": "digests",
+        "disks/adopted/pages": "page digests",
+        "disks/disk/apply.lock": "lock",
+        "disks/disk/chain.lock": "lock",
+        "disks/disk/digests": "digests",
+        "disks/disk/disk.json": "disk vhdx",
+        "disks/disk/pages": "page digests",
+        "disks/disk/points/0000000001.N.undo": "undo log",
+        "disks/disk/points/0000000001.json": "point",
+        "disks/disk/points/0000000001.lock": "lock",
+        "disks/disk/points/0000000004.json": "point",
+        "disks/disk/replica.vhdx": "image vhdx",
+        "disks/disk/suspect.json": "suspicion",
+      });
+    } finally {
+      await kit.close();
+    }
+  });
+
+  test("a mark of an adoption that is half written says no more than that", async () => {
+    for (const text of ["", '{"image":"/srv/web', "7\n"]) {
+      writeFileSync(join(folder, "adopt.new"), text);
+      expect(await inspect("adopt.new")).toEqual({
+        code: 0,
+        lines: [{ kind: "adoption", fileBytes: text.length, trouble: null }],
+      });
+    }
   });
 
   test("apply.lock tells its holder", async () => {

@@ -1,7 +1,8 @@
 /** As corruption.test.ts: every bit of every record and head, one bit of every seventh byte of what is content or padding. */
 import { describe, expect, test } from "vitest";
 import { vhdxCorruptionTests } from "./vhdx-corruption.ts";
-import { type Flip, flipsOf, makeSmallStore, placesOf, tryFlips, tryGoingOn, tryJoining } from "./corruption.ts";
+import { type Flip, flipsOf, makeSmallStore, tryFlips, tryGoingOn, tryJoining } from "./corruption.ts";
+import { placesOf } from "./undo-places.ts";
 
 /** `sparse`: how many bytes apart where bytes are many and alike. */
 function* flips(path: string, bytes: Uint8Array, sparse: number): Generator<Flip> {

@@ -9,13 +9,13 @@ import {
   indexAndHead,
   look,
   makeSmallStore,
-  placesOf,
   type SmallStore,
   tryFlips,
   tryGoingOn,
   tryJoining,
 } from "./corruption.ts";
 import { applyBytes, readPoint, withPoint } from "./part-writes.ts";
+import { placesOf } from "./undo-places.ts";
 import {
   blockBytes,
   commitFacts,

@@ -10,6 +10,7 @@ import { type DiskWriter, type NewDisks, openStore, type Store } from "../../src
 import { verifyStoredPoint } from "../../src/replica/verify-point.ts";
 import { randomBytes } from "../random.ts";
 import { applyBytes, type Masks, partBytes, withPoint } from "./part-writes.ts";
+import { placesOf } from "./undo-places.ts";
 import {
   blockBytes,
   commitFacts,
@@ -97,11 +98,12 @@ export async function makeSmallStore(open: boolean, replica?: NewDisks): Promise
 }
 
 /** Without making anything that is missing. */
-function openQuietly(machine: SimulatedDisk): Promise<Store> {
+export function openQuietly(machine: SimulatedDisk): Promise<Store> {
+  const storage = machine.start();
   return openStore({
     path: storePath,
-    storage: machine.start(),
-    clock: createTestClock(),
+    storage,
+    clock: createTestClock(storage),
     random: createTestRandom(1),
     log: silentLogger,
     host: "receiver1",
@@ -124,7 +126,7 @@ export interface Outcome {
 }
 
 /** An error of the product that says what is damaged; anything else is a defect. */
-function damageOf(error: unknown): ReplicationError {
+export function damageOf(error: unknown): ReplicationError {
   if (!(error instanceof ReplicationError)) throw error;
   expect(["store-damaged", "store-version-unsupported"], error.message).toContain(error.code);
   return error;
@@ -172,7 +174,7 @@ async function lookAtPoint(store: Store, point: number): Promise<PointOutcome> {
   return { refused };
 }
 
-function verify(store: Store, point: number): ReturnType<typeof verifyStoredPoint> {
+export function verify(store: Store, point: number): ReturnType<typeof verifyStoredPoint> {
   return verifyStoredPoint(store, diskName, point, {
     from: 0,
     pace: () => Promise.resolve(),
@@ -217,41 +219,6 @@ async function readAll(reader: Reader, point: number): Promise<readonly number[]
 
 // What may be found --------------------------------------------------------------------------------------------------
 
-type UndoPlace =
-  | { readonly kind: "header" | "padding" | "index" | "footer" | "checkpoint" | "entries" }
-  | { readonly kind: "content"; readonly block: number };
-
-const batchKinds = ["", "entries", "checkpoint", "index", "footer"] as const;
-
-/** What each byte of an undo log belongs to, by docs/formats.md. */
-export function placesOf(log: Uint8Array): (at: number) => UndoPlace {
-  const bytes = Buffer.from(log.buffer, log.byteOffset, log.byteLength);
-  const spans: { readonly start: number; readonly end: number; readonly place: UndoPlace }[] = [
-    { start: 0, end: 64, place: { kind: "header" } },
-  ];
-  for (let at = 4096; at + 64 <= bytes.length; at += 4096) {
-    if (bytes.toString("latin1", at, at + 8) !== "rplubtch") continue;
-    const kind = batchKinds[bytes.readUInt8(at + 32)] ?? "";
-    if (kind === "") throw new Error("a batch has a kind");
-    let content = at + 64 + bytes.readUInt32LE(at + 44);
-    spans.push({ start: at, end: content, place: { kind } });
-    const contentBytes = Number(bytes.readBigUInt64LE(at + 48));
-    if (kind === "index") {
-      const start = Math.ceil(content / 4096) * 4096;
-      spans.push({ start, end: start + contentBytes, place: { kind } });
-      continue;
-    }
-    // Heads of entries: 24 bytes, a digest of 16, a mask of 1.
-    for (let entry = 0; kind === "entries" && entry < bytes.readUInt32LE(at + 40); entry++) {
-      const head = at + 64 + entry * 41;
-      const end = content + bytes.readUInt32LE(head + 16);
-      spans.push({ start: content, end, place: { kind: "content", block: Number(bytes.readBigUInt64LE(head)) } });
-      content = end;
-    }
-  }
-  return (at) => spans.find(({ start, end }) => at >= start && at < end)?.place ?? { kind: "padding" };
-}
-
 /** A bit of the index, and one of a head that the index stands for: then what the head says is lost. */
 export function* indexAndHead(path: string, bytes: Uint8Array): Generator<readonly Flip[]> {
   const placeOf = placesOf(bytes);
@@ -283,7 +250,7 @@ export function* flipsOf(
   }
 }
 
-export function flip({ machine, files }: SmallStore, { path, at, bit }: Flip): void {
+export function flip({ machine, files }: Pick<SmallStore, "machine" | "files">, { path, at, bit }: Flip): void {
   machine.poke(path, Uint8Array.of((files.get(path)?.[at] ?? 0) ^ (1 << bit)), at);
 }
 

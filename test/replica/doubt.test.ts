@@ -15,16 +15,21 @@ const idle: DiskFindings = {
   replicaBytes: 100,
   replicaModified: 500n,
   committedModified: 500n,
+  committedChanged: 1000n,
+  heartbeat: undefined,
+  boot: undefined,
+  nowMillis: 0,
   sizeBytes: 100,
 };
 const laidAside: DiskFindings = { ...idle, tableRoot: "aa", openLog: "named", session };
 
 const cases: readonly (readonly [string, DiskFindings, RegExp | undefined])[] = [
   ["idle", idle, undefined],
+  ["idle, and a loss of power took its time back", { ...idle, replica: { ...replica, changedNanos: "1" } }, undefined],
   [
-    "idle, whatever the replica's inode and time: a store may be copied",
-    { ...idle, replica: { ...replica, inode: "8", changedNanos: "1" } },
-    undefined,
+    "idle, and copied with its mtime",
+    { ...idle, replica: { ...replica, inode: "8", changedNanos: "1001" } },
+    /touched/,
   ],
   ["idle, with a record that a commit left", { ...idle, session }, undefined],
   ["laid aside", laidAside, undefined],
@@ -53,17 +58,60 @@ for (const [name, findings, expected] of cases) {
   });
 }
 
-test("a replica somebody wrote to since is compared; a time that went back, or is not known, says nothing", () => {
-  expect(findDoubt({ ...idle, replicaModified: 501n })).toMatchObject({ blocks: "differing" });
-  expect(findDoubt({ ...idle, replicaModified: 499n })).toBeUndefined();
-  expect(findDoubt({ ...idle, replicaModified: 501n, committedModified: undefined })).toBeUndefined();
+test("an adopted image that somebody wrote to since is compared: of it only mtime is known", () => {
+  const adopted = { ...idle, replica: { ...replica, changedNanos: "2000" }, committedChanged: undefined };
+  expect(findDoubt(adopted)).toBeUndefined();
+  expect(findDoubt({ ...adopted, replicaModified: 501n })).toMatchObject({ blocks: "differing" });
+  expect(findDoubt({ ...adopted, replicaModified: 499n })).toBeUndefined();
+  expect(findDoubt({ ...adopted, replicaModified: 501n, committedModified: undefined })).toBeUndefined();
 });
 
+const boot = { id: "a", beganMillis: 500_000 };
+const alive = { millis: 1_000_000, bootId: "a" };
+
+/** The last session was killed while it was alive at 1,000 s; the replica was changed at `changed` milliseconds. */
+function killed(changed: number, more: Partial<DiskFindings> = {}): DiskFindings {
+  const changedNanos = `${BigInt(Math.round(changed * 1000)) * 1_000n}`;
+  const at = { ...replica, changedNanos };
+  return { ...laidAside, session: undefined, replica: at, heartbeat: alive, boot, nowMillis: 2_000_000, ...more };
+}
+
 test("after an unclean end only blocks the log names are in doubt, as far as it can be read", () => {
-  const unclean = { ...laidAside, session: undefined };
-  expect(findDoubt(unclean)?.blocks).toBe("recent");
-  expect(findDoubt({ ...unclean, openLog: "unknown" })?.blocks).toBe("all");
-  expect(findDoubt({ ...unclean, sizeBytes: 101 })?.blocks).toBe("all");
+  expect(findDoubt(killed(1_000_000))).toEqual({ why: "the last session did not end cleanly", blocks: "recent" });
+  expect(findDoubt(killed(1_000_000, { openLog: "unknown" }))?.blocks).toBe("all");
+});
+
+const later = { id: "b", beganMillis: 1_010_000 };
+const endings: readonly (readonly [string, DiskFindings, RegExp | undefined])[] = [
+  ["same boot, within 2 s", killed(1_002_000), undefined],
+  ["same boot, a microsecond more", killed(1_002_000.001), /touched at 1970-01-01T00:16:42/],
+  ["another boot, within 12 s and before it", killed(1_009_999.999, { boot: later }), undefined],
+  ["another boot, within 12 s and in it", killed(1_010_000, { boot: later }), /touched/],
+  ["another boot, long after", killed(1_012_000, { boot: { ...later, beganMillis: 1_900_000 } }), undefined],
+  ["another boot, longer after", killed(1_012_000.001, { boot: { ...later, beganMillis: 1_900_000 } }), /touched/],
+  ["no boot is known", killed(1_012_000, { boot: undefined }), undefined],
+  ["no boot is known, later", killed(1_012_000.001, { boot: undefined }), /touched/],
+  ["the writer knew no boot", killed(1_011_000, { boot: later, heartbeat: { ...alive, bootId: "" } }), undefined],
+  ["the clock went back", killed(1_000_000, { nowMillis: 999_999 }), /no times can be compared/],
+  ["no heartbeat", killed(1_000_000, { heartbeat: undefined }), /not known until when/],
+];
+
+for (const [name, findings, expected] of endings) {
+  test(`after an unclean end, the replica changed: ${name}`, () => {
+    const doubt = findDoubt(findings);
+    if (expected === undefined) expect(doubt?.blocks).toBe("recent");
+    else {
+      expect(doubt).toMatchObject({ blocks: "differing", interrupted: true });
+      expect(doubt?.why).toMatch(expected);
+    }
+  });
+}
+
+test("what an interrupted delta may have written is in doubt beside a comparison", () => {
+  const expected = { blocks: "differing", interrupted: true };
+  expect(findDoubt(killed(1_000_000, { sizeBytes: 101 }))).toMatchObject(expected);
+  expect(findDoubt(killed(1_000_000, { suspicion: "mounted" }))).toEqual({ why: "mounted", ...expected });
+  expect(findDoubt(killed(2_000_000, { suspicion: "mounted" }))).toEqual({ why: "mounted", ...expected });
 });
 
 test("a table whose root is proven is compared with the replica, whatever happened to that one", () => {
@@ -76,7 +124,7 @@ test("a table whose root is proven is compared with the replica, whatever happen
 });
 
 test("a comparison that was cut short is made again, whatever it left", () => {
-  for (const found of [idle, laidAside, { ...laidAside, session: undefined }]) {
+  for (const found of [idle, laidAside]) {
     expect(findDoubt({ ...found, suspicion: "mounted" })).toEqual({ why: "mounted", blocks: "differing" });
   }
   expect(findDoubt({ ...idle, tableRoot: "cc", suspicion: "mounted" })?.blocks).toBe("all");

@@ -1,11 +1,16 @@
 /** Many points, thinned by a policy: those that stay read as they did, and thinning costs what the points are, not what they hold. */
+import { basename } from "node:path/posix";
 import { expect, test } from "vitest";
-import { diskPaths } from "../../src/replica/layout.ts";
-import { type Point, writePoint } from "../../src/replica/points/point.ts";
+import { MIB } from "../../src/base/units.ts";
 import { defaultPolicyText } from "../../src/replica/retention/policy.ts";
 import type { Store } from "../../src/replica/store.ts";
 import type { Storage } from "../../src/storage/seam.ts";
-import { createSimulatedDisk, type Operation, type SimulatedProcess } from "../../src/testing/simulated-storage.ts";
+import {
+  createSimulatedDisk,
+  type Operation,
+  type SimulatedDisk,
+  type SimulatedProcess,
+} from "../../src/testing/simulated-storage.ts";
 import { randomBytes } from "../random.ts";
 import { applyBytes, partBytes, readPoint, shaOf } from "./part-writes.ts";
 import { methodsOf } from "./point-kit.ts";
@@ -38,21 +43,26 @@ function change(content: Buffer): void {
   }
 }
 
-/** Points an hour apart. Returns the sha256 of each. */
-async function makePoints(
-  process: SimulatedProcess,
-  store: Store,
-  count: number,
-): Promise<ReadonlyMap<number, string>> {
-  const content = Buffer.alloc(12 * blockBytes + 512);
-  await store.create(diskName, { geometry: geometry(content.length), owner: "sender", sectorBytes: 512 });
+interface Series {
+  readonly count: number;
+  readonly content: Buffer;
+  /** Changes `content` from each point to the next. */
+  readonly step: (made: number) => void;
+  readonly every: number;
+  readonly from?: number;
+}
+
+/** Returns the sha256 of each. */
+async function makePoints(process: SimulatedProcess, store: Store, series: Series): Promise<Map<number, string>> {
+  const { count, content, step, every, from = begin } = series;
   const hashes = new Map<number, string>();
   const writer = await openWriter(store);
   for (let made = 1; made <= count; made++) {
-    change(content);
+    step(made);
     await writer.begin();
     await applyBytes(writer, process.lanes, content);
-    const { point } = await writer.commit({ ...commitFacts(`c${made}`), time: begin + made * hour });
+    const time = from + made * every;
+    const { point } = await writer.commit({ ...commitFacts(`c${time}`), time });
     hashes.set(point, shaOf(content));
   }
   await writer.release();
@@ -67,18 +77,34 @@ async function expectHashes(store: Store, hashes: ReadonlyMap<number, string>): 
   return points.map(({ point }) => point);
 }
 
-async function startStore(keep: string): Promise<{ readonly process: SimulatedProcess; readonly store: Store }> {
-  const process = createSimulatedDisk().start();
+interface Started {
+  readonly machine: SimulatedDisk;
+  readonly process: SimulatedProcess;
+  readonly store: Store;
+}
+
+async function startStore(keep: string, sizeBytes: number): Promise<Started> {
+  const machine = createSimulatedDisk();
+  const process = machine.start();
   await process.makeDirectory(storePath);
-  return { process, store: await openTestStore(process, storePath, { keep }) };
+  const store = await openTestStore(process, storePath, { keep });
+  await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512 });
+  return { machine, process, store };
+}
+
+/** 200 points an hour apart, of any changes. */
+function anyChanges(): Series {
+  const content = Buffer.alloc(12 * blockBytes + 512);
+  return { count: 200, content, step: () => change(content), every: hour };
 }
 
 /** 30 of 200 points an hour apart: the last 10, then one each 9 hours. */
 const thirty = "grid=10x1h(keep=all)|20x9h";
 
 test("200 points thinned to 30 at once: each of them is what was made", async () => {
-  const { process, store } = await startStore("all");
-  const hashes = await makePoints(process, store, 200);
+  const series = anyChanges();
+  const { process, store } = await startStore("all", series.content.length);
+  const hashes = await makePoints(process, store, series);
   expect(new Set(hashes.values()).size).toBeGreaterThan(190);
   expect((await store.points(diskName)).points).toHaveLength(200);
   await store.prune(diskName, { keep: thirty });
@@ -98,8 +124,9 @@ test("200 points thinned to 30 at once: each of them is what was made", async ()
 });
 
 test("200 points thinned after each commit: each of them is what was made", async () => {
-  const { process, store } = await startStore(thirty);
-  const hashes = await makePoints(process, store, 200);
+  const series = anyChanges();
+  const { process, store } = await startStore(thirty, series.content.length);
+  const hashes = await makePoints(process, store, series);
   const left = await expectHashes(store, hashes);
   expect(left.length).toBeGreaterThan(20);
   expect(left.length).toBeLessThan(40);
@@ -107,24 +134,7 @@ test("200 points thinned after each commit: each of them is what was made", asyn
 
 // What it costs ------------------------------------------------------------------------------------------------------
 
-/** Points a second apart, their logs stand-ins of one page: removing a point does not look into them. */
-async function makeRecords(storage: Storage, count: number): Promise<void> {
-  const store = await openTestStore(storage, storePath, { keep: "all" });
-  await store.create(diskName, { geometry: geometry(blockBytes), owner: "sender", sectorBytes: 512 });
-  const paths = diskPaths(storePath, diskName);
-  for (let sequence = 1; sequence <= count; sequence++) {
-    const point: Point = {
-      ...{ point: sequence, ...commitFacts(`c${sequence}`), time: begin + sequence * 1000 },
-      ...{ root: "ab".repeat(32), sizeBytes: blockBytes, generation: "g", term: 1 },
-      closed: sequence === 1 ? undefined : { sizeBytes: 4096, footerOffset: 0, footerChecksum: sequence },
-    };
-    await writePoint(storage, paths, point);
-    if (sequence === count) continue;
-    const log = await storage.open(paths.undo(sequence), { write: true, create: true });
-    await log.write(Buffer.alloc(4096, 1), 0);
-    await log.close();
-  }
-}
+const second = 1_000;
 
 /** Every call counts, those that only look as well. */
 function counted(storage: Storage, count: () => void): Storage {
@@ -147,59 +157,119 @@ function counted(storage: Storage, count: () => void): Storage {
   };
 }
 
+/** Bytes of all files, followed operation by operation, as it is asked before each. */
+class Room {
+  readonly #machine: SimulatedDisk;
+  readonly #sizes = new Map<string, number>();
+  #touched: readonly string[] = [];
+  bytes = 0;
+  most = 0;
+
+  constructor(machine: SimulatedDisk) {
+    this.#machine = machine;
+    this.#look(machine.files());
+  }
+
+  before({ kind, path }: Operation): void {
+    this.settle();
+    this.#touched = kind === "rename" ? [`${path}.new`, path] : [path];
+  }
+
+  /** Takes in the last operation. */
+  settle(): void {
+    this.#look(this.#touched);
+    this.#touched = [];
+  }
+
+  #look(paths: readonly string[]): void {
+    for (const path of paths) {
+      const size = this.#machine.peek(path)?.length ?? 0;
+      this.bytes += size - (this.#sizes.get(path) ?? 0);
+      this.#sizes.set(path, size);
+    }
+    this.most = Math.max(this.most, this.bytes);
+  }
+}
+
 interface Cost {
-  readonly calls: number;
-  readonly syncs: number;
   /** Points before and after. */
   readonly count: number;
-  readonly kept: number;
-  /** Names of files that were created or written to. */
-  readonly written: readonly string[];
+  readonly kept: readonly number[];
+  readonly calls: number;
+  readonly syncs: number;
+  /** Names of files that were created or written to, but for locks. */
+  readonly written: ReadonlySet<string>;
+  /** More than before, at the worst moment and in the end. */
+  readonly mostBytes: number;
   readonly grownBytes: number;
 }
 
-async function pruneCost(count: number): Promise<Cost> {
-  const machine = createSimulatedDisk();
-  const maker = machine.start();
-  await maker.makeDirectory(storePath);
-  await makeRecords(maker, count);
+/** By the default policy, in a process of its own. */
+async function pruneCost(machine: SimulatedDisk): Promise<Cost> {
   let calls = 0;
   let syncs = 0;
   const written = new Set<string>();
-  const fault = ({ kind, path }: Operation): undefined => {
-    if (kind === "write" || kind === "create") written.add(path.slice(path.lastIndexOf("/") + 1));
+  const room = new Room(machine);
+  const { bytes: before } = room;
+  const fault = (operation: Operation): undefined => {
+    const { kind, path } = operation;
+    room.before(operation);
+    if ((kind === "write" || kind === "create") && !path.endsWith(".lock")) written.add(basename(path));
     if (kind.startsWith("sync")) syncs++;
   };
-  const sizeOf = (): number => machine.files().reduce((sum, path) => sum + (machine.peek(path)?.length ?? 0), 0);
-  const before = sizeOf();
-  const storage = counted(machine.start({ fault }), () => calls++);
-  const store = await openTestStore(storage, storePath);
+  const store = await openTestStore(counted(machine.start({ fault }), () => calls++));
   const verdicts = await store.prune(diskName, { keep: defaultPolicyText });
+  const cost = { calls, syncs, written };
+  room.settle();
   const kept = verdicts.filter(({ keep }) => keep).map(({ point }) => point);
-  const cost = { calls, syncs, count, kept: kept.length, written: [...written], grownBytes: sizeOf() - before };
   const { points, unreadable } = await store.points(diskName);
   expect(unreadable).toEqual([]);
   expect(points.map(({ point }) => point)).toEqual(kept);
-  return cost;
+  return { ...cost, count: verdicts.length, kept, mostBytes: room.most - before, grownBytes: room.bytes - before };
 }
 
-test("points a second apart are pruned in a few calls each, and take no room but for their records", async () => {
-  // Of the newest hour all stay, of the hour before the oldest.
-  for (const [count, left] of [
-    [900, 900],
-    [3_600, 3_600],
-    [7_200, 3_601],
+test("3,600 points a second apart, thinned by the default policy hours and days later: what stays is what was made, for a few calls a point", async () => {
+  const content = Buffer.alloc(4 * blockBytes);
+  const { machine, process, store } = await startStore("all", content.length);
+  // A part each, so that what a point held is spread over many logs behind it.
+  const step = (made: number): void => {
+    content.set(randomBytes(100), (made % 16) * partBytes);
+  };
+  const hashes = await makePoints(process, store, { count: 3_600, content, step, every: second });
+  const held = [900, 1_800, 2_700];
+  for (const point of held) await store.hold(diskName, point, { owner: "test", until: undefined });
+  const later = (millis: number) =>
+    makePoints(process, store, { count: 1, content, step, every: second, from: begin + 3_600 * second + millis });
+
+  // All of the last hour stays, and nothing is written to find that.
+  const atOnce = await pruneCost(machine);
+  expect(atOnce.kept).toHaveLength(3_600);
+  expect(atOnce.calls).toBeLessThan(3 * 3_600);
+  expect([...atOnce.written]).toEqual([]);
+
+  let kept: readonly number[] = [];
+  for (const [after, newest] of [
+    [5 * hour, 3_601],
+    [3 * 24 * hour, 3_602],
   ] as const) {
-    const cost = await pruneCost(count);
-    expect(cost.kept).toBe(left);
-    const gone = count - left;
-    // Each record is opened; of a point that goes there is a lock, and two or three names.
-    expect(cost.calls).toBeLessThan(3 * count + 3 * gone);
-    // One record inherits all logs, a few hundred at a time; the others stay as they are.
-    const rounds = Math.ceil(gone / 256);
-    expect(cost.syncs).toBeLessThan(6 + 4 * rounds);
-    const written = cost.written.filter((name) => !name.endsWith(".lock"));
-    expect(written).toEqual(gone === 0 ? [] : ["0000000001.json.new"]);
-    expect(cost.grownBytes).toBeLessThanOrEqual(0);
+    for (const [point, hash] of await later(after)) hashes.set(point, hash);
+    const cost = await pruneCost(machine);
+    expect(cost.kept).toEqual(expect.arrayContaining([...held, newest]));
+    expect(cost.kept.length).toBeLessThan(held.length + 6);
+    const gone = cost.count - cost.kept.length;
+    // Each record is opened; of a point that goes there is a lock, and two or three names. Points that stay get lists, a few hundred removals at a time.
+    expect(cost.calls).toBeLessThan(3 * cost.count + 3 * gone + 100);
+    expect(cost.syncs).toBeLessThan(6 + 4 * (cost.kept.length + Math.ceil(gone / 256)));
+    // No log is touched, let alone made.
+    for (const name of cost.written) expect(name).toMatch(/^\d{10}\.json\.new$/);
+    // A record takes the place of another only when both are there.
+    expect(cost.mostBytes).toBeLessThan(MIB);
+    expect(cost.grownBytes).toBeLessThan(0);
+    kept = await expectHashes(store, hashes);
+    expect(kept).toEqual(cost.kept);
   }
+  // Joined, the lists of up to 1,800 logs hold each part once.
+  const [joined] = (await store.compact(diskName)).slice(-1);
+  expect(joined?.bytesAfter).toBeLessThan(joined?.bytesBefore ?? 0);
+  expect(await expectHashes(store, hashes)).toEqual(kept);
 });

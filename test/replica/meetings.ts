@@ -1,6 +1,6 @@
 /** Two processes at one disk: at one step of what the first does the second does all of its own. */
 import { toReplicationError } from "../../src/base/errors.ts";
-import type { Store } from "../../src/replica/store.ts";
+import type { NewDisks, Store } from "../../src/replica/store.ts";
 import type { FileLock, Storage, StorageFile } from "../../src/storage/seam.ts";
 import { overriding } from "./overriding.ts";
 import { createSimulatedDisk, type SimulatedProcess } from "../../src/testing/simulated-storage.ts";
@@ -148,6 +148,15 @@ export interface MeetingOptions {
   readonly without?: RegExp | undefined;
   /** The first looks at each directory once only. */
   readonly looksOnce?: boolean | undefined;
+  /** What the disk's replica is; default a raw image. */
+  readonly replica?: NewDisks | undefined;
+}
+
+/** As {@link meet}; the error says at which step. */
+export async function meetAt(name: string, at: number, options: MeetingOptions = {}): Promise<boolean> {
+  return meet(name, at, options).catch((error: unknown) => {
+    throw new Error(`step ${at}`, { cause: error });
+  });
 }
 
 /** Throws what is wrong after the second came before step `at` of the first. False: the first has no such step. */
@@ -155,7 +164,7 @@ export async function meet(name: string, at: number, options: MeetingOptions = {
   const meeting = meetings[name];
   if (meeting === undefined) throw new Error(`there is no meeting ${name}`);
   const disk = createSimulatedDisk();
-  const history = createHistory();
+  const history = createHistory(options.replica);
   const alone = disk.start();
   await alone.makeDirectory(storePath);
   const store = await openTestStore(alone);

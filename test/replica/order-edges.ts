@@ -40,6 +40,7 @@ const files = {
   anyLog: /\.undo$/,
   point: /\/points\/\d{10}\.json$/,
   pointNew: /\/points\/\d{10}\.json\.new$/,
+  lock: /\/apply\.lock$/,
   session: /\/session\.json$/,
   sessionNew: /\/session\.json\.new$/,
   points: /\/points$/,
@@ -333,6 +334,7 @@ const rebuilding: readonly Edge[] = [
 const sessionGone = syncOfName("disk", "unlink", "session");
 
 const beginning: readonly Edge[] = [
+  { name: "sync of the heartbeat", change: skip((step) => is(step, "sync", "lock")) },
   { name: "sync of a new log's header", change: skip(syncOfBatch("header")) },
   {
     name: "sync of points after a new log",

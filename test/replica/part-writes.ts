@@ -20,10 +20,23 @@ export function shaOf(content: Uint8Array): string {
  * Makes the disk hold `wanted`, which is as long as the disk: old parts to the undo log, new ones to the replica, digests to the table. A failure poisons.
  * Returns what was kept of each block.
  */
-export async function applyBytes(writer: DiskWriter, lanes: LaneStorage, wanted: Buffer): Promise<Masks> {
+export function applyBytes(writer: DiskWriter, lanes: LaneStorage, wanted: Buffer): Promise<Masks> {
+  const all = function* (): Generator<readonly [number, Buffer]> {
+    for (let block = 0; block * blockBytes < wanted.length; block++) {
+      yield [block, wanted.subarray(block * blockBytes, (block + 1) * blockBytes)];
+    }
+  };
+  return applyBlocks(writer, lanes, all());
+}
+
+/** The same for some blocks; others stay as they are. */
+export async function applyBlocks(
+  writer: DiskWriter,
+  lanes: LaneStorage,
+  wanted: Iterable<readonly [block: number, bytes: Buffer]>,
+): Promise<Masks> {
   const kept: Masks = new Map();
-  for (let block = 0; block * blockBytes < wanted.length; block++) {
-    const bytes = wanted.subarray(block * blockBytes, (block + 1) * blockBytes);
+  for (const [block, bytes] of wanted) {
     const digest = digestOf(bytes);
     const base = Buffer.from(writer.table.get(block));
     if (digest.equals(base)) continue;

@@ -1,8 +1,9 @@
 /** Retention by calendar periods, worked out by hand. */
+import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { decideRetention } from "../../src/replica/retention/decide.ts";
-import { parsePolicy } from "../../src/replica/retention/policy.ts";
-import { at, kept, MINUTE, numbers, rules, series, utc } from "./retention-kit.ts";
+import { type KeepOption, parsePolicy } from "../../src/replica/retention/policy.ts";
+import { at, decorated, kept, MINUTE, noon, numbers, rules, series, utc } from "./retention-kit.ts";
 
 describe("calendar options", () => {
   // Wednesday 6 May 2026; the points of a week and of months before.
@@ -117,6 +118,46 @@ describe("calendar options", () => {
 
   test("the newest by sequence stands for a period, whatever the labels in it say", () => {
     expect(kept(at("2026-05-05T12:50:00Z", "2026-05-05T12:10:00Z", "2026-05-06T09:00:00Z"), "daily=2")).toEqual([2, 3]);
+  });
+
+  /**
+   * The newest point of a period is met before all others of it, by every option whose periods lie within it: one of these keeps it, or none
+   * of the period. That needs periods within one another, which weeks are not in months and years.
+   */
+  test("more of a period never keeps less, where periods lie within one another", () => {
+    const number = { min: 0, max: 5 };
+    const countsOf = (...names: KeepOption[]) =>
+      fc.tuple(
+        ...names.map((name) => fc.tuple(fc.constant(name), fc.integer(number), fc.oneof(fc.constant(0), fc.nat(3)))),
+      );
+    const chains = fc.oneof(
+      countsOf("last", "hourly", "daily", "monthly", "yearly"),
+      countsOf("last", "hourly", "daily", "weekly"),
+    );
+    const zones = fc.constantFrom("UTC", "Europe/Rome", "America/Montreal");
+    let more = 0;
+    fc.assert(
+      fc.property(decorated, fc.constantFrom(1, 15), chains, zones, (list, scale, counts, timeZone) => {
+        const stretched = list.map((point) => ({ ...point, time: noon + (point.time - noon) * scale }));
+        const keptBy = (raised: boolean): number[] => {
+          const texts = counts.map(([name, count, added]) => `${name}=${count + (raised ? added : 0)}`);
+          return kept(stretched, texts.join(","), { timeZone });
+        };
+        const fewer = keptBy(false);
+        const all = keptBy(true);
+        more += all.length - fewer.length;
+        expect(all).toEqual(expect.arrayContaining(fewer));
+      }),
+      { numRuns: 500 },
+    );
+    expect(more).toBeGreaterThan(100);
+  });
+
+  test("a week of two months: with a weekly point the older month is stood for by another one, and there are not fewer", () => {
+    // Thursday, and Tuesday and Wednesday of one week.
+    const list = at("2026-03-26T09:00:00Z", "2026-03-31T09:00:00Z", "2026-04-01T09:00:00Z");
+    expect(kept(list, "monthly=2")).toEqual([2, 3]);
+    expect(kept(list, "weekly=1,monthly=2")).toEqual([1, 3]);
   });
 
   test("a time zone that is not known is a usage error", () => {

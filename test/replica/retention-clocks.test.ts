@@ -1,7 +1,14 @@
 /** Retention while clocks jump: order is by sequence number, time is a label. */
-import { describe, expect, test } from "vitest";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, describe, expect, test } from "vitest";
+import { KIB } from "../../src/base/units.ts";
+import { restorePoint } from "../../src/index.ts";
 import { decideRetention } from "../../src/replica/retention/decide.ts";
 import { parsePolicy } from "../../src/replica/retention/policy.ts";
+import { createNodeStorage } from "../../src/storage/node-storage.ts";
+import { hastyClock } from "../replication/pair-kit.ts";
+import { Changing, PointKit, sha } from "./point-kit.ts";
 import { at, commitAll, DAY, HOUR, kept, MINUTE, noon, rules, series, utc } from "./retention-kit.ts";
 
 describe("clocks that jump (C-74)", () => {
@@ -129,5 +136,68 @@ describe("clocks that jump (C-74)", () => {
       expect(verdicts.length).toBe(wild.length);
       expect(verdicts.at(-1)?.keep).toBe(true);
     }
+  });
+});
+
+describe("in a store, whose points are really removed and restored (C-74)", () => {
+  const block = 16 * KIB;
+  const policy = "grid=1x1h(keep=all)|4x1h";
+  const wrongAt = 8;
+  let kit: PointKit;
+
+  afterEach(async () => {
+    expect(await kit.close(), "every slot is back").toBe(true);
+  });
+
+  /** Each point there is, restored: it is what was sent. Returns their numbers. */
+  async function restoreAll(): Promise<readonly number[]> {
+    const { store, folder } = kit.pair;
+    const { points, unreadable } = await store.points("disk");
+    expect(unreadable).toEqual([]);
+    for (const { point } of points) {
+      const target = join(folder, `restored-${point}`);
+      const engine = { storage: createNodeStorage(), clock: hastyClock };
+      await restorePoint(store, { engine, disk: "disk", point, target, overwrite: true });
+      expect(sha(readFileSync(target)), `point ${point}`).toBe(sha(kit.content(point)));
+    }
+    return points.map(({ point }) => point);
+  }
+
+  test.each(["2006-01-01T00:00:00Z", "2099-01-01T00:00:00Z"])("one cycle in %s, then right again", async (text) => {
+    kit = await PointKit.create({ blockBytes: block });
+    const { store } = kit.pair;
+    const start = Date.now() - 10 * HOUR;
+    // Every half an hour; the one that is wrong comes between two of them.
+    const right = Array.from({ length: 15 }, (_unused, index) => start + index * 30 * MINUTE);
+    const times = right.toSpliced(wrongAt - 1, 0, Date.parse(text));
+    const numberOf = (index: number): number => index + (index < wrongAt - 1 ? 1 : 2);
+    const control = right.map((_unused, index) =>
+      commitAll(series(right.slice(0, index + 1)), policy).map(({ point }) => numberOf(point - 1)),
+    );
+    const disk = new Changing(40 * block).write(0, 40 * block);
+    let before: readonly number[] = [];
+    for (const [index, time] of times.entries()) {
+      const clock = { ...hastyClock, now: () => time };
+      await kit.commit(disk.write((index % 20) * 2 * block, block).content, { clock });
+      if (index === 0) await store.setPolicy("disk", policy);
+      const left = (await store.points("disk")).points.map(({ point }) => point);
+      if (index + 1 < wrongAt) expect(left).toEqual(control[index]);
+      // By the label everything else is 20 years too new, or 70 too old: nothing goes, and the newest is the one that came last.
+      if (index + 1 === wrongAt) {
+        expect(left).toEqual([...before, wrongAt]);
+        await kit.expectPoint("newest", wrongAt);
+      }
+      // Of the others each is there that would be there without it, and it stays for as long as those around it do.
+      if (index + 1 > wrongAt) expect(left.filter((point) => point !== wrongAt)).toEqual(control[index - 1]);
+      if (left.includes(wrongAt - 1) && left.includes(wrongAt + 1)) expect(left).toContain(wrongAt);
+      if (index === wrongAt) expect(await restoreAll()).toContain(wrongAt);
+      before = left;
+    }
+    expect(await restoreAll()).toEqual(before);
+    // Counted, it is one of the last: the order is that of the points.
+    await store.hold("disk", wrongAt, { owner: "test", until: undefined });
+    await kit.commit(disk.write(0, block).content, { clock: { ...hastyClock, now: () => Date.parse(text) } });
+    await store.prune("disk", { keep: "last=2" });
+    expect(await restoreAll()).toEqual([wrongAt, 16, 17]);
   });
 });

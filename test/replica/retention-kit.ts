@@ -58,7 +58,11 @@ export function commitAll(
 
 // Tame labels never fall; wild ones are tame ones of which a few jump, or stay shifted from there on, or are anything.
 export const tameTimes = fc
-  .array(fc.oneof(fc.integer({ min: 0, max: 2 * HOUR }), fc.integer({ min: 0, max: 3 * DAY })), { maxLength: 60 })
+  .array(fc.oneof(fc.integer({ min: 0, max: 2 * HOUR }), fc.integer({ min: 0, max: 3 * DAY })), {
+    maxLength: 60,
+    // Else there are hardly ever more than ten.
+    size: "max",
+  })
   .map((steps) => {
     let time = noon;
     return steps.map((step) => {
@@ -89,15 +93,16 @@ export const keepText = fc
   .map((counts) => Object.entries(counts).map(([name, count]) => `${name}=${String(count)}`))
   .map((parts) => parts.join(","));
 export const anyPolicy = fc.oneof(gridText, keepText, fc.constant("all"), fc.constant("last=0"));
+/** Of most points nothing. (`freq` of `fc.option` says how rare nothing is.) */
+function rarely<T>(weight: number, arbitrary: fc.Arbitrary<T>): fc.Arbitrary<T | undefined> {
+  return fc.oneof({ weight, arbitrary: fc.constant(undefined) }, { weight: 1, arbitrary });
+}
 const decorations = fc.array(
   fc.record({
     gap: fc.integer({ min: 1, max: 5 }),
-    held: fc.option(fc.record({ owner: fc.constant("backup"), until: fc.constantFrom(undefined, noon, noon + 1) }), {
-      nil: undefined,
-      freq: 8,
-    }),
-    inUse: fc.oneof({ weight: 8, arbitrary: fc.constant(false) }, { weight: 1, arbitrary: fc.constant(true) }),
-    spared: fc.option(fc.constant("another disk"), { nil: undefined, freq: 5 }),
+    held: rarely(8, fc.record({ owner: fc.constant("backup"), until: fc.constantFrom(undefined, noon, noon + 1) })),
+    inUse: rarely(8, fc.constant(true)),
+    spared: rarely(8, fc.constant("another disk")),
   }),
   { minLength: 60, maxLength: 60 },
 );

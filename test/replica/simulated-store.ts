@@ -17,6 +17,7 @@ import { OldContent } from "../../src/replication/old-content.ts";
 import { rebuildTable } from "../../src/replication/rebuild.ts";
 import type { LaneStorage, Storage } from "../../src/storage/seam.ts";
 import { createPageDigests, type DigestTable, pageDigest } from "../../src/table/digest-table.ts";
+import type { SimulatedProcess } from "../../src/testing/simulated-storage.ts";
 import {
   type DiskWriter,
   openStore,
@@ -32,11 +33,14 @@ export const blockBytes = 16 * KIB;
 export const holder = { identity: "sender", instance: "i1" };
 const width = 16;
 
-export function createTestClock(): Clock {
-  let now = 1_700_000_000_000;
+/** Of a simulated machine: what the times of its files are made of. Else each look at it takes a millisecond. */
+export function createTestClock(storage?: Storage): Clock {
+  let own = 1_700_000_000_000;
+  const machine = storage as Partial<SimulatedProcess> | undefined;
+  const now = (): number => machine?.nowMillis?.() ?? own++;
   return {
-    now: () => now++,
-    monotonic: () => now++,
+    now,
+    monotonic: now,
     sleep: () => Promise.resolve(),
     every: () => () => undefined,
   };
@@ -71,7 +75,7 @@ export function openTestStore(
   return openStore({
     path,
     storage,
-    clock: createTestClock(),
+    clock: createTestClock(storage),
     random: createTestRandom(),
     log: silentLogger,
     create: true,
@@ -177,13 +181,24 @@ export async function keepParts(
   mask: number,
   base: Uint8Array,
 ): Promise<void> {
+  await keepPartsOf(writer, lanes, [{ block, mask, base }]);
+}
+
+/** Keeps parts of blocks that one frame overwrites, with one sync. */
+export async function keepPartsOf(
+  writer: DiskWriter,
+  lanes: LaneStorage,
+  kept: readonly { readonly block: number; readonly mask: number; readonly base: Uint8Array }[],
+): Promise<void> {
   const slot = await pool.acquire();
   try {
-    const rawBytes = countParts(Uint8Array.of(mask)) * PART_BYTES;
-    const frame = { payloadBytes: rawBytes, codec: "stored", rawBytes, blocks: [block] } as const;
+    const masks = Uint8Array.from(kept, ({ mask }) => mask);
+    const blocks = kept.map(({ block }) => block);
+    const rawBytes = countParts(masks) * PART_BYTES;
+    const frame = { payloadBytes: rawBytes, codec: "stored", rawBytes, blocks } as const;
     await keeperOf(writer, lanes).keep(
-      { ...frame, masks: Uint8Array.of(mask), digests: new Uint8Array(8) },
-      base,
+      { ...frame, masks, digests: new Uint8Array(8 * blocks.length) },
+      Buffer.concat(kept.map(({ base }) => base)),
       slot,
       new KnownParts(blockBytes),
     );

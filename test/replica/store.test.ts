@@ -117,7 +117,7 @@ describe("a store", () => {
   const options = (process: SimulatedProcess) => ({
     path: storePath,
     storage: process,
-    clock: createTestClock(),
+    clock: createTestClock(process),
     random: createTestRandom(),
     log: silentLogger,
     host: "h",
@@ -350,8 +350,8 @@ describe("one writer", () => {
     const writer = await openWriter(store);
     const before = process.operations;
     await Promise.all([writer.begin(), writer.begin(), writer.begin()]);
-    // The log created, its header written and synced, two directories synced, once; no record to remove.
-    expect(process.operations - before).toBe(6);
+    // The heartbeat written and synced; the log created, its header written and synced, two directories synced, once; no record to remove.
+    expect(process.operations - before).toBe(8);
     expect(machine.files()).toContain(`${directory}/points/0000000001.undo`);
   });
 });

@@ -9,7 +9,7 @@ const replica = { format: "vhdx", payloadBlockBytes } as const;
 const path = `${storePath}/disks/${diskName}/replica.vhdx`;
 
 /** Where the file has something, and how many bytes of it: after docs/formats.md, "VHDX images". */
-const structures: Readonly<Record<string, readonly [at: number, length: number]>> = {
+export const structures: Readonly<Record<string, readonly [at: number, length: number]>> = {
   "file identifier": [0, 40],
   "header 1": [64 * KIB, 80],
   "header 2": [128 * KIB, 80],

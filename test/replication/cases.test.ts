@@ -1,4 +1,6 @@
 /** Single cases of a session that need both ends. */
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
@@ -233,4 +235,32 @@ test("stopping the receiver ends sessions resumably", async () => {
   await expect(kit.send(image, { source, attemptsMax: 2 })).rejects.toMatchObject({ code: "receiver-stopping" });
   // Applied and kept, though no point was made.
   expect(await kit.store.summary("disk")).toMatchObject({ state: "interrupted" });
+});
+
+test("C-70: 24 points, then 1, then none but the replica, then 24 again, a cycle between: points go, and no cycle is a copy", async () => {
+  const image = createMemoryImage(4 * MIB);
+  await image.write(randomBytes(4 * MIB), 0);
+  expect((await kit.send(image)).funnel.shippedBytes).toBe(4 * MIB);
+  const { store, folder } = kit;
+  const cycle = async (keep: string, round: number): Promise<readonly number[]> => {
+    await store.setPolicy("disk", keep);
+    await image.write(randomBytes(8 * KIB), round * 100 * KIB);
+    const { funnel, created, reason } = await kit.send(image);
+    expect({ created, reason }).toEqual({ created: true, reason: "scan" });
+    // The parts that were written, and no more.
+    expect(funnel.shippedBytes).toBe(8 * KIB);
+    expect(funnel.wireBytes).toBeLessThan(64 * KIB);
+    await expectEqual(kit, image);
+    await kit.idle();
+    return (await store.points("disk")).points.map(({ point }) => point);
+  };
+  for (let round = 1; round <= 4; round++) await cycle("last=24", round);
+  expect(await cycle("last=24", 5)).toEqual([1, 2, 3, 4, 5, 6]);
+  expect(await cycle("last=1", 6)).toEqual([7]);
+  expect(await cycle("last=0", 7)).toEqual([8]);
+  // The replica and its record: no old content is kept.
+  const files = readdirSync(join(folder, "store/disks/disk/points")).filter((name) => !name.endsWith(".lock"));
+  expect(files).toEqual(["0000000008.json"]);
+  expect(await cycle("last=24", 8)).toEqual([8, 9]);
+  expect(await cycle("last=24", 9)).toEqual([8, 9, 10]);
 });

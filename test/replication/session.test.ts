@@ -4,7 +4,9 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { KIB, MIB } from "../../src/base/units.ts";
 import type { BlockReader, BlockWriter } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
+import type { Storage } from "../../src/storage/seam.ts";
 import { randomBytes } from "../random.ts";
+import { methodsOf } from "../replica/point-kit.ts";
 import { PairKit } from "./pair-kit.ts";
 
 let kit: PairKit;
@@ -202,6 +204,41 @@ describe("connections that break", () => {
       expect(report.point, `cut ${back} bytes before the end`).toBe(probe.point + 1);
       await expectEqual(image);
     }
+  });
+
+  test("C-62: fifty commits that are made and not heard of: each is known by its cycle, and is one point", async () => {
+    expect(await kit.close()).toBe(true);
+    let cut: (() => void) | undefined;
+    const receiverStorage = (storage: Storage): Storage => ({
+      ...methodsOf(storage),
+      // The moment a point is there.
+      async rename(from, to) {
+        await storage.rename(from, to);
+        if (/\/points\/[0-9]+\.json$/.test(to)) cut?.();
+      },
+    });
+    kit = await PairKit.create({ receiverStorage });
+    const image = createMemoryImage(4 * 64 * KIB);
+    const cycles: string[] = [];
+    for (let point = 1; point <= 50; point++) {
+      await fill(image, (point % 4) * 64 * KIB, 4 * KIB);
+      let cuts = 0;
+      const report = await kit.send(image, {
+        onPair: (pair, attempt) => {
+          cut = (): void => {
+            if (attempt > 0) return;
+            cuts++;
+            pair.toClient.cutAfter(0);
+          };
+        },
+      });
+      expect({ ...report, cuts }).toMatchObject({ point, attempts: 2, cuts: 1 });
+      await expectEqual(image);
+      const { points } = await kit.store.points("disk");
+      cycles.push(points.at(-1)?.cycle ?? "");
+      expect(points.map(({ cycle }) => cycle)).toEqual(cycles);
+    }
+    expect(new Set(cycles).size).toBe(50);
   });
 
   test("a changed byte of a payload never becomes content, and is asked for again", async () => {

@@ -1,7 +1,8 @@
 /** A point's record, `points/<sequence>.json`. Its appearance is the commit. */
 import { isDiskName } from "../../base/disk-name.ts";
 import { ReplicationError } from "../../base/errors.ts";
-import type { Storage } from "../../storage/seam.ts";
+import type { FileStat, Storage } from "../../storage/seam.ts";
+import type { DiskLocks } from "../disk-lock.ts";
 import type { DiskPaths } from "../layout.ts";
 import { parsePointFile } from "../layout.ts";
 import {
@@ -53,8 +54,12 @@ export interface Point {
   /** Source identity that made it, and its name for people. */
   readonly source: string;
   readonly sourceName: string;
-  /** mtime of the replica at the commit, nanoseconds since 1970 as decimal text: a later one means that somebody else wrote to it. */
+  /**
+   * mtime and ctime of the replica at the commit, nanoseconds since 1970 as decimal text: a later one means that somebody else wrote to it. Of an image
+   * that was adopted only mtime is known: its name and its mode change behind the commit.
+   */
   readonly replicaModified?: string | undefined;
+  readonly replicaChanged?: string | undefined;
   readonly hold?: Hold | undefined;
   readonly cut?: Cut | undefined;
   /** The log of the point before, which this commit closed; undefined: that was the empty disk before the first point. */
@@ -66,11 +71,37 @@ export interface Point {
   readonly logs?: readonly NamedLog[] | undefined;
 }
 
+/** What a point says of the replica's file as it is now. */
+export function replicaTimes({
+  modifiedNanos,
+  changedNanos,
+}: FileStat): Pick<Point, "replicaModified" | "replicaChanged"> {
+  return { replicaModified: modifiedNanos.toString(), replicaChanged: changedNanos.toString() };
+}
+
+/** The newest point's record gets the replica's times as they are: they were changed, and the content was not. Durable when it resolves. */
+export async function refreshTimes(
+  { storage, locks }: { readonly storage: Storage; readonly locks: DiskLocks },
+  paths: DiskPaths,
+  { point }: Point,
+  replica: { readonly stat: () => Promise<FileStat> },
+): Promise<Point | undefined> {
+  const times = replicaTimes(await replica.stat());
+  return locks.withChainLock(paths.chainLock, async () => {
+    const now = await readPoint(storage, paths, point);
+    if (now === undefined) return undefined;
+    const refreshed = { ...now, ...times };
+    await writePoint(storage, paths, refreshed);
+    return refreshed;
+  });
+}
+
 export const pointFormat: StateFormat = { format: "replicate point", version: 1 };
 
 function parsePoint(content: StateContent): Point {
+  const point = content.integer("point", 1);
   return {
-    point: content.integer("point", 1),
+    point,
     time: content.integer("time", Number.MIN_SAFE_INTEGER),
     label: content.optionalText("label"),
     consistency: content.oneOf("consistency", ["crash", "application", "none"]),
@@ -82,10 +113,11 @@ function parsePoint(content: StateContent): Point {
     source: content.text("source"),
     sourceName: content.text("sourceName"),
     replicaModified: content.optionalText("replicaModified"),
+    replicaChanged: content.optionalText("replicaChanged"),
     hold: parseHold(content.optionalObject("hold")),
     cut: parseCut(content.optionalObject("cut")),
     closed: parseClosed(content.optionalObject("closed")),
-    logs: content.optionalList("logs")?.map((log) => parseNamedLog(log)),
+    logs: content.optionalList("logs")?.map((log, index) => parseNamedLog(log, point, index)),
   };
 }
 
@@ -122,10 +154,18 @@ function closedContent({ sizeBytes, footerOffset, footerChecksum, damage }: Clos
   return { sizeBytes, footerOffset, footerChecksum, damage: damage?.map((stretch) => ({ ...stretch })) };
 }
 
-function parseNamedLog(content: StateContent): NamedLog {
+function parseNamedLog(content: StateContent, point: number, index: number): NamedLog {
   const name = content.text("name");
+  const file = parsePointFile(name);
   // Never a path: a name decides which file is opened and unlinked.
-  if (parsePointFile(name)?.kind !== "undo") throw damaged(content.path, `"logs" names ${JSON.stringify(name)}`);
+  if (file?.kind !== "undo") throw damaged(content.path, `"logs" names ${JSON.stringify(name)}`);
+  // Its own comes first, those of points that were removed behind it follow: with another order an older content would be taken for a newer one.
+  if (index === 0 ? file.sequence !== point : file.sequence < point) {
+    throw damaged(
+      content.path,
+      `"logs" names ${JSON.stringify(name)} where a log of point ${point}, or of a newer one, belongs`,
+    );
+  }
   const closed = parseClosed(content);
   if (closed === undefined) throw damaged(content.path, `"logs" is incomplete`);
   return { name, closed };
@@ -152,7 +192,7 @@ export async function writePoint(storage: Storage, paths: DiskPaths, point: Poin
 
 function pointContent(point: Point): StateRecord {
   const { time, label, consistency, root, sizeBytes, generation, term, cycle, source, sourceName } = point;
-  const { replicaModified, hold, cut, closed, logs } = point;
+  const { replicaModified, replicaChanged, hold, cut, closed, logs } = point;
   return {
     point: point.point,
     time,
@@ -166,6 +206,7 @@ function pointContent(point: Point): StateRecord {
     source,
     sourceName,
     replicaModified,
+    replicaChanged,
     hold: hold === undefined ? undefined : { ...hold },
     cut: cut === undefined ? undefined : { id: cut.id, members: cut.members.map((disk) => ({ disk })) },
     closed: closed === undefined ? undefined : closedContent(closed),
