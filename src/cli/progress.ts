@@ -1,5 +1,5 @@
 /** Progress lines, and the closing lines of a send. */
-import { systemClock } from "../base/clock.ts";
+import { type Clock, systemClock } from "../base/clock.ts";
 import type { Logger } from "../base/logger.ts";
 import type { MachineSender } from "../replication/machine.ts";
 import type { SendReport } from "../replication/report.ts";
@@ -12,8 +12,14 @@ import type { CliIo } from "./verb.ts";
 const redrawMillis = 200;
 const reportMillis = 2_000;
 
+interface ProgressOptions {
+  readonly json: boolean;
+  /** Default: the system's. */
+  readonly clock?: Clock;
+}
+
 /** Draws (terminal) or prints (JSON) the progress of a send until the returned function is called. */
-export function showProgress(sender: Sender, io: CliIo, options: { readonly json: boolean }): () => void {
+export function showProgress(sender: Sender, io: CliIo, options: ProgressOptions): () => void {
   return showLine(io, {
     ...options,
     facts: (seconds) => facts(sender.progress(), seconds),
@@ -22,7 +28,7 @@ export function showProgress(sender: Sender, io: CliIo, options: { readonly json
 }
 
 /** The same for several disks at once: their sums, on a terminal; a line for each, as JSON. */
-export function showMachineProgress(sender: MachineSender, io: CliIo, options: { readonly json: boolean }): () => void {
+export function showMachineProgress(sender: MachineSender, io: CliIo, options: ProgressOptions): () => void {
   const sum = (of: (funnel: Funnel) => number): number =>
     sender.progress().reduce((total, { progress }) => total + of(progress.funnel), 0);
   return showLine(io, {
@@ -51,7 +57,7 @@ export interface Work {
 }
 
 /** The same for work that is counted in bytes. `work` is read each time; its counts start again with each piece of work. */
-export function showWork(work: Work, io: CliIo, options: { readonly json: boolean }): () => void {
+export function showWork(work: Work, io: CliIo, options: ProgressOptions): () => void {
   return showLine(io, {
     ...options,
     facts: (seconds) => ({
@@ -73,24 +79,23 @@ export function workLine({ title, doneBytes, totalBytes }: Work, seconds: number
 
 function showLine(
   io: CliIo,
-  options: {
-    readonly json: boolean;
+  options: ProgressOptions & {
     readonly facts: (seconds: number) => object | readonly object[];
     readonly line: (seconds: number) => string;
   },
 ): () => void {
-  const { json } = options;
+  const { json, clock = systemClock } = options;
   if (!json && !io.isTerminal) return () => {};
-  const startedAt = systemClock.monotonic();
+  const startedAt = clock.monotonic();
   const width = io.columns - 1;
   const show = (): void => {
-    const seconds = (systemClock.monotonic() - startedAt) / 1000;
+    const seconds = (clock.monotonic() - startedAt) / 1000;
     if (json) {
       for (const facts of [options.facts(seconds)].flat())
         io.out(`${JSON.stringify({ event: "progress", ...facts })}\n`);
     } else io.err(`\r${options.line(seconds).slice(0, width).padEnd(width)}`);
   };
-  const stop = systemClock.every(json ? reportMillis : redrawMillis, show);
+  const stop = clock.every(json ? reportMillis : redrawMillis, show);
   let stopped = false;
   return () => {
     if (stopped) return;

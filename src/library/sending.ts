@@ -5,6 +5,7 @@ import { checkDiskName } from "../base/disk-name.ts";
 import { ReplicationError } from "../base/errors.ts";
 import type { Engine } from "../replication/engine.ts";
 import { createMachineSender as createBareMachineSender, type MachineSender } from "../replication/machine.ts";
+import { createRateLimit, type RateLimit } from "../replication/rate.ts";
 import type { SendReport } from "../replication/report.ts";
 import { createSeedTarget } from "../replication/seed/export.ts";
 import type { Sender, SenderOptions, SendSource } from "../replication/sender.ts";
@@ -116,9 +117,11 @@ function hash(text: string): string {
 export interface CreateSenderOptions
   extends Omit<
     SenderOptions,
-    "connect" | "instance" | "software" | "lanes" | "pool" | "clock" | "random" | "log" | "codecs"
+    "connect" | "instance" | "software" | "lanes" | "pool" | "clock" | "random" | "log" | "codecs" | "rate" | "limit"
   > {
   readonly engine: Engine;
+  /** Bytes a second that are sent, by all senders of the engine that were given the same figure together: they share a link. */
+  readonly rate?: number | undefined;
   readonly receiver: NetworkReceiver | SeedFolder;
 }
 
@@ -143,9 +146,10 @@ interface SeedFolder {
  * who opened it closes it.
  */
 export function createSender(options: CreateSenderOptions): Sender {
-  const { engine, receiver, ...rest } = options;
+  const { engine, receiver, rate, ...rest } = options;
   const whole = {
     ...rest,
+    limit: sharedLimit(engine, rate),
     lanes: engine.lanes,
     pool: engine.pool,
     clock: engine.clock,
@@ -169,6 +173,18 @@ export function createSender(options: CreateSenderOptions): Sender {
         signal,
       }),
   });
+}
+
+const limitsOf = new WeakMap<Engine, Map<number, RateLimit>>();
+
+/** Disks of a machine, and passes and cycles of a tracked image, have a sender each: a limit of their own would let all of them together send more. */
+function sharedLimit(engine: Engine, rate: number | undefined): RateLimit | undefined {
+  if (rate === undefined) return undefined;
+  const known = limitsOf.get(engine) ?? new Map<number, RateLimit>();
+  limitsOf.set(engine, known);
+  const limit = known.get(rate) ?? createRateLimit(engine.clock, rate);
+  known.set(rate, limit);
+  return limit;
 }
 
 /** How to send several disks; see {@link CreateSenderOptions} for what the fields mean. */

@@ -8,8 +8,8 @@ import type { BlockReader } from "../image/block-device.ts";
 import type { Shipment } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import { areaA } from "../lanes/slot-layout.ts";
-import { encodeHeadBefore } from "../wire/frame.ts";
-import type { Data } from "../wire/messages.ts";
+import { encodeFrame, encodeHeadBefore } from "../wire/frame.ts";
+import type { Data, Zero } from "../wire/messages.ts";
 import type { CodecChoice, CodecPick } from "./codec-choice.ts";
 import type { FunnelCount } from "./funnel-count.ts";
 import { readParts, stretchesOf } from "./part-ranges.ts";
@@ -99,9 +99,10 @@ export class FrameShipper {
       const first = blocks[index] ?? 0;
       const count = neighboursEnd(blocks, index, blocksPerZero) - index;
       index += count;
+      const message: Zero = { type: "zero", first, count, repeat };
       await session.takeCredit();
-      await rate.take(64, signal);
-      session.sendZero({ type: "zero", first, count, repeat });
+      await rate.take(encodeFrame(message).length, signal);
+      session.sendZero(message);
       if (!repeat) this.#o.count.zeros(first, count);
     }
   }

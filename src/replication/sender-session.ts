@@ -58,6 +58,8 @@ export interface SenderSessionOptions {
   /** The receiver wants blocks whole: blocks of the disk, each once in a session. */
   readonly onRepeat: (blocks: readonly number[]) => void;
   readonly beat: () => { readonly bytes: number; readonly phase: string };
+  /** Called with each control frame the work needs: what opens, asks and commits. */
+  readonly onControl?: (message: Message) => void;
   readonly signal: AbortSignal;
 }
 
@@ -273,6 +275,7 @@ export class SenderSession {
   #send(message: Message): void {
     this.#rules.sent(message);
     this.#first.send(message);
+    if (message.type !== "zero") this.#options.onControl?.(message);
   }
 
   get #first(): Link {

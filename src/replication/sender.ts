@@ -17,6 +17,7 @@ import type { BlockReader } from "../image/block-device.ts";
 import type { Lanes } from "../lanes/lanes.ts";
 import { checkDiskName } from "../base/disk-name.ts";
 import type { Link } from "../transport/link.ts";
+import { encodeFrame } from "../wire/frame.ts";
 import { offer } from "../wire/handshake.ts";
 import { isName } from "../wire/field-kinds.ts";
 import type { Commit, Durable, Open, Opened, Synced } from "../wire/messages.ts";
@@ -80,8 +81,10 @@ export interface SenderOptions {
   readonly codec?: CodecName | "auto" | undefined;
   /** Codecs of this process. */
   readonly codecs: readonly CodecName[];
-  /** Bytes a second, all connections together. */
+  /** Bytes a second that are sent, all connections together. */
   readonly rate?: number | undefined;
+  /** In place of `rate`: what this sender shares with others of its process. */
+  readonly limit?: RateLimit | undefined;
   /** Connections of the session; default 1. */
   readonly connections?: number | undefined;
   readonly label?: string | undefined;
@@ -139,7 +142,7 @@ class SenderRun implements Sender {
   constructor(options: SenderOptions) {
     this.#o = options;
     this.#cycle = options.source.changes?.cycle ?? options.random.uuid();
-    this.#rate = createRateLimit(options.clock, options.rate);
+    this.#rate = options.limit ?? createRateLimit(options.clock, options.rate);
     this.#funnel = emptyFunnel(options.source.reader.sizeBytes);
   }
 
@@ -238,6 +241,9 @@ class SenderRun implements Sender {
         repeats.push(blocks);
       },
       beat: () => ({ bytes: this.#funnel.scannedBytes, phase: this.#phase }),
+      onControl: (message) => {
+        this.#rate.spent(() => encodeFrame(message).length);
+      },
       signal,
     });
     this.#session = session;
@@ -257,7 +263,10 @@ class SenderRun implements Sender {
       await session.close();
       return { ...report, funnel: { ...this.progress().funnel } };
     } catch (thrown) {
-      const error = toReplicationError(thrown);
+      const first = toReplicationError(thrown);
+      // A session that failed closes its connections: what was under way on them then ends with that, and not with the cause.
+      const isEcho = first.code === "connection-lost" && session.signal.aborted;
+      const error = isEcho ? toReplicationError(session.signal.reason) : first;
       session.fail(error);
       throw error;
     } finally {

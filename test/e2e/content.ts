@@ -1,6 +1,6 @@
 /** Content for end-to-end tests: noise, scattered changes, holes, and what two files have apart. */
 import { createCipheriv } from "node:crypto";
-import { closeSync, fsyncSync, ftruncateSync, openSync, readSync, statSync, writeSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, ftruncateSync, openSync, readSync, statSync, writeSync } from "node:fs";
 import { type CliProcess, type JsonLine, procRss, runTool, seededRandom } from "./kit.ts";
 
 export const KIB = 1024;
@@ -102,7 +102,12 @@ const sessionBytes = 12 * KIB;
 
 /** What both ends have to tell each other to find these differences: page, block and part digests. */
 export function digestBytes({ sizeBytes, pages, blocks }: Omit<Differences, "parts">): number {
-  return sessionBytes + Math.ceil(sizeBytes / PAGE) * 32 + pages * 512 * 8 + blocks * 64;
+  return sessionBytes + pages * 512 * 8 + pageAndPartDigests({ sizeBytes, blocks });
+}
+
+/** The page digests of a disk, and the part digests of the blocks that differ: no greeting, and no digests of blocks. */
+export function pageAndPartDigests({ sizeBytes, blocks }: Pick<Differences, "sizeBytes" | "blocks">): number {
+  return Math.ceil(sizeBytes / PAGE) * 32 + blocks * 64;
 }
 
 /** Bytes of a piece of a file. */
@@ -149,6 +154,13 @@ export async function waitForLog(
 /** Looks again and again until the condition holds; the test's time limit ends it otherwise. */
 export async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await new Promise((resolve) => setTimeout(resolve, 10));
+}
+
+/** A peak that can be judged. One that is missing must not pass for none; only without /proc, as elsewhere than on Linux, there is nothing to judge. */
+export function knownPeak(bytes: number | undefined): number {
+  if (bytes === undefined && existsSync("/proc/self/status"))
+    throw new Error("the peak memory of a process is missing");
+  return bytes ?? 0;
 }
 
 /** Follows the peak memory of a process that will end; the function returned gives it in bytes (undefined without /proc). */

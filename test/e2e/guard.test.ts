@@ -1,5 +1,5 @@
 /** What may happen to content: an image that moves while it is sent, holes, rewrites, tails, full disks, damaged sources. */
-import { mkdirSync, truncateSync } from "node:fs";
+import { copyFileSync, mkdirSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
 import {
@@ -252,7 +252,16 @@ test("a receiver that runs out of space: both ends say so, the point before stay
   });
   const [image, other] = [join(dir, "disk.raw"), join(dir, "other.raw")];
   makeSparse(image, 80 * MIB);
-  writeAt(image, [[0, noise(1, 4 * MIB)]]);
+  // A part of each block: whatever comes is in the way of something that the undo log has to keep.
+  const old = new Set(
+    Array.from({ length: (80 * MIB) / BLOCK }, (_unused, block) => block * BLOCK + (block % 16) * PART),
+  );
+  writeAt(
+    image,
+    [...old].map((offset) => [offset, noise(offset, PART)] as const),
+  );
+  const before = join(dir, "before.raw");
+  copyFileSync(image, before);
   makeNoise(other, 4 * MIB, 9);
   expect((await send(t, to(receiver, "other", other))).code).toBe(0);
   expect((await send(t, to(receiver, "vm", image))).code).toBe(0);
@@ -269,7 +278,19 @@ test("a receiver that runs out of space: both ends say so, the point before stay
   expect(cmpFiles(other, replicaPath(receiver.storeDir, "other"))).toBeUndefined();
   expect(logLines(receiver.process).filter((line) => line["code"] === "internal")).toHaveLength(0);
 
-  expect(runTool("mount", ["-o", "remount,size=160m", mountPoint]).code).toBe(0);
+  // While there is still no room: every block of the point before is as its digests say, and it comes out as it was.
+  const verified = await replicate(t, ["verify", "--store", receiver.storeDir, "vm@1", "--json"]);
+  expect(verified.code, verified.stdout + verified.stderr).toBe(0);
+  const restored = join(dir, "restored.raw");
+  const restore = await replicate(t, ["restore", "--store", receiver.storeDir, "vm@1", restored]);
+  expect(restore.code, restore.stdout + restore.stderr).toBe(0);
+  expect(cmpFiles(before, restored)).toBeUndefined();
+  // Which is not what the replica holds any more: some of it had been written over.
+  const gone = differences(before, replicaPath(receiver.storeDir, "vm")).parts.filter((offset) => old.has(offset));
+  expect(gone.length).toBeGreaterThan(100);
+
+  // The undo log keeps whole blocks.
+  expect(runTool("mount", ["-o", "remount,size=192m", mountPoint]).code).toBe(0);
   const left = differences(image, replicaPath(receiver.storeDir, "vm"));
   const done = await send(t, to(receiver, "vm", image));
   expect(done.code, done.stderr).toBe(0);

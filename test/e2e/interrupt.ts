@@ -1,5 +1,5 @@
 /** Copies that are killed, and what the next one may cost; the same in both tiers, with other numbers. */
-import { copyFileSync, existsSync, statSync } from "node:fs";
+import { copyFileSync, existsSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { expect } from "vitest";
 import { allocated, BLOCK, differences, digestBytes, makeNoise, noise, PART, until, writeAt } from "./content.ts";
@@ -47,23 +47,24 @@ export function through(setting: Setting, disk: string, ...args: string[]): Send
 }
 
 /**
- * Starts a send and resolves in the middle of it, when a random share of `bytes` has passed, 20 to 80 %, and something has come into the
- * replica. It is under way then, and cannot end before the proxy lets the rest pass ({@link letGo}).
+ * Starts a send and resolves in the middle of it, when a share of `bytes` has passed, by default a random one of 20 to 80 %, and something has come
+ * into the replica. It is under way then, and cannot end before the proxy lets the rest pass ({@link letGo}).
  */
 export async function sendPart(
   scope: Scope,
   setting: Setting,
   disk: string,
   bytes = setting.imageBytes,
+  share = 0.2 + (0.6 * (setting.random() % 1_000)) / 1_000,
 ): Promise<CliProcess> {
-  const { proxy, random } = setting;
+  const { proxy } = setting;
   const replica = replicaPath(setting.receiver.storeDir, disk);
   const touched = (): bigint => statSync(replica, { bigint: true, throwIfNoEntry: false })?.mtimeNs ?? 0n;
   const before = touched();
   const start = proxy.bytesUp;
   proxy.holdUp(start + 0.85 * bytes);
   const sender = startSend(scope, through(setting, disk));
-  await proxy.passedUp(start + (0.2 + (0.6 * (random() % 1_000)) / 1_000) * bytes);
+  await proxy.passedUp(start + share * bytes);
   // What has passed may wait in front of a busy receiver.
   if (before === 0n) await until(() => allocated(replica) > 0);
   else await until(() => touched() !== before);
@@ -129,6 +130,29 @@ export async function killSenders(scope: Scope, setting: Setting, rounds: number
     expect(done).toMatchObject({ reason: "resume", point: 1 });
     expect(done.bytesWire).toBeLessThan(most);
   }
+}
+
+/**
+ * kill -9 of the sender at 40 % of an initial copy; then `lose` takes away what the next send could go on from: it compares, and ships the rest. Returns
+ * what the receiver logged of that.
+ */
+export async function killAndLose(scope: Scope, setting: Setting, lose: (diskDir: string) => void): Promise<string> {
+  const disk = "vm";
+  const sender = await sendPart(scope, setting, disk, setting.imageBytes, 0.4);
+  expect(await sender.kill()).toBe("SIGKILL");
+  letGo(setting);
+  await putAway(setting, disk);
+  const diskDir = join(setting.receiver.storeDir, "disks", disk);
+  const logged = setting.receiver.process.stderr.length;
+  lose(diskDir);
+  const most = mostLeft(setting, disk, BLOCK);
+  const done = await expectDone(setting, startSend(scope, through(setting, disk)), disk);
+  expect(done).toMatchObject({ point: 1, attempts: 1 });
+  expect(done.bytesWire).toBeLessThan(most);
+  // Nothing of the first try is left to be in the way of later ones.
+  expect(readdirSync(diskDir).filter((name) => /session|suspect|\.new$/.test(name))).toEqual([]);
+  expect(readdirSync(join(diskDir, "points")).filter((name) => !name.endsWith(".lock"))).toEqual(["0000000001.json"]);
+  return setting.receiver.process.stderr.slice(logged);
 }
 
 /** kill -9 of the receiver and an immediate restart, `rounds` times; the sender, still there, finishes by itself. */

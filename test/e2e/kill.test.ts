@@ -1,9 +1,11 @@
 /** Either end killed or stopped in the middle of a copy: nothing is lost, and what arrived does not travel again. */
+import { copyFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
-import { BLOCK, MIB } from "./content.ts";
+import { BLOCK, MIB, noise, writeAt } from "./content.ts";
 import {
   expectDone,
+  killAndLose,
   killDeltas,
   killReceivers,
   killSenders,
@@ -37,7 +39,7 @@ test.concurrent("kill -9 of either end in the middle of a delta: the next send s
   await killDeltas(t, await makeSetting(t, pki, imageBytes, 3), 2);
 });
 
-test.concurrent("SIGINT to the sender: exit code 130, and the next send goes on (C-59)", async (t) => {
+test.concurrent("SIGINT to the sender: exit code 130, and the next send goes on", async (t) => {
   const setting = await makeSetting(t, pki, imageBytes, 4);
   const sender = await sendPart(t, setting, "vm");
   sender.signal("SIGINT");
@@ -51,6 +53,34 @@ test.concurrent("SIGINT to the sender: exit code 130, and the next send goes on 
   const done = await expectDone(setting, startSend(t, through(setting, "vm")), "vm");
   expect(done).toMatchObject({ reason: "resume", point: 1, attempts: 1 });
   expect(done.bytesWire).toBeLessThan(most);
+});
+
+test.concurrent("C-59: killed at 40 %, and the record of where the copy stood is gone: what arrived is found by comparing", async (t) => {
+  const setting = await makeSetting(t, pki, imageBytes, 7);
+  const logged = await killAndLose(t, setting, (diskDir) => rmSync(join(diskDir, "session.json")));
+  expect(logged).toMatch(/in doubt: .*did not end cleanly/);
+});
+
+test.concurrent("C-59: killed at 40 %, and the log that record speaks of is gone", async (t) => {
+  const setting = await makeSetting(t, pki, imageBytes, 8);
+  const logged = await killAndLose(t, setting, (diskDir) => rmSync(join(diskDir, "points/0000000000.undo")));
+  expect(logged).toMatch(/in doubt: /);
+});
+
+test.concurrent("C-59: killed at 40 %, and the image is another file by then, a little newer", async (t) => {
+  const setting = await makeSetting(t, pki, imageBytes, 9);
+  const { dir, image } = setting;
+  await killAndLose(t, setting, () => {
+    const rotated = join(dir, "rotated.raw");
+    renameSync(image, rotated);
+    copyFileSync(rotated, image);
+    rmSync(rotated);
+    // Of what arrived, and of what did not.
+    writeAt(
+      image,
+      [100_000, 20 * MIB].map((at) => [at, noise(at, 5_000)] as const),
+    );
+  });
 });
 
 test.concurrent("SIGINT while the receiver is down: stopped on request, and no word of the connection", async (t) => {

@@ -4,6 +4,7 @@ import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
 import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { join } from "node:path";
 import { expect, test } from "vitest";
+import { knownPeak } from "./content.ts";
 import { changeImage, cmpFiles, fsck, makeExt4, makeImage, needTools, procRss, type Scope, tempDir } from "./kit.ts";
 import { startProxy } from "./proxy.ts";
 
@@ -108,4 +109,7 @@ test("peak memory of a process", (t) => {
   if (own === undefined) t.skip("no /proc");
   expect(own).toBeGreaterThan(10 << 20);
   expect(procRss(2 ** 30)).toBeUndefined();
+  expect(knownPeak(own)).toBe(own);
+  // A figure that is missing where there could be one is no small one.
+  expect(() => knownPeak(undefined)).toThrow("missing");
 });

@@ -67,7 +67,7 @@ test("both disks get their point of one cut, and half a cut is only taken by its
     const out = join(dir, `${name}.restored`);
     const restored = await replicate(t, ["restore", ...store, `web.${name}@1`, out]);
     expect(restored.code, restored.stderr).toBe(0);
-    cmpFiles(out, copy);
+    expect(cmpFiles(out, copy)).toBeUndefined();
   }
 
   // Half of a cut is taken by its number only: here the other disk is gone.
@@ -76,7 +76,7 @@ test("both disks get their point of one cut, and half a cut is only taken by its
   expect(half.stdout).toMatch(/INCOMPLETE: no point of web\.data/);
   const newest = await replicate(t, ["restore", ...store, "web.root", join(dir, "newest")]);
   expect(newest.code, newest.stderr).toBe(0);
-  cmpFiles(join(dir, "newest"), images.root);
+  expect(cmpFiles(join(dir, "newest"), images.root)).toBeUndefined();
   const monday = await replicate(t, ["restore", ...store, "web.root@monday", join(dir, "monday")]);
   expect(monday.code).toBe(1);
   expect(monday.stderr).toMatch(/no point with the label/);

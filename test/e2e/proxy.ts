@@ -29,6 +29,8 @@ export interface Proxy {
   setBlackhole(on: boolean): void;
   /** From now on clients get nothing from the target (true), while what they send still passes. */
   setDeaf(on: boolean): void;
+  /** From now on each direction passes so many bytes a second; undefined: as many as there are. */
+  setThrottle(bytesPerSecond: number | undefined): void;
   /** Passes nothing more from clients once `bytesUp` has come to `bytes`, and loses nothing; undefined passes all again. */
   holdUp(bytes: number | undefined): void;
   /** Resolves when so many bytes have passed. */
@@ -45,6 +47,7 @@ export async function startProxy(scope: Scope, targetPort: number, options: Prox
   let bytesUp = 0;
   let blackhole = options.blackhole ?? false;
   let deaf = false;
+  let throttle = options.throttleBytesPerSecond;
   let holdAt = Number.POSITIVE_INFINITY;
   const held = new Set<Socket>();
   const pairs = new Set<readonly [Socket, Socket]>();
@@ -68,10 +71,9 @@ export async function startProxy(scope: Scope, targetPort: number, options: Prox
       if (!down) bytesUp += chunk.length;
       if (!count(chunk.length)) return;
       const room = to.write(chunk);
-      const rate = options.throttleBytesPerSecond;
-      if (rate !== undefined) {
+      if (throttle !== undefined) {
         from.pause();
-        setTimeout(() => resume(from, down), (chunk.length / rate) * 1000);
+        setTimeout(() => resume(from, down), (chunk.length / throttle) * 1000);
       } else if (!room) {
         from.pause();
         to.once("drain", () => resume(from, down));
@@ -149,6 +151,9 @@ export async function startProxy(scope: Scope, targetPort: number, options: Prox
     },
     setDeaf(on) {
       deaf = on;
+    },
+    setThrottle(bytesPerSecond) {
+      throttle = bytesPerSecond;
     },
     holdUp(wanted) {
       holdAt = wanted ?? Number.POSITIVE_INFINITY;

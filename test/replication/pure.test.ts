@@ -163,6 +163,26 @@ describe("rate", () => {
     await next;
   });
 
+  test("what was sent without asking is waited for by the next, what was given up is not", async () => {
+    const clock = createFakeClock();
+    const limit = createRateLimit(clock, 1_000);
+    await limit.take(250, signal);
+    limit.spent(() => 300);
+    const stop = new AbortController();
+    const givenUp = limit.take(60_000, stop.signal).catch(() => undefined);
+    stop.abort();
+    await givenUp;
+    let passed = false;
+    const next = limit.take(100, signal).then(() => {
+      passed = true;
+    });
+    await clock.run(399);
+    expect(passed).toBe(false);
+    await clock.run(1);
+    expect(passed).toBe(true);
+    await next;
+  });
+
   test("stopping ends a wait; without a limit there is none", async () => {
     const clock = createFakeClock();
     const stop = new AbortController();

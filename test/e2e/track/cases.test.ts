@@ -1,9 +1,18 @@
 /** `replicate track` and what went wrong elsewhere: images touched, cut and lengthened behind its back, journals lost, full disks, cycles that were stopped. */
-import { readFileSync, rmSync, statSync, truncateSync, utimesSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { beforeAll, describe, expect, test } from "vitest";
 import { journalBytesMax } from "../../../src/track/journal/format.ts";
-import { KIB, makeNoise, makeSparse, MIB, noise, writeAt } from "../content.ts";
+import { BLOCK, differences, digestBytes, KIB, makeNoise, makeSparse, MIB, noise, until, writeAt } from "../content.ts";
 import {
   CliProcess,
   cmpFiles,
@@ -237,6 +246,31 @@ describe("C-28, C-31: a cycle that is stopped half way leaves nothing that is in
       }
     });
   }
+});
+
+test("C-59: a first copy is killed at 40 %, and the journal goes before the next: what arrived is found, the rest is sent", async (t) => {
+  const image = imageOf("forgotten");
+  const bytes = 24 * MIB;
+  makeNoise(image, bytes, 59);
+  const proxy = await startProxy(t, receiver.port);
+  const { child } = await track(t, "forgotten", { port: proxy.port, args: ["--codec", "none"] });
+  const to = proxy.bytesUp + 0.4 * bytes;
+  proxy.holdUp(to);
+  await proxy.passedUp(to);
+  expect(await child.kill()).toBe("SIGKILL");
+  proxy.holdUp(undefined);
+  proxy.cut();
+  const diskDir = join(receiver.storeDir, "disks/forgotten");
+  await until(() => existsSync(join(diskDir, "session.json")));
+  const left = differences(image, join(diskDir, "replica.raw"));
+  expect(left.blocks).toBeLessThan(bytes / BLOCK);
+  // The epoch the cycle was cut in, and what the image looked like then.
+  for (const name of readdirSync(dir)) if (/^forgotten\.raw\.rb[jk]/.test(name)) rmSync(join(dir, name));
+  const { begun, done: cycles } = await run(t, "forgotten", 2);
+  expect(begun).toMatchObject({ changes: "scan", reason: "journal-new" });
+  expect(cycles).toMatchObject([{ point: 1 }, { point: 2, reason: "bitmap" }]);
+  expect(Number(cycles[0]?.["bytesWire"])).toBeLessThan(left.blocks * BLOCK * 1.05 + digestBytes(left));
+  await expectEqual(t, "forgotten");
 });
 
 test("C-34: more is written than the disk has while the receiver is away: the journal stays within its bound, and all is well when it is back", async (t) => {

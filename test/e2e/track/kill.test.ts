@@ -18,6 +18,7 @@ import {
 } from "../kit.ts";
 import { Load, Tracker } from "./kit.ts";
 import { killTracked } from "./kill.ts";
+import { killSends } from "./kill-send.ts";
 
 const suite = suiteScope();
 let pki: Pki;
@@ -38,6 +39,10 @@ test.concurrent("kill -9 of the receiver under load: the machine notices nothing
 
 test.concurrent("kill -9 of both under load", async (t) => {
   expect((await killTracked(t, pki, { killed: "both", kills: 1, seed: 3 })).kills).toBe(1);
+});
+
+test.concurrent("kill -9 of a send that has its cut from a tracker: the machine notices nothing, and the next send knows what changed", async (t) => {
+  expect((await killSends(t, pki, { kills: 3, seed: 4 })).kills).toBe(3);
 });
 
 /** A program that runs a command as if the machine had been started `ageSeconds` ago, with an id of that start. */
