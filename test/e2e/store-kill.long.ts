@@ -13,10 +13,12 @@ beforeAll(async () => {
   pki = await makePki(suite, join(tempDir(suite), "pki"));
 });
 
-test(`100 kills at moments of deltas, commits and removals, seed ${String(seed)}`, async (t) => {
+test(`100 kills at moments of deltas, commits, removals and joinings, seed ${String(seed)}`, async (t) => {
   const counts = await killStore(t, pki, { kills: 100, keep: 5, seed });
   process.stdout.write(`${JSON.stringify(counts)}\n`);
   // Or the moments were all of one kind.
+  for (const phase of ["delta", "commit", "removal", "joining"] as const)
+    expect(counts.phases[phase], phase).toBeGreaterThan(5);
   expect(counts.before).toBeGreaterThan(10);
   expect(counts.after).toBeGreaterThan(10);
 });

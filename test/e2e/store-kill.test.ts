@@ -1,4 +1,4 @@
-/** `kill -9` of a receiver in deltas, commits and removals: every point can be read before the sender is back. 100 kills: store-kill.long.ts. */
+/** `kill -9` of a receiver in deltas, commits, removals and joinings: every point can be read before the sender is back. 100 kills: store-kill.long.ts. */
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { makePki, type Pki, suiteScope, tempDir } from "./kit.ts";
@@ -11,7 +11,8 @@ beforeAll(async () => {
   pki = await makePki(suite, join(tempDir(suite), "pki"));
 });
 
-test("5 kills, also while points are removed and their logs joined (C-71)", async (t) => {
-  const counts = await killStore(t, pki, { kills: 5, seed: 12, keep: 2, bothEnds: true });
+test("C-71: 5 kills, also while points are removed, and at least one while their logs are joined", async (t) => {
+  const counts = await killStore(t, pki, { kills: 5, seed: 12, keep: 2, bothEnds: true, joining: 1 });
   expect(counts.read).toBeGreaterThanOrEqual(10);
+  expect(counts.phases.joining).toBeGreaterThan(0);
 });
