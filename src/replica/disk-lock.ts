@@ -1,6 +1,7 @@
 /** Locks of a store and the text that says who holds one. The kernel lock decides; the text is for messages. */
 import { errnoOf, ReplicationError } from "../base/errors.ts";
 import type { Clock } from "../base/clock.ts";
+import type { Heartbeat } from "../base/heartbeat.ts";
 import type { FileLock, Storage } from "../storage/seam.ts";
 import { inFile } from "./file-error.ts";
 import { readSmallFile } from "./state-file.ts";
@@ -15,14 +16,6 @@ export interface Holder {
   readonly instance: string;
   /** Missing: it has not said so yet, and nothing is known of who held the disk before. */
   readonly heartbeat?: Heartbeat | undefined;
-}
-
-/** When who writes to a disk was alive for certain. */
-export interface Heartbeat {
-  /** Milliseconds since 1970 UTC. */
-  readonly millis: number;
-  /** Of the boot it was in; empty: not known. */
-  readonly bootId: string;
 }
 
 const holderBytesMax = 4096;

@@ -1,10 +1,6 @@
 /** Whether the table can be believed, from what the holder of `apply.lock` finds. Doubt means: blocks are digested anew from the replica. */
-import type { Heartbeat } from "./disk-lock.ts";
+import { behindWhat, type BootNow, type Heartbeat } from "../base/heartbeat.ts";
 import type { Fingerprint, SessionRecord } from "./session-record.ts";
-
-/** Time by which a replica may have been written to behind the last heartbeat of its writer. */
-export const SAME_BOOT_MILLIS = 2_000;
-export const OTHER_BOOT_MILLIS = 12_000;
 
 export interface DiskFindings {
   /** Why the table's files cannot be used, in words; undefined: they have their lengths and were read. */
@@ -29,8 +25,8 @@ export interface DiskFindings {
   readonly committedChanged: bigint | undefined;
   /** Of who wrote to the disk last; undefined: not known. */
   readonly heartbeat: Heartbeat | undefined;
-  /** The boot that runs, and when it began by the clock as it is set now; undefined: not known here. */
-  readonly boot: { readonly id: string; readonly beganMillis: number } | undefined;
+  /** Undefined: not known here. */
+  readonly boot: BootNow | undefined;
   readonly nowMillis: number;
   /** The replica's size by `disk.json`. */
   readonly sizeBytes: number;
@@ -112,10 +108,7 @@ function whyTouchedSince({ heartbeat, boot, nowMillis, replica }: DiskFindings):
     return `the clock shows ${timeOf(nowMillis)}, and it was alive at ${timeOf(heartbeat.millis)}: no times can be compared`;
   }
   const changedMillis = Number(replica.changedNanos) / 1e6;
-  const sameBoot = boot !== undefined && boot.id === heartbeat.bootId;
-  const graceMillis = sameBoot ? SAME_BOOT_MILLIS : OTHER_BOOT_MILLIS;
-  const behindBoot = !sameBoot && boot !== undefined && heartbeat.bootId !== "" && changedMillis >= boot.beganMillis;
-  if (!behindBoot && changedMillis <= heartbeat.millis + graceMillis) return undefined;
+  if (behindWhat(changedMillis, heartbeat, boot) === undefined) return undefined;
   return `the replica was touched at ${timeOf(changedMillis)}, after its last heartbeat at ${timeOf(heartbeat.millis)}`;
 }
 

@@ -3,11 +3,9 @@
  * unclean end it tells a write of the writer's own from one that somebody else made later: doubt.ts.
  */
 import type { Clock } from "../base/clock.ts";
+import { HEARTBEAT_MILLIS, HEARTBEAT_SYNC_MILLIS } from "../base/heartbeat.ts";
 import type { Storage } from "../storage/seam.ts";
 import { type Holder, writeHolder } from "./disk-lock.ts";
-
-export const HEARTBEAT_MILLIS = 1_000;
-export const HEARTBEAT_SYNC_MILLIS = 10_000;
 
 export interface HeartbeatParts {
   readonly storage: Storage;

@@ -1,11 +1,12 @@
 /** Opens a disk for writing: recovers what a crash left, and says whether the table can be believed. */
 import type { Clock } from "../base/clock.ts";
 import { ReplicationError } from "../base/errors.ts";
+import type { BootNow, Heartbeat } from "../base/heartbeat.ts";
 import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
 import type { FileLock, Storage } from "../storage/seam.ts";
 import type { DigestTable } from "../table/digest-table.ts";
-import { type DiskLocks, type Heartbeat, type Holder, readHolder, writeHolder } from "./disk-lock.ts";
+import { type DiskLocks, type Holder, readHolder, writeHolder } from "./disk-lock.ts";
 import { type DiskRecord, geometryOf, pathsOf, readRecord } from "./disk-record.ts";
 import type { DiskWriter } from "./disk-writer.ts";
 import { OpenedDisk, type TableDamage } from "./opened-disk.ts";
@@ -105,10 +106,9 @@ async function openLocked(store: StoreParts, name: string, { folder, lock, self,
     if (undo?.trouble !== undefined) log.error({ disk: name }, `${undo.trouble}; the newest point may be lost there`);
     const damage: TableDamage = new Set();
     const boot = await storage.boot?.();
-    const when = { nowMillis: clock.now(), ageMillis: boot?.ageMillis ?? 0 };
     const judged = await judge({
       ...{ store, storage, paths, record, points, replica, tableFiles, damage, undo, heartbeat: before },
-      boot: boot && { id: boot.id, beganMillis: when.nowMillis - when.ageMillis },
+      boot: boot && { id: boot.id, beganMillis: clock.now() - boot.ageMillis },
     });
     if (judged.doubt !== undefined) log.warn({ disk: name }, `the digest table is in doubt: ${judged.doubt.why}`);
     const bootId = boot?.id ?? "";
@@ -145,7 +145,7 @@ interface Found {
   readonly damage: TableDamage;
   readonly undo: RecoveredLog | undefined;
   readonly heartbeat: Heartbeat | undefined;
-  readonly boot: { readonly id: string; readonly beganMillis: number } | undefined;
+  readonly boot: BootNow | undefined;
 }
 
 interface Judged {

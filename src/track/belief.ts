@@ -6,19 +6,15 @@
  * |---|---|
  * | any | it is of this device and inode, of a disk of this size, and the clock is not before the journal's last heartbeat |
  * | closed | file size, ctime and DataWriteGuid are those it was closed with |
- * | not closed, same boot | ctime <= last heartbeat + 2 s: it is written each second |
- * | not closed, another boot | mode is `power`, ctime is before this boot and <= last heartbeat + 12 s: it is synced every 10 s |
+ * | not closed | the boot is known, ctime is not behind the last heartbeat (base/heartbeat.ts); of another boot: mode is `power` |
  * | of a block device | as above without what is about ctime, and with an audit of the blocks called clean |
  */
+import { behindWhat, type BootNow } from "../base/heartbeat.ts";
 import type { Fingerprint } from "./fingerprint.ts";
 import { type Scan, type ScanReason, scan } from "./scan-reason.ts";
 
 /** What a journal's promises survive: loss of power, or the end of the process alone. */
 export type JournalMode = "power" | "process";
-
-/** Time by which an image may have changed behind the heartbeat of a journal that was not closed. */
-export const SAME_BOOT_MILLIS = 2_000;
-export const OTHER_BOOT_MILLIS = 12_000;
 
 /** What a journal says. */
 export interface JournalClaim {
@@ -40,8 +36,8 @@ export interface ImageNow {
   readonly kind: "file" | "device";
   readonly sizeBytes: number;
   readonly image: Fingerprint;
-  /** The boot that runs, and when it began by the clock as it is set now; undefined: not known here. */
-  readonly boot: { readonly id: string; readonly beganMillis: number } | undefined;
+  /** Undefined: not known here. */
+  readonly boot: BootNow | undefined;
   readonly nowMillis: number;
 }
 
@@ -110,12 +106,12 @@ function doubtOfOpen(journal: JournalClaim, { kind, image, boot }: ImageNow): Do
   }
   if (kind === "device") return undefined;
   const changedMillis = Number(image.changedNanos) / 1e6;
-  if (!sameBoot && changedMillis >= boot.beganMillis) {
+  const behind = behindWhat(changedMillis, { millis: journal.heartbeatMillis, bootId: journal.bootId }, boot);
+  if (behind === undefined) return undefined;
+  if (behind === "boot") {
     const words = `the journal was not closed before the machine was started at ${time(boot.beganMillis)}, and the image was changed at ${timeOf(image)}`;
     return ["image-changed-later", words];
   }
-  const graceMillis = sameBoot ? SAME_BOOT_MILLIS : OTHER_BOOT_MILLIS;
-  if (changedMillis <= journal.heartbeatMillis + graceMillis) return undefined;
   const words = `the journal was not closed, and last written at ${time(journal.heartbeatMillis)}; the image was changed at ${timeOf(image)}`;
   return ["image-changed-later", words];
 }

@@ -10,6 +10,7 @@
  * believes, everything is dirty from then on, and {@link BitmapJournal.failure} says why. Wrong calls are invariant failures.
  */
 import { errnoOf, invariant } from "../../base/errors.ts";
+import { HEARTBEAT_MILLIS, HEARTBEAT_SYNC_MILLIS } from "../../base/heartbeat.ts";
 import type { DirtyBits } from "../dirty-bitmap.ts";
 import type { Fingerprint } from "../fingerprint.ts";
 import { type Scan, scan } from "../scan-reason.ts";
@@ -21,9 +22,6 @@ import type { JournalState, Marked } from "./state.ts";
 
 export type { Cut } from "./journal-parts.ts";
 
-/** A heartbeat is written this often, and synced this often. */
-export const HEARTBEAT_MILLIS = 1_000;
-export const HEARTBEAT_SYNC_MILLIS = 10_000;
 /** Pages of a checkpoint that are written before marks have a turn. */
 const pagesPerTurn = 256;
 /** Room for any batch: half of the hot regions with their bits, and ranges. */
