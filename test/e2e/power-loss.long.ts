@@ -30,8 +30,12 @@ const disk = "vm";
 const volumeMiB = 768;
 /** Points the receiver keeps. */
 const keep = 4;
-/** What a batch of an undo log begins with. */
+/** What a version has that is new and in one piece. */
+const runBytes = 256 * KIB;
+/** What an undo log and each of its batches begin with, and what is in the record of a point that took over logs. */
+const logMagic = Buffer.from("rplundo\n");
 const batchMagic = Buffer.from("rplubtch");
+const inheritedLogs = Buffer.from('"logs": [');
 
 /** In the name of the test, so that a failure tells it; `REPLICATE_TEST_SEED` repeats it. */
 const seed = Number(process.env["REPLICATE_TEST_SEED"]) || Date.now() & 0xffff;
@@ -61,6 +65,7 @@ for (const [format, kills] of [
     const started = Date.now();
     const machine = await Machine.make(t, format);
     await machine.boot();
+    await machine.fill();
     for (let round = 1; round <= kills; round++) {
       await machine.round(round).catch((error: unknown) => {
         throw new Error(`seed ${String(seed)} round ${String(round)}: ${machine.story}`, { cause: error });
@@ -70,8 +75,9 @@ for (const [format, kills] of [
     const seconds = Math.round((Date.now() - started) / 1000);
     process.stdout.write(`${JSON.stringify({ ...machine.counts, lostBytes: machine.lostBytes, seconds })}\n`);
     // Or the moments were all of one kind: before the point was made, or behind it, whether its sender heard of it or not.
-    const { before, unheard, after } = machine.counts;
-    for (const count of [before, unheard + after]) expect(count).toBeGreaterThanOrEqual(Math.max(1, kills / 15));
+    const { before, unheard, after, removals, joinings } = machine.counts;
+    for (const count of [before, unheard + after, removals, joinings])
+      expect(count).toBeGreaterThanOrEqual(Math.max(1, kills / 15));
   });
 }
 
@@ -82,14 +88,23 @@ interface Told {
 }
 
 /** What the power fails in: a delta, its commit, what follows (points removed, logs joined), or the opening of a store that it failed before. */
-type Kind = "delta" | "commit" | "removal" | "resume";
-const kinds: readonly Kind[] = ["delta", "commit", "removal"];
-/** Flushes of the disk from where a moment is counted, from and to. A commit is over after about so many from the end of the delta's log. */
+type Kind = "delta" | "commit" | "removal" | "joining" | "resume";
+/** By round. */
+const kinds: readonly Kind[] = ["joining", "delta", "commit", "removal"];
+/** Flushes of the disk from where a moment is counted, from and to. A commit is over after about seven from the end of the delta's log. */
 const flushesAt: Readonly<Record<Kind, readonly [number, number]>> = {
   delta: [0, 8],
   commit: [0, 7],
-  removal: [6, 12],
+  removal: [0, 4],
+  joining: [0, 5],
   resume: [0, 32],
+};
+/** Where it is counted from, but of a delta. */
+const startOf: Readonly<Record<Exclude<Kind, "delta">, string>> = {
+  commit: "the end of the log",
+  removal: "the first record that takes over logs",
+  joining: "the beginning of the joined log",
+  resume: "the start",
 };
 
 interface Parts {
@@ -106,8 +121,11 @@ interface Parts {
 }
 
 class Machine {
-  /** Rounds by what the newest point was afterwards: the one before, one the sender had not heard of, one it had. */
-  readonly counts = { before: 0, unheard: 0, after: 0, joined: 0, pointsRead: 0 };
+  /**
+   * Rounds by what the newest point was afterwards: the one before, one the sender had not heard of, one it had. Those of them where a removal had begun and
+   * its points were there again, and where a joining had begun and not ended; and joinings that ended.
+   */
+  readonly counts = { before: 0, unheard: 0, after: 0, removals: 0, joinings: 0, joined: 0, pointsRead: 0 };
   readonly #p: Parts;
   readonly #random = seededRandom(seed);
   readonly #told = new Map<number, Told>();
@@ -119,8 +137,11 @@ class Machine {
   #payloadBytes = 0;
   /** The point that was held when the last boot was over, or 0. */
   #held = 0;
-  /** Points found at the last boot. */
+  /** Points found at the last boot, and those of them that retention does not want. */
   #found: readonly number[] = [];
+  #unwanted: readonly number[] = [];
+  /** What the disk was told in the round, behind the end of the delta's log. */
+  #seen = { removal: false, joining: false };
   #story = "";
   #guest: Guest | undefined;
 
@@ -168,6 +189,18 @@ class Machine {
     return this.#guest;
   }
 
+  /** As many points as are kept, and the oldest one held, so that the next ones are removed, and their logs joined. */
+  async fill(): Promise<void> {
+    for (let made = 0; made < keep; made++) {
+      this.#change(1);
+      await this.#finishSend(this.#startSend());
+    }
+    this.#p.volume.fail({ kept: 0, grainBytes: PART, random: this.#random });
+    await this.#guest?.kill();
+    expect(await this.boot()).toBe(keep);
+    expect(this.#held).toBe(1);
+  }
+
   /** What was done in the round under way. */
   get story(): string {
     return this.#story;
@@ -178,8 +211,9 @@ class Machine {
   }
 
   async round(round: number): Promise<void> {
+    const planned = kindOf(round);
     // Every third time what an interrupted delta left is interrupted once more; else a newer version overtakes it.
-    const resumes = !this.#complete && this.#random() % 3 === 0;
+    const resumes = planned !== "joining" && !this.#complete && this.#random() % 3 === 0;
     if (!resumes) this.#change(round);
     const loss: Loss = {
       kept: [0, 0.1, 0.5, 0.9][this.#random() % 4] ?? 0,
@@ -189,9 +223,11 @@ class Machine {
     };
     const lostBefore = this.#p.volume.lostBytes;
     const sender = this.#startSend();
-    const moment = await this.#failAt(resumes ? "resume" : (kinds[round % kinds.length] ?? "delta"), sender, loss);
+    const moment = await this.#failAt(resumes ? "resume" : planned, sender, loss);
     await this.#guest?.kill();
-    if (this.#guest?.text.includes("undo logs joined") === true) this.counts.joined++;
+    const joined = this.#guest?.text.includes("undo logs joined") === true;
+    if (joined) this.counts.joined++;
+    else if (this.#seen.joining) this.counts.joinings++;
     await sender.kill();
     this.#p.proxy.cut();
     this.#hear(await finish(sender));
@@ -200,13 +236,16 @@ class Machine {
     this.#story = `${moment}; ${String(loss.kept * 100)} % of ${grain} kept, ${String(lostKib)} KiB lost`;
     const told = this.#newest;
     const newest = await this.boot();
+    if (this.#seen.removal && this.#unwanted.length > 0) this.counts.removals++;
     const unheard = newest > told;
     const outcome = unheard ? "unheard" : this.#complete ? "after" : "before";
     this.counts[outcome]++;
     this.#newest = newest;
     const points = `points ${this.#found.join(" ")} are good, ${String(told)} was told (${outcome})`;
     process.stdout.write(`seed ${String(seed)} round ${String(round)}: ${this.#story}; ${points}\n`);
-    if (!this.#complete && this.#random() % 2 === 0) await this.#finishSend(this.#startSend());
+    // Not where the next session is to be the first one of its boot.
+    if (!this.#complete && kindOf(round + 1) !== "joining" && this.#random() % 2 === 0)
+      await this.#finishSend(this.#startSend());
   }
 
   /** True: the newest version has its point, and the sender knows. */
@@ -231,19 +270,16 @@ class Machine {
       makeNoise(this.#image, this.#payloadBytes, seed);
     } else {
       const sizeBytes = statSync(this.#image).size;
-      // Most of them in the same quarter every time, so that joining logs gives something back.
-      const [hot, any] = [
-        scattered(sizeBytes / 4, 600, seed + this.#version),
-        scattered(sizeBytes, 200, this.#version),
-      ];
+      // Most of them are of the same thousand, so that joining any two logs gives more than a third back.
+      const [hot, any] = [scattered(1_000 * PART, 950, seed + this.#version), scattered(sizeBytes, 50, this.#version)];
       const pieces = [...hot, ...any].map(
         (at, index) => [at, index % 5 === 0 ? Buffer.alloc(PART) : noise(at + this.#version, PART)] as const,
       );
       const run = (this.#random() % (sizeBytes / MIB - 2)) * MIB;
-      pieces.push([run, noise(this.#version, MIB)], [run + MIB, Buffer.alloc(128 * KIB)]);
+      pieces.push([run, noise(this.#version, runBytes)], [run + runBytes, Buffer.alloc(runBytes / 2)]);
       if (round % 5 === 0) pieces.push([sizeBytes, noise(-this.#version, 256 * KIB)]);
       writeAt(this.#image, pieces);
-      this.#payloadBytes = 640 * PART + MIB;
+      this.#payloadBytes = 800 * PART + runBytes;
     }
     this.#sha256.set(this.#label, createHash("sha256").update(readFileSync(this.#image)).digest("hex"));
   }
@@ -283,29 +319,39 @@ class Machine {
         begun = true;
       });
     }
+    let committing = false;
+    const seen = { removal: false, joining: false };
+    this.#seen = seen;
     const failed = this.#p.volume.failWhen(({ bytes }) => {
-      if (kind === "commit" || kind === "removal") begun ||= hasFooter(bytes);
+      // The record and the log that a request brings are begun with it, whether or not it is still carried out.
+      if (committing && bytes?.includes(inheritedLogs) === true) seen.removal = true;
+      if (committing && hasPage(bytes, logMagic)) seen.joining = true;
+      committing ||= hasFooter(bytes);
+      if (kind === "commit") begun = committing;
+      if (kind === "removal" || kind === "joining") begun = seen[kind];
       if (!begun || flushes < flush) {
         if (begun && bytes === undefined) flushes++;
         return false;
       }
       return requests++ >= request;
     }, loss);
-    const over = this.#quietAfter(sender).then(() => "over");
+    // Before logs are joined they are read, which an emulated machine is long at.
+    const over = this.#quietAfter(sender, kind === "joining" ? 15 : 1).then(() => "over");
     const early = (await Promise.race([failed, over])) === "over";
     if (early) this.#p.volume.fail(loss);
-    const from = { delta: `${String(Math.round(share * 100))} % of the changes`, resume: "the start" }[kind as string];
-    const what = `${String(request)} requests after flush ${String(flush)} from ${from ?? "the end of the log"}`;
+    const from = kind === "delta" ? `${String(Math.round(share * 100))} % of the changes` : startOf[kind];
+    const what = `${String(request)} requests after flush ${String(flush)} from ${from}`;
     return `${kind}, ${what}${early ? `, which did not come: ${String(flushes)} did` : ""}`;
   }
 
-  /** Resolves when the sender has ended well and the disk has been left alone for some seconds since, for what follows a commit takes its time. */
-  async #quietAfter(sender: CliProcess): Promise<void> {
+  /** Resolves when the sender has ended well and the disk has been left alone since for so many times three seconds, for what follows a commit takes its time. */
+  async #quietAfter(sender: CliProcess, times: number): Promise<void> {
     if ((await sender.exited) === "SIGKILL") return;
     expect(await sender.exited, sender.stderr).toBe(0);
-    for (let before = -1; before !== this.#p.volume.changes; ) {
-      before = this.#p.volume.changes;
+    for (let quiet = 0; quiet < times; ) {
+      const before = this.#p.volume.changes;
       await new Promise((resolve) => setTimeout(resolve, 3_000));
+      quiet = this.#p.volume.changes === before ? quiet + 1 : 0;
     }
   }
 
@@ -319,6 +365,7 @@ class Machine {
     const due = Array.from({ length: Math.min(keep, newest) }, (_unused, index) => newest - index);
     if (this.#held > 0) due.push(this.#held);
     expect(numbers, details).toEqual(expect.arrayContaining(due));
+    this.#unwanted = numbers.filter((point) => !due.includes(point));
     for (const { point, label, root, good, sha256 } of found) {
       expect(good, details).toBe(true);
       expect(sha256, details).toBe(this.#sha256.get(String(label)));
@@ -355,12 +402,21 @@ class Machine {
   }
 }
 
-/** True when a write to the volume has the end of an undo log in it: a batch of kind 4 (docs/formats.md). */
-function hasFooter(bytes: Buffer | undefined): boolean {
+function kindOf(round: number): Kind {
+  return kinds[round % kinds.length] ?? "delta";
+}
+
+/** True when a page of a write to the volume begins with these bytes, and `also` says yes to it. */
+function hasPage(bytes: Buffer | undefined, magic: Buffer, also: (page: Buffer) => boolean = () => true): boolean {
   if (bytes === undefined) return false;
   for (let at = 0; at + PART <= bytes.length; at += PART) {
-    if (bytes.compare(batchMagic, 0, batchMagic.length, at, at + batchMagic.length) === 0 && bytes[at + 32] === 4)
-      return true;
+    const page = bytes.subarray(at, at + PART);
+    if (page.compare(magic, 0, magic.length, 0, magic.length) === 0 && also(page)) return true;
   }
   return false;
+}
+
+/** The end of an undo log: a batch of kind 4 (docs/formats.md). */
+function hasFooter(bytes: Buffer | undefined): boolean {
+  return hasPage(bytes, batchMagic, (page) => page[32] === 4);
 }
