@@ -13,13 +13,16 @@ import { stopped, type Verb } from "./verb.ts";
 const help = `usage: replicate export --store DIR DISK[@POINT] --nbd ADDRESS [options]
 
 Serves a recovery point read-only over NBD, beside a live recv, until it is stopped: to look into it, to copy files out, or to boot a machine
-from it with writes kept elsewhere. Every block is compared with its digest before it is served. The point is not removed meanwhile.
+from it with writes kept elsewhere. Every block is compared with its digest before it is served, and all digests, meanwhile, with what the point
+was committed with: where they differ the export ends. The point is not removed meanwhile.
 
 ${pointHelp}
 
   --nbd ADDRESS          unix:/PATH, for this user alone, or HOST:PORT; port 0 picks a free one. Without --tls HOST is 127.0.0.1 or [::1]
   --tls DIR/NAME         folder with ca.pem, cert.pem and key.pem (see replicate pki): clients need a certificate of that authority
 ${storeHelp}
+
+Exit codes: 0 stopped, 1 failed, 2 wrong usage, 3 the point is damaged (replicate verify says where).
 
 Example:
   replicate export --store /srv/replicas web@before-update --nbd unix:/run/web.sock
@@ -28,6 +31,7 @@ Example:
 
 export const exportVerb: Verb = {
   help,
+  exitCodes: { "store-damaged": exitCodes.differs },
   async run(args, io) {
     const given = parseArguments(args, {
       verb: "export",
@@ -56,7 +60,7 @@ export const exportVerb: Verb = {
             ? `${JSON.stringify({ event: "listening", disk, point: found.point, root: found.root, uri })}\n`
             : `point ${found.point} of ${disk}, of ${formatTime(found.time)}, read-only at ${uri}\n`,
         );
-        await stopped(io.signal);
+        await Promise.race([stopped(io.signal), served.checked.then(() => stopped(io.signal))]);
       } finally {
         await served.close();
       }

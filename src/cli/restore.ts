@@ -18,7 +18,8 @@ whole with the point's root: what has the name OUT is the point.
 ${pointHelp}
 
   --salvage              of a damaged point, when no good one is left: zeros in place of the blocks that cannot be told any more, which are
-                         listed (20 ranges of them); the exit code is 3 then
+                         listed (20 ranges of them), or all that is there where it is not known which block is damaged; the exit
+                         code is 3 then
   --force                replace a file that exists; write over a block device
   --format raw|vhdx      what is written to a file: a raw image (default), or a dynamic VHDX; other formats are made from it, with
                          qemu-img convert
@@ -68,7 +69,7 @@ export const restoreVerb: Verb = {
       );
       stop();
       const seconds = (systemClock.monotonic() - startedAt) / 1000;
-      const { point: found, writtenBytes, lost, lostRanges, lostBytes } = restored;
+      const { point: found, writtenBytes, lost, lostRanges, lostBytes, rootMatches } = restored;
       if (json) {
         const event = {
           event: "done",
@@ -78,6 +79,7 @@ export const restoreVerb: Verb = {
           bytes: found.sizeBytes,
           bytesWritten: writtenBytes,
           ...(lostRanges === 0 ? {} : { bytesLost: lostBytes, rangesLost: lostRanges, ranges: lost }),
+          ...(rootMatches ? {} : { rootMatches }),
           seconds: Number(seconds.toFixed(3)),
         };
         io.out(`${JSON.stringify(event)}\n`);
@@ -88,9 +90,11 @@ export const restoreVerb: Verb = {
             `${formatSize(writtenBytes)} of it data, in ${seconds.toFixed(1)} s, ${rate}/s\n`,
         );
         if (lostRanges > 0) io.out(lostText(restored));
+        else if (!rootMatches)
+          io.out("some block of it is not as it was when the point was made, and it is not known which\n");
         if (found.consistency === "none") io.err("the image changed while this point was made: it is inconsistent\n");
       }
-      return lostRanges > 0 ? exitCodes.differs : exitCodes.done;
+      return rootMatches ? exitCodes.done : exitCodes.differs;
     } finally {
       stop();
       await store.close();

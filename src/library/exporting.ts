@@ -5,7 +5,8 @@ import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
 import { formatNbdUri, type NbdPlace } from "../nbd/nbd-uri.ts";
 import { listenNbd } from "../nbd/server.ts";
-import type { Point, Store } from "../replica/store.ts";
+import { hasItsRoot } from "../replica/points/root.ts";
+import type { Point, PointReader, Store } from "../replica/store.ts";
 import type { Storage } from "../storage/seam.ts";
 import type { CredentialSource } from "../transport/credential-source.ts";
 import { isLoopback } from "../transport/names.ts";
@@ -16,6 +17,11 @@ export interface ExportedPoint {
   readonly uri: string;
   /** Clients that are connected. */
   readonly connections: number;
+  /**
+   * Rejects with `store-damaged` when the point's digests turn out not to be those it was committed with: some block is not as it was, nobody knows which, and it is to be served no
+   * longer. Begun when it is served, because a large disk's take a while; resolves when they are, and with `close`. Nobody has to wait for it.
+   */
+  readonly checked: Promise<void>;
   /** Ends what clients have under way, then lets go of the point. */
   close(): Promise<void>;
 }
@@ -53,13 +59,19 @@ export async function exportPoint(
       ...{ storage, clock, random, log, credentials, place },
       exports: [{ name: disk, description, image, writable: false }],
     });
+    const closing = new AbortController();
+    const checked = checkRoot(image, disk, clock, closing.signal);
+    checked.catch(() => undefined);
     return {
       point: image.point,
+      checked,
       uri: formatNbdUri({ tls: credentials !== undefined, place: listener.place, exportName: disk }),
       get connections() {
         return listener.connections;
       },
       async close() {
+        closing.abort();
+        await Promise.allSettled([checked]);
         await listener.close();
         await image.close();
       },
@@ -68,6 +80,23 @@ export async function exportPoint(
     await image.close();
     throw error;
   }
+}
+
+async function checkRoot(image: PointReader, disk: string, clock: Clock, signal: AbortSignal): Promise<void> {
+  try {
+    // Where some digest cannot be told its block is not served, and others are what they were.
+    if ((await hasItsRoot(image, { pause: () => clock.sleep(0, signal), signal })) !== false) return;
+  } catch (error) {
+    if (signal.aborted) return;
+    throw error;
+  }
+  const name = `${disk}@${image.point.point}`;
+  throw new ReplicationError(
+    "store-damaged",
+    `the digests of ${name} are not those it was committed with: some block had rotted before its digest was made anew, and it is not known which. ` +
+      "Choose another point (verify tells which are good), or take what there is with restore --salvage",
+    { details: { disk, point: image.point.point } },
+  );
 }
 
 /** Images are served in plain to this machine alone. Throws `usage`. */

@@ -20,6 +20,11 @@ export interface RestoreReport {
   readonly lost: readonly { readonly offset: number; readonly length: number; readonly reason: string }[];
   readonly lostRanges: number;
   readonly lostBytes: number;
+  /**
+   * False, with `salvage`: ranges are lost; or none is, each block fits its digest, and not all digests are those the point was committed with, so that
+   * some block is not as it was and nobody knows which.
+   */
+  readonly rootMatches: boolean;
 }
 
 /**
@@ -44,7 +49,7 @@ export async function restorePoint(
     readonly format?: "raw" | "vhdx" | undefined;
     /** Replace a file that exists; write over a block device. */
     readonly overwrite?: boolean | undefined;
-    /** Write zeros for blocks that cannot be told any more, and say which, where else the restore fails. */
+    /** Write zeros for blocks that cannot be told any more, and say which, and keep what has another root than the point, and say so, where else the restore fails. */
     readonly salvage?: boolean | undefined;
     readonly signal?: AbortSignal | undefined;
     /** Bytes of data written so far, and in all. */
@@ -66,10 +71,14 @@ export async function restorePoint(
           ? { sectorBytes: reader.sectorBytes, random: engine.random ?? systemRandom }
           : undefined,
     });
+    let rootMatches = true;
+    const onOtherRoot = (): void => {
+      rootMatches = false;
+    };
     try {
       const writtenBytes = await copyPoint(reader, target.writer, {
         clear: target.clear,
-        lost,
+        ...(lost === undefined ? {} : { lost, onOtherRoot }),
         signal: options.signal,
         onProgress: (doneBytes) => onProgress?.(doneBytes, dataBytes),
       });
@@ -80,6 +89,7 @@ export async function restorePoint(
         lost: lost?.named ?? [],
         lostRanges: lost?.count ?? 0,
         lostBytes: lost?.bytes ?? 0,
+        rootMatches: rootMatches && (lost?.count ?? 0) === 0,
       };
     } finally {
       await target.close();

@@ -15,6 +15,8 @@ export interface CopyOptions {
   readonly clear: boolean;
   /** Takes blocks that cannot be told, which are written as zeros; the root is not compared then. Undefined: the first one is thrown. */
   readonly lost?: LostRanges | undefined;
+  /** Called at the end where the root of what was written is another one though each block could be told. Undefined: that is thrown. */
+  readonly onOtherRoot?: (() => void) | undefined;
   readonly signal: AbortSignal | undefined;
   /** Bytes of data copied so far. */
   readonly onProgress: (bytes: number) => void;
@@ -73,6 +75,10 @@ export async function copyPoint(point: PointReader, target: BlockWriter, options
   }
   const found = root.root();
   if (found === point.point.root || (options.lost?.count ?? 0) > 0) return done;
+  if (options.onOtherRoot !== undefined) {
+    options.onOtherRoot();
+    return done;
+  }
   throw new ReplicationError(
     "store-damaged",
     `disk ${disk.name}: what was read of point ${point.point.point} does not have the root its record names (${found}, not ${point.point.root}): ` +

@@ -8,6 +8,7 @@ import {
   renameSync,
   rmSync,
   statSync,
+  truncateSync,
   utimesSync,
   writeFileSync,
   writeSync,
@@ -199,6 +200,16 @@ test("what was seen after an unclean end is not forgotten when the comparison is
   expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 64 * KIB } });
   await expectReplicaIs(image);
   await expectLost([6 * MIB], 64 * KIB);
+});
+
+test("after an unclean end, a replica that somebody has cut gets its length back and is compared", async () => {
+  const image = await imageSent();
+  await failDelta(image);
+  truncateSync(replicaPath(), 4 * MIB);
+  expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 4 * MIB } });
+  await expectReplicaIs(image);
+  expect(found).toEqual([64]);
+  await expectLost([7 * MIB], -4 * MIB);
 });
 
 test("a replica whose mtime was put back after a write is compared all the same", async () => {
