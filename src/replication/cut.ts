@@ -20,11 +20,12 @@ export interface Cuts {
   readonly consistency: "crash" | "application";
 }
 
-/** All of one moment. `whole`: every block can be read, and nothing is audited. Rejects as {@link cutImages}. */
+/** All of one moment. Rejects as {@link cutImages}. */
 export async function makeCuts(
   images: readonly TrackedImage[],
   options: CutHow & {
-    readonly whole: boolean;
+    /** For each image: every block can be read, and nothing is audited. */
+    readonly whole: readonly boolean[];
     /** For each image. */
     readonly passes?: readonly (ImageCut | undefined)[];
     /** For each image: block of the receiver's disk, as far as it is known. */
@@ -35,10 +36,10 @@ export async function makeCuts(
   },
 ): Promise<Cuts> {
   const { quiescing, auditShare = 0, whole, passes, grains, clock, random, log } = options;
-  const audits = images.map(({ journal, leastAuditShare }) =>
-    whole ? undefined : chooseAudit(journal.dirty, Math.max(auditShare, leastAuditShare), random),
+  const audits = images.map(({ journal, leastAuditShare }, nth) =>
+    whole[nth] === true ? undefined : chooseAudit(journal.dirty, Math.max(auditShare, leastAuditShare), random),
   );
   return await whileQuiet({ quiescing, clock, log }, () =>
-    cutImages(images, { clock, audits, passes, grains, freeze: whole ? "all" : "dirty" }),
+    cutImages(images, { clock, audits, passes, grains, freeze: whole.map((all) => (all ? "all" : "dirty")) }),
   );
 }

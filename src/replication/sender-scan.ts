@@ -224,6 +224,7 @@ export class Scan {
   #needComplete(why: string): void {
     const { changes, name } = this.#o;
     if (changes === undefined || changes.complete) return;
+    changes.needsAll?.();
     throw new ReplicationError(
       "base-mismatch",
       `${name}: ${why}. More of it must be read than the blocks that are known to have changed: make another cut, of all of it`,

@@ -15,6 +15,8 @@ export interface SourceChanges {
   readonly audited?: DirtyBits | undefined;
   /** False: only dirty and audited blocks can be read as they were. When others are needed the send ends with `base-mismatch`. */
   readonly complete: boolean;
+  /** Called before the send ends so: it is of this source that more must be read. */
+  readonly needsAll?: () => void;
   /** Where it is not complete: as they were are dirty and audited blocks as wide as blocks of this many bytes are that hold them. */
   readonly grainBytes: number;
   /** What an earlier pass left at the receiver, which is no state of its own: {@link dirty} is relative to it. */

@@ -16,8 +16,11 @@ import { type SendReport, withPasses } from "./report.ts";
 import type { SendSource } from "./sender.ts";
 import type { SourceChanges } from "./source-changes.ts";
 
-/** A cut whose base the receiver does not have is made again, of everything; after passes once more. */
-const attemptsMax = 3;
+/**
+ * A cut whose base the receiver does not have is made again: with all of the disk of which more must be read; when that was not the only one, of all disks; and
+ * after passes once more.
+ */
+const attemptsMax = 4;
 
 export interface TrackedDisk {
   readonly image: TrackedImage;
@@ -54,8 +57,8 @@ export interface TrackedSenderOptions extends Pick<PassesOptions, "passBytes">, 
 /** One cycle at a time. */
 export class TrackedSender {
   readonly #o: TrackedSenderOptions;
-  /** The next cut is of whole disks: the receiver is not where it was left. */
-  #whole = false;
+  /** Disks of which the next cut has all: the receiver is not where it was left. By their place. */
+  readonly #whole = new Set<number>();
 
   constructor(options: TrackedSenderOptions) {
     invariant(options.disks.length > 0, "there is something to send");
@@ -77,11 +80,12 @@ export class TrackedSender {
 
   async #cycle(signal: AbortSignal | undefined): Promise<readonly SendReport[]> {
     for (let attempt = 1; ; attempt++) {
-      const whole = this.#whole || !this.#o.disks.every(isKnown);
+      // Doubt about one disk costs the others nothing.
+      const whole = this.#o.disks.map((disk, nth) => this.#whole.has(nth) || !isKnown(disk));
       const passes: (Passed | undefined)[] = [];
       let cuts: readonly ImageCut[] = [];
       try {
-        for (const nth of this.#o.disks.keys()) passes.push(await this.#passesOf(nth, whole, signal));
+        for (const [nth, all] of whole.entries()) passes.push(await this.#passesOf(nth, all, signal));
         const made = await makeCuts(
           this.#o.disks.map(({ image }) => image),
           {
@@ -93,14 +97,14 @@ export class TrackedSender {
         );
         ({ cuts } = made);
         const reports = await this.#send(made, passes, signal);
-        this.#whole = false;
+        this.#whole.clear();
         return reports;
       } catch (error) {
         for (const cut of [...passes.map((passed) => passed?.cut), ...cuts]) await cut?.mergeBack();
         const isMismatch = error instanceof ReplicationError && error.code === "base-mismatch";
         if (!isMismatch || attempt === attemptsMax) throw error;
         // The receiver is not where it was left: what differs is found by comparing.
-        this.#whole = true;
+        if (attempt > 1 || this.#whole.size === 0) for (const nth of whole.keys()) this.#whole.add(nth);
       }
     }
   }
@@ -113,10 +117,14 @@ export class TrackedSender {
     return await makePasses({
       ...{ image: disk.image, clock, whole, passBytes },
       send: async (cut, how) => {
-        const source = sourceOf(disk, cut, { states: disk.states.known, ...how });
+        const source = sourceOf(disk, cut, { states: disk.states.known, needsAll: this.#needsAll(nth), ...how });
         return await createPass(source, nth).run(signal);
       },
     });
+  }
+
+  #needsAll(nth: number): () => void {
+    return () => void this.#whole.add(nth);
   }
 
   async #send(
@@ -128,12 +136,13 @@ export class TrackedSender {
     for (const { durable } of cuts) await durable;
     const pairs = disks.flatMap((disk, nth) => {
       const cut = cuts[nth];
-      return cut === undefined ? [] : [{ disk, cut, passed: passes[nth]?.pages }];
+      return cut === undefined ? [] : [{ disk, cut, passed: passes[nth]?.pages, needsAll: this.#needsAll(nth) }];
     });
     const send = createSend(
-      pairs.map(({ disk, cut, passed }) =>
-        sourceOf(disk, cut, { states: disk.states.known, passed, keep: (state) => disk.states.keep(state) }),
-      ),
+      pairs.map(({ disk, cut, passed, needsAll }) => {
+        const { states } = disk;
+        return sourceOf(disk, cut, { states: states.known, passed, needsAll, keep: (state) => states.keep(state) });
+      }),
       { consistency },
     );
     const reports = await send.run(signal);
@@ -159,7 +168,7 @@ function isKnown({ image, states }: TrackedDisk): boolean {
 function sourceOf(
   { name, identity, states }: TrackedDisk,
   { cycle, bases, dirty, audited, complete, grainBytes, view }: ImageCut,
-  how: Pick<SourceChanges, "states" | "passed" | "keep">,
+  how: Pick<SourceChanges, "states" | "passed" | "keep" | "needsAll">,
 ): SendSource {
   const check = async (): Promise<void> => view.check();
   return {

@@ -269,7 +269,8 @@ export async function cutImages(
   images: readonly TrackedImage[],
   options: {
     readonly clock: Clock;
-    readonly freeze: Frozen;
+    /** Of all images, or of each. */
+    readonly freeze: Frozen | readonly Frozen[];
     /** Of each image: {@link ImageCut.audited}. */
     readonly audits?: readonly (DirtyBitmap | undefined)[] | undefined;
     /** Of each image: the pass that its cut follows. They end with the cut; when it is given up they go on. */
@@ -281,6 +282,7 @@ export async function cutImages(
   },
 ): Promise<readonly ImageCut[]> {
   const { clock, freeze, audits, passes, grains, millisMax = CUT_MILLIS_MAX } = options;
+  const whats = typeof freeze === "string" ? images.map(() => freeze) : freeze;
   const timer = new AbortController();
   const drained = images.map((image) => image.stop());
   try {
@@ -296,7 +298,7 @@ export async function cutImages(
       throw new ReplicationError("cut-abandoned", text);
     }
     return images.map((image, nth) =>
-      image.freeze(freeze, { audited: audits?.[nth], pass: passes?.[nth], grainBytes: grains?.[nth] }),
+      image.freeze(whats[nth] ?? "all", { audited: audits?.[nth], pass: passes?.[nth], grainBytes: grains?.[nth] }),
     );
   } finally {
     timer.abort();

@@ -70,7 +70,7 @@ test("a cut that is lost ends at once, and its turn is another's; its client hea
   const kit = await ControlKit.create(t, { sizeBytes: MIB });
   const cuts = cutsOf(kit);
   const client = await kit.connect();
-  const { socket, disks } = await client.cut(false);
+  const { socket, disks } = await client.cut([]);
   const next = kit.turn.enter();
   await client.check();
   cuts.last?.view.lose(new ReplicationError("cut-abandoned", "no room"));
@@ -82,7 +82,7 @@ test("a cut that is lost ends at once, and its turn is another's; its client hea
   await expect(client.retire(disks.map(({ cycle }) => cycle))).rejects.toMatchObject({ code: "cut-abandoned" });
   expect(kit.tracked.image.journal.base).toBeUndefined();
   kit.turn.leave();
-  await client.cut(false);
+  await client.cut([]);
   await client.check();
   client.close();
   // A send whose cut is lost in the middle says so, and the next one has everything.
@@ -95,7 +95,7 @@ test("a client that asks nothing and reads nothing for 10 minutes loses its cut 
   const clock = createFakeClock();
   const kit = await ControlKit.create(t, { sizeBytes: MIB, clock });
   const client = await kit.connect();
-  const { socket, disks } = await client.cut(false);
+  const { socket, disks } = await client.cut([]);
   clock.advance(3 * CUT_IDLE_MILLIS);
   await client.check();
   let entered = false;

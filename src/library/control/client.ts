@@ -19,6 +19,9 @@ import {
   parseAnswer,
 } from "./protocol.ts";
 
+/** A cut whose base the receiver does not have is made again: with all of the disk of which more must be read; when that was not the only one, of all disks. */
+const attemptsMax = 3;
+
 export interface ControlledSend {
   /** In the order of the disks. */
   run(signal?: AbortSignal): Promise<readonly SendReport[]>;
@@ -48,20 +51,24 @@ export interface SendControlledOptions {
  */
 export async function sendControlled(options: SendControlledOptions): Promise<readonly SendReport[]> {
   const { control } = options;
-  for (const whole of [false, true]) {
-    const offer = await control.cut(whole);
+  /** Exports of which the next cut has all. */
+  const whole = new Set<string>();
+  for (let attempt = 1; ; attempt++) {
+    const offer = await control.cut([...whole]);
     try {
-      return await sendCut(offer, options);
+      return await sendCut(offer, (name) => void whole.add(name), options);
     } catch (error) {
-      // The receiver is not where it was left: what differs is found by comparing, which takes a cut of everything.
-      if (whole || !(error instanceof ReplicationError) || error.code !== "base-mismatch") throw error;
+      const isMismatch = error instanceof ReplicationError && error.code === "base-mismatch";
+      if (!isMismatch || attempt === attemptsMax) throw error;
+      // The receiver is not where it was left: what differs is found by comparing, which takes all of the disk.
+      if (attempt > 1) for (const { name } of offer.disks) whole.add(name);
     }
   }
-  throw new ReplicationError("internal", "a cut of everything is enough");
 }
 
 async function sendCut(
   offer: CutOffer,
+  needsAll: (exportName: string) => void,
   { engine, control, createSend, signal }: SendControlledOptions,
 ): Promise<readonly SendReport[]> {
   const readers: NbdReader[] = [];
@@ -76,7 +83,7 @@ async function sendCut(
         onFailure: (words) => engine.log.warn({ image: disk.image }, words),
       });
       states.push(known);
-      disks.push({ name: disk.name, source: await sourceOf(disk, { reader, control, states: known }) });
+      disks.push({ name: disk.name, source: await sourceOf(disk, { reader, control, states: known, needsAll }) });
     }
     const reports = await createSend(disks, { consistency: offer.consistency }).run(signal);
     for (const [nth, { audit }] of reports.entries()) {
@@ -100,15 +107,17 @@ async function openExport(socket: string, { name, audited }: OfferedDisk, { cloc
 }
 
 async function sourceOf(
-  { image, identity, cycle, bases, complete, blockBytes, grainBytes, audited }: OfferedDisk,
+  { name, image, identity, cycle, bases, complete, blockBytes, grainBytes, audited }: OfferedDisk,
   {
     reader,
     control,
     states,
+    needsAll,
   }: {
     readonly reader: NbdReader;
     readonly control: ControlClient;
     readonly states: KnownStates;
+    readonly needsAll: (exportName: string) => void;
   },
 ): Promise<SendSource> {
   const check = (): Promise<void> => control.check();
@@ -120,6 +129,9 @@ async function sourceOf(
       audited: audited ? await contextBits(reader, auditedContext, blockBytes) : undefined,
       keep: (state) => states.keep(state),
       missed: () => states.forget(),
+      needsAll: () => {
+        needsAll(name);
+      },
     },
   };
 }
@@ -132,7 +144,7 @@ function contextBits(reader: NbdReader, context: string, blockBytes: number): Pr
 /** A connection to a tracker's control socket. One question at a time. */
 export interface ControlClient {
   /** Waits until the tracker is not sending itself. The cut before comes to nothing. */
-  cut(whole: boolean): Promise<CutOffer>;
+  cut(whole: readonly string[]): Promise<CutOffer>;
   /** Throws when what was read of the cut is not all as it was. */
   check(): Promise<void>;
   /** A receiver has these cycles of the cut, durably. */

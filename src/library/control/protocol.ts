@@ -5,11 +5,12 @@ import { isErrorCode, ReplicationError } from "../../base/errors.ts";
 import { isBlockSize } from "../../base/units.ts";
 
 /**
- * `cut`: of all disks of the tracker at one moment; the one before comes to nothing. `whole`: every block of it can be read, else those that are dirty or audited.
+ * `cut`: of all disks of the tracker at one moment; the one before comes to nothing. Every block can be read of exports that `whole` names, of others those that
+ * are dirty or audited.
  * `check`: whether everything that was read of it so far is as it was. `retire`: a receiver has these cycles of it, the others come to nothing; the cut ends.
  */
 export type ControlRequest =
-  | { readonly do: "cut"; readonly whole: boolean }
+  | { readonly do: "cut"; readonly whole: readonly string[] }
   | { readonly do: "check" }
   | { readonly do: "retire"; readonly cycles: readonly string[] };
 
@@ -57,7 +58,7 @@ export const auditedContext = "qemu:dirty-bitmap:audited";
 export function parseRequest(value: unknown): ControlRequest {
   const { do: what, whole, cycles } = fields(value);
   if (what === "check") return { do: "check" };
-  if (what === "cut" && typeof whole === "boolean") return { do: "cut", whole };
+  if (what === "cut" && isTexts(whole)) return { do: "cut", whole };
   if (what === "retire" && isTexts(cycles)) return { do: "retire", cycles };
   throw malformed();
 }

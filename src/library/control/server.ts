@@ -145,7 +145,7 @@ class Client {
     throw new ReplicationError("protocol-violation", "the control socket: no cut is open");
   }
 
-  async #cut(whole: boolean): Promise<CutOffer> {
+  async #cut(whole: readonly string[]): Promise<CutOffer> {
     await this.#end([]);
     this.#abandoned = undefined;
     await this.#o.turn.enter(this.#leaving.signal);
@@ -159,12 +159,13 @@ class Client {
     }
   }
 
-  async #makeCut(whole: boolean): Promise<CutOffer> {
+  async #makeCut(wholeExports: readonly string[]): Promise<CutOffer> {
     const { engine, path, disks, quiescing, auditShare } = this.#o;
     const { storage, clock, random, log } = engine;
     const images = disks.map(({ tracked }) => tracked.image);
     // The base's block is the receiver's, whoever sent it.
     const grains = disks.map(({ tracked }) => tracked.states.geometry?.blockBytes);
+    const whole = disks.map(({ exportName }) => wholeExports.includes(exportName));
     const how = { quiescing, auditShare, whole, grains };
     const { cuts, consistency } = await makeCuts(images, { ...how, clock, random, log });
     const socket = `${path}.cut`;

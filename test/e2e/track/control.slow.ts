@@ -104,7 +104,7 @@ test("a send that is killed leaves every block as dirty as it was, and the track
   await write(uri, MIB, 3 * MIB);
   // One that asks for a cut and goes away.
   const socket = connect(`${image}.rbc`);
-  socket.write('{"do":"cut","whole":false}\n');
+  socket.write('{"do":"cut","whole":[]}\n');
   const [answer] = (await new Promise<Buffer>((resolve) => socket.once("data", resolve))).toString().split("\n");
   expect(JSON.parse(answer ?? "")).toMatchObject({ ok: { consistency: "crash", disks: [{ name: "vm.raw", image }] } });
   const second = send(t, how);
@@ -123,7 +123,7 @@ test("a tracker that sends itself waits for a cut that another has, and stops al
   const tracker = await startTracker(t, image, "--nbd", `unix:${dir}/nbd`, ...sends);
   await tracker.waitForEvent("done");
   const socket = connect(`${image}.rbc`);
-  socket.write('{"do":"cut","whole":false}\n');
+  socket.write('{"do":"cut","whole":[]}\n');
   expect(String(await new Promise((resolve) => socket.once("data", resolve)))).toContain('"ok"');
   await write(uri, MIB);
   const said = tracker.lines.length;
