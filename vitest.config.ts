@@ -1,18 +1,20 @@
 import { defineConfig } from "vitest/config";
 
-// `npm test` runs test/**/*.test.ts; `npm run test:long` runs test/**/*.long.ts.
+// Three tiers, by the name of the file: `npm test` runs test/**/*.test.ts, minutes; `npm run test:slow` test/**/*.slow.ts, what takes more than some ten
+// seconds a file; `npm run test:long` test/**/*.long.ts, hours.
 export default defineConfig(({ mode }) => {
-  const long = mode === "long";
+  const tier = mode === "slow" || mode === "long" ? mode : "test";
+  const timeout = tier === "long" ? 3_600_000 : 240_000;
   return {
     test: {
-      include: [long ? "test/**/*.long.ts" : "test/**/*.test.ts"],
+      include: [`test/**/*.${tier}.ts`],
       setupFiles: ["test/setup.ts"],
-      passWithNoTests: long,
+      passWithNoTests: tier === "long",
       // Real processes and images share the cores: files run two at a time, tests within a file in order.
       maxWorkers: 2,
       // Far beyond what anything takes: a busy machine is no failure.
-      testTimeout: long ? 3_600_000 : 240_000,
-      hookTimeout: long ? 3_600_000 : 240_000,
+      testTimeout: timeout,
+      hookTimeout: timeout,
       reporters: ["default"],
     },
   };

@@ -1,4 +1,4 @@
-/** The same kills as in kill.test.ts, many more. */
+/** The same kills as in kill.slow.ts, many more. */
 import { join } from "node:path";
 import { beforeAll, test } from "vitest";
 import { MIB } from "./content.ts";

@@ -1,4 +1,4 @@
-/** As the test of C-08 in vhdx.test.ts, with the large images of real tools. */
+/** As the test of C-08 in vhdx.slow.ts, with the large images of real tools. */
 import { join } from "node:path";
 import { test } from "vitest";
 import { noSamples, samples } from "../image/vhdx/samples.ts";

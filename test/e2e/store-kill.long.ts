@@ -1,4 +1,4 @@
-/** The same kills as in store-kill.test.ts, many more. */
+/** The same kills as in store-kill.slow.ts, many more. */
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { makePki, type Pki, suiteScope, tempDir } from "./kit.ts";

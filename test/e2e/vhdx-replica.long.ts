@@ -1,4 +1,4 @@
-/** The same kills as in vhdx-replica.test.ts, many more. */
+/** The same kills as in vhdx-replica.slow.ts, many more. */
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { makePki, type Pki, suiteScope, tempDir } from "./kit.ts";

@@ -1,4 +1,4 @@
-/** The meetings of locks.test.ts at every step of the first, over a raw replica and over a VHDX. */
+/** The meetings of locks.slow.ts at every step of the first, over a raw replica and over a VHDX. */
 import { describe, expect, test } from "vitest";
 import { MIB } from "../../src/base/units.ts";
 import { meetAt, meetings } from "./meetings.ts";

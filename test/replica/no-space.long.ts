@@ -1,4 +1,4 @@
-/** As no-space.test.ts, at every operation, and at every byte behind which a write is torn in another way. */
+/** As no-space.slow.ts, at every operation, and at every byte behind which a write is torn in another way. */
 import { describe, expect, test } from "vitest";
 import { fullAtBytes, fullFromOperations } from "./no-space.ts";
 

@@ -1,4 +1,4 @@
-/** The same as in stamps.test.ts, for longer. */
+/** The same as in stamps.slow.ts, for longer. */
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { makePki, type Pki, suiteScope, tempDir } from "../kit.ts";
