@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * What a guest of guest.long.ts runs: `node guest.mjs DIRECTORY`. Writes file after file, each with its directory durable before it is told of:
+ * What a guest of guest.slow.ts runs: `node guest.mjs DIRECTORY`. Writes file after file, each with its directory durable before it is told of:
  * `{"event":"synced","file":N,"name":...,"sha256":...}`. Old files go, long after they came.
  */
 import { createHash } from "node:crypto";

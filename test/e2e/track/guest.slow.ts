@@ -1,10 +1,10 @@
 /**
  * A real machine on a tracked image: Linux in QEMU with ext4 on our NBD export, which writes and syncs files while points are taken, with its file system frozen
  * for the cut and without; the tracker is killed meanwhile. The points are restored, and a guest mounts them: the journal is replayed, the file system is sound, and
- * what was synced before the cut is there.
+ * what was synced before the cut is there. The last one of each kind is booted: its own init, from its root, goes on writing.
  */
 import { createHash } from "node:crypto";
-import { mkdirSync, readFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { buildGuest, freePort, Guest, guestObstacle, kvmWorks } from "../guest.ts";
@@ -43,6 +43,11 @@ if grep -q " look" /proc/cmdline; then
       echo "{\\"event\\":\\"trouble\\",\\"disk\\":\\"$disk\\"}"
     fi
   done
+elif grep -q " boot" /proc/cmdline; then
+  mkdir /disk
+  mount -t ext4 /dev/vda /disk || echo '{"event":"trouble","what":"no mount"}'
+  for of in dev proc sys; do mount --move /$of /disk/$of; done
+  exec switch_root /disk /sbin/init
 else
   stty -F /dev/ttyS1 -echo
   mkdir /disk
@@ -57,6 +62,26 @@ else
   done < /dev/ttyS1
 fi
 `;
+
+/** Process 1 of the machine that lives on the volume. */
+const ownInit = `#!/bin/busybox sh
+export PATH=/bin
+echo "{\\"event\\":\\"booted\\",\\"replayed\\":$(dmesg | grep -c 'recovery complete'),\\"root\\":\\"$(grep -c '^/dev/vda / ext4 rw' /proc/mounts)\\"}"
+for file in $(find /d* -type f | head -n 20); do cat $file > /dev/null || echo '{"event":"trouble","what":"file"}'; done
+dd if=/dev/urandom of=/written bs=64k count=16 2> /dev/null && sync && mount -o remount,ro / && echo '{"event":"written"}'
+poweroff -f
+`;
+
+/** What the machine boots from: the volume's first files. */
+function makeRoot(tree: string): string {
+  for (const name of ["bin", "sbin", "dev", "proc", "sys"]) mkdirSync(join(tree, name), { recursive: true });
+  const busybox = join(tree, "bin/busybox");
+  copyFileSync(runTool("which", ["busybox"]).stdout.trim(), busybox);
+  for (const tool of ["sh", "dmesg", "grep", "find", "head", "cat", "dd", "sync", "mount", "poweroff"])
+    symlinkSync("busybox", join(tree, "bin", tool));
+  writeFileSync(join(tree, "sbin/init"), ownInit, { mode: 0o755 });
+  return tree;
+}
 
 function obstacle(): string | undefined {
   const missing = ["debugfs", "e2fsck"].filter((name) => !hasTool(name));
@@ -85,7 +110,7 @@ test("a guest on ext4 over the NBD export: points with and without freeze, the t
   const kvm = kvmWorks(system);
   process.stdout.write(kvm ? "with KVM\n" : "KVM does not run the guest here: it is emulated, which is slow\n");
   const image = join(dir, "vm.raw");
-  makeExt4(image, volumeMiB);
+  makeExt4(image, volumeMiB, makeRoot(join(dir, "root")));
   const receiver = await startReceiver(t, { storeDir: join(dir, "store"), tls: pki.recv, args: ["--keep", "all"] });
 
   const running: { guest?: Guest } = {};
@@ -181,6 +206,18 @@ test("a guest on ext4 over the NBD export: points with and without freeze, the t
     // Nothing has to be replayed of what was frozen.
     if (frozen) expect(fsck(restored[nth] ?? "").clean).toBe(true);
   }
+  for (const kind of [true, false]) {
+    const last = looked.filter(({ frozen }) => frozen === kind).slice(-1);
+    const files = await restoreAll(t, dir, receiver, last, "boot");
+    const port = await freePort();
+    const machine = new Guest(t, { system, kvm, port, files, kernelLog, words: ["boot"] });
+    const booted = await machine.waitForEvent("booted");
+    expect(booted, machine.text).toMatchObject({ replayed: kind ? 0 : 1, root: "1" });
+    await machine.waitForEvent("written");
+    await machine.exited;
+    expect(machine.text).not.toMatch(/EXT4-fs error|"event":"trouble"/);
+    expect(fsck(files[0] ?? "").clean).toBe(true);
+  }
   const second = new Guest(t, { system, kvm, port: await freePort(), files: restored, kernelLog, words: ["look"] });
   await second.exited;
   expect(second.text).not.toMatch(/EXT4-fs error|"event":"trouble"/);
@@ -203,10 +240,11 @@ async function restoreAll(
   dir: string,
   { storeDir }: Receiver,
   points: readonly Taken[],
+  name = "point",
 ): Promise<readonly string[]> {
   const paths: string[] = [];
   for (const { point } of points) {
-    const path = join(dir, `point-${String(point)}.raw`);
+    const path = join(dir, `${name}-${String(point)}.raw`);
     const { code, stderr } = await replicate(t, ["restore", "--store", storeDir, `vm@${String(point)}`, path]);
     expect(code, stderr).toBe(0);
     paths.push(path);
