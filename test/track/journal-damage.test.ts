@@ -377,6 +377,106 @@ describe("a failure", () => {
     expect(world.journal?.failure).toMatchObject({ kind: "scan", reason: "journal-write-failed" });
     await world.write(0);
     await world.cycle();
+    expect(world.journal?.failure).toMatchObject({ reason: "journal-write-failed" });
     await world.close();
+    expect(world.disk.peek(journalPath)).toBeUndefined();
+  });
+
+  describe.each(["in use", "at the very start"])("%s, of a file system that has room again", (when) => {
+    /** Whose journal failed, and is written to by chance. */
+    async function failed(): Promise<{ readonly world: World; readonly facts: { fails: boolean } }> {
+      const facts = { fails: when === "at the very start" };
+      const world = new World({
+        fault: ({ path }) => (facts.fails && path === journalPath ? { kind: "errno", errno: "ENOSPC" } : undefined),
+      });
+      await world.makeImage();
+      await world.open();
+      if (!facts.fails) await world.cycle();
+      facts.fails = true;
+      await world.write(0, 4 * regionBytes);
+      expect(world.journal?.failure).toMatchObject({ reason: "journal-write-failed" });
+      // Of what came before nothing is known.
+      expect(world.journal?.base).toBeUndefined();
+      return { world, facts };
+    }
+
+    test.each([
+      ["the process is killed", async (world: World) => world.crash()],
+      ["power is lost", async (world: World) => world.crash(() => false)],
+      ["the tracker is stopped", async (world: World) => await world.close()],
+    ])("with the next cycle the journal is kept again: then %s", async (_what, end) => {
+      const { world, facts } = await failed();
+      facts.fails = false;
+      await world.cycle();
+      expect(world.journal?.failure).toBeUndefined();
+      await world.write(2 * regionBytes, 9 * regionBytes);
+      await world.pass(3);
+      await end(world);
+      expect(await world.openAndCheck()).toEqual({ kind: "exact", audit: false });
+      expect(world.journal?.base).toBe(world.retired);
+      expect(world.journal?.dirty.count).toBeLessThan(world.journal?.dirty.blocks ?? 0);
+    });
+
+    test("what is written while the file is begun anew is in it", async () => {
+      const { world, facts } = await failed();
+      const cycle = await world.flip();
+      facts.fails = false;
+      const retired = world.retire(cycle);
+      const offsets = [1, 3, 5, 7].map((region) => region * regionBytes);
+      for (const offset of offsets) await world.write(offset);
+      await retired;
+      expect(world.journal?.failure).toBeUndefined();
+      world.crash(() => true);
+      expect(await world.openAndCheck()).toEqual({ kind: "exact", audit: false });
+    });
+
+    test("with the stop of the tracker, when it was not before", async () => {
+      const { world, facts } = await failed();
+      await world.cycle();
+      expect(world.journal?.failure).toBeDefined();
+      facts.fails = false;
+      const base = world.journal?.base;
+      await world.close();
+      expect(await world.openAndCheck()).toEqual({ kind: "exact", audit: false });
+      expect(world.journal?.base).toBe(base);
+    });
+  });
+
+  test.each([
+    ["the process is killed", undefined],
+    ["power is lost", () => true],
+  ])("while a file is begun anew, at each of its operations, and %s: nobody believes it", async (_what, survives) => {
+    let fails = false;
+    let fuse = 0;
+    let struck = 0;
+    const world = new World({
+      fault: ({ path, kind }) => {
+        if (!fails || path !== journalPath || kind === "unlink" || --fuse >= 0) return undefined;
+        struck++;
+        return { kind: "errno", errno: "EIO" };
+      },
+    });
+    await world.makeImage();
+    let tried = 0;
+    for (; ; tried++) {
+      const at = tried;
+      await world.open();
+      await world.cycle();
+      [fails, fuse] = [true, 0];
+      await world.write(at * blockBytes);
+      expect(world.journal?.failure).toBeDefined();
+      const cycle = await world.flip();
+      [fuse, struck] = [at, 0];
+      await world.retire(cycle);
+      fails = false;
+      if (struck === 0) break;
+      expect(world.journal?.failure).toMatchObject({ reason: "journal-write-failed" });
+      await world.write(at * regionBytes);
+      world.crash(survives);
+      expect((await world.openAndCheck()).kind).toBe("scan");
+      world.crash(() => true);
+    }
+    expect(tried).toBeGreaterThan(5);
+    expect(world.journal?.failure).toBeUndefined();
   });
 });
