@@ -15,6 +15,7 @@ import { makePasses, type Passed, type PassesOptions } from "./passes.ts";
 import { type SendReport, withPasses } from "./report.ts";
 import type { SendSource } from "./sender.ts";
 import type { SourceChanges } from "./source-changes.ts";
+import { WholeCycles } from "./whole-cycles.ts";
 
 /**
  * A cut whose base the receiver does not have is made again: with all of the disk of which more must be read; when that was not the only one, of all disks; and
@@ -59,10 +60,12 @@ export class TrackedSender {
   readonly #o: TrackedSenderOptions;
   /** Disks of which the next cut has all: the receiver is not where it was left. By their place. */
   readonly #whole = new Set<number>();
+  readonly #wholeCycles: WholeCycles;
 
   constructor(options: TrackedSenderOptions) {
     invariant(options.disks.length > 0, "there is something to send");
     this.#o = options;
+    this.#wholeCycles = new WholeCycles(options.log);
   }
 
   /**
@@ -98,6 +101,7 @@ export class TrackedSender {
         ({ cuts } = made);
         const reports = await this.#send(made, passes, signal);
         this.#whole.clear();
+        this.#wholeCycles.note(reports);
         return reports;
       } catch (error) {
         for (const cut of [...passes.map((passed) => passed?.cut), ...cuts]) await cut?.mergeBack();

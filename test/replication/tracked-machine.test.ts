@@ -1,5 +1,6 @@
 /** Two tracked images that are cut at one moment: doubt about one of them costs the other nothing. */
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { toReplicationError } from "../../src/base/errors.ts";
 import { silentLogger } from "../../src/base/logger.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import type { BlockWriter } from "../../src/image/block-device.ts";
@@ -15,6 +16,7 @@ import { openKnownStates } from "../../src/track/known-state.ts";
 import { TrackedImage } from "../../src/track/tracked-image.ts";
 import { randomBytes } from "../random.ts";
 import { createTestRandom } from "../replica/simulated-store.ts";
+import { keepLog } from "../transport/kit.ts";
 import { hastyClock, PairKit } from "./pair-kit.ts";
 
 const sizeBytes = 40 * MIB;
@@ -31,11 +33,14 @@ afterEach(async () => {
 });
 
 class Machine {
+  readonly log = keepLog();
   readonly #storage = createSimulatedDisk().start();
   readonly #random = createTestRandom(1);
   readonly #memories: readonly BlockWriter[] = names.map(() => createMemoryImage(sizeBytes));
   images: readonly TrackedImage[] = [];
   #sender!: TrackedSender;
+  /** Of the second disk more must be read than is known to have changed: nothing of the first is half done when the cut comes to nothing. */
+  secondFails = false;
   /** Sends that were begun, those that came to nothing among them. */
   sends = 0;
   /** Of the last one, of each disk: all of it can be read as it was, which has old content of whatever is written kept. */
@@ -60,22 +65,24 @@ class Machine {
     const { lanes, pool, codecs } = kit.sending;
     const common = { lanes, pool, codecs, random, clock: hastyClock, log: silentLogger };
     this.#sender = new TrackedSender({
-      ...{ disks, random, clock: hastyClock, log: silentLogger },
+      ...{ disks, random, clock: hastyClock, log: this.log },
       createPass: () => {
         throw new Error("little is to be sent");
       },
       createSend: (sources) => {
         this.sends++;
         this.complete = sources.map(({ changes }) => changes?.complete);
+        const waits = this.secondFails && this.complete[1] === false;
         const machine = createMachineSender({
           disks: sources.map((source) => ({ disk: source.name, source })),
           createSender: ({ disk, source }, cut) =>
             createSender({
               ...{ ...common, source, disk, cut, instance: "vm", software: "test" },
-              connect: () => {
+              connect: async (signal) => {
+                if (waits && disk === "first") await aborted(signal);
                 const pair = createLinkedPair({ clock: hastyClock });
                 kit.receiver.accept(pair.server);
-                return Promise.resolve(pair.client);
+                return pair.client;
               },
             }),
           ...{ clock: hastyClock, random },
@@ -111,6 +118,15 @@ class Machine {
   }
 }
 
+/** Rejects when it is. */
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_resolve, reject) => {
+    signal.addEventListener("abort", () => {
+      reject(toReplicationError(signal.reason));
+    });
+  });
+}
+
 /** One that has made its first points. */
 async function filled(): Promise<Machine> {
   const machine = new Machine();
@@ -124,9 +140,12 @@ async function filled(): Promise<Machine> {
   return machine;
 }
 
+/** `resume`: the cut that came to nothing had begun to change the replica. */
+const compared = expect.stringMatching(/^(scan|resume)$/) as unknown;
+
 /** The second disk is compared; of the first what changed is read, and can be. */
 function expectOne(machine: Machine, [first, second]: readonly SendReport[]): void {
-  expect([first?.reason, second?.reason]).toEqual(["bitmap", "scan"]);
+  expect([first?.reason, second?.reason]).toEqual(["bitmap", compared]);
   expect(machine.complete).toEqual([false, true]);
   expect(first?.funnel.readBytes).toBe(64 * KIB);
   expect(second?.funnel.readBytes).toBeGreaterThanOrEqual(4 * MIB);
@@ -147,6 +166,7 @@ test("of one nothing is known: it is compared, with the first cut", async () => 
 
 test("of one the receiver has another state: it is compared, with a second cut", async () => {
   const machine = await filled();
+  machine.secondFails = true;
   const other = createMemoryImage(sizeBytes);
   await other.write(randomBytes(MIB), 20 * MIB);
   await kit.send(other, { disk: "second", source: { reader: other, name: "second", identity: "second" } });
@@ -154,6 +174,30 @@ test("of one the receiver has another state: it is compared, with a second cut",
   await machine.write();
   expectOne(machine, await machine.cycle());
   expect(machine.sends).toBe(4);
+  await machine.stop();
+});
+
+test("C-32 all of one is looked at in cycle after cycle: it is told from the second on", async () => {
+  const machine = await filled();
+  machine.secondFails = true;
+  for (const inARow of [1, 2, 3]) {
+    const other = createMemoryImage(sizeBytes);
+    await other.write(randomBytes(MIB), 20 * MIB);
+    await kit.send(other, { disk: "second", source: { reader: other, name: "second", identity: "second" } });
+    await kit.idle();
+    await machine.write();
+    expectOne(machine, await machine.cycle());
+    expect(machine.log.at("warn")).toHaveLength(inARow - 1);
+  }
+  const told = machine.log.lines.filter(({ level }) => level === "warn");
+  expect(told.map(({ fields }) => fields)).toEqual(
+    [2, 3].map((inARow) => ({ disk: "second", reason: compared, inARow })),
+  );
+  expect(told[0]?.message).toMatch(/^second: all of it was looked at in 2 cycles in a row/);
+  machine.secondFails = false;
+  await machine.write();
+  await machine.cycle();
+  expect(machine.log.at("warn")).toHaveLength(2);
   await machine.stop();
 });
 
@@ -166,7 +210,7 @@ test("of both the receiver has another state", async () => {
   }
   await kit.idle();
   await machine.write();
-  expect((await machine.cycle()).map(({ reason }) => reason)).toEqual(["scan", "scan"]);
+  expect((await machine.cycle()).map(({ reason }) => reason)).toEqual([compared, compared]);
   expect(machine.sends).toBeLessThanOrEqual(5);
   await machine.stop();
 });
