@@ -126,7 +126,7 @@ export async function verifyPoint(
   return verifyStoredPoint(store, options.disk, options.point, {
     from: options.from ?? 0,
     signal,
-    pace: (bytes) => limit.take(bytes, signal ?? never),
+    pace: (bytes) => limit.take(() => bytes, signal ?? never),
     onProgress: (doneBytes, totalBytes) => onProgress?.(doneBytes, totalBytes),
   });
 }

@@ -80,7 +80,7 @@ export class FrameShipper {
     await session.takeCredit();
     const start = encodeHeadBefore(message, payloadBytes, slot.bytes, payloadOffset);
     const frame = slot.bytes.subarray(start, payloadOffset + payloadBytes);
-    await rate.take(frame.length, signal);
+    await rate.take(() => frame.length, signal);
     const givenAt = clock.monotonic();
     await session.sendData(message, frame);
     codec.observe({ pick: how.pick, rawBytes, packedBytes: payloadBytes, givenAt, now: clock.monotonic() });
@@ -101,7 +101,7 @@ export class FrameShipper {
       index += count;
       const message: Zero = { type: "zero", first, count, repeat };
       await session.takeCredit();
-      await rate.take(encodeFrame(message).length, signal);
+      await rate.take(() => encodeFrame(message).length, signal);
       session.sendZero(message);
       if (!repeat) this.#o.count.zeros(first, count);
     }

@@ -2,9 +2,9 @@
 import type { Clock } from "../base/clock.ts";
 
 export interface RateLimit {
-  /** Resolves when `bytes` may be sent. In the order of asking. */
-  take(bytes: number, signal: AbortSignal): Promise<void>;
-  /** Counts what was sent without asking: whoever takes next waits for it. `bytes` is not called where nothing is limited. */
+  /** Resolves when `bytes` may be sent. In the order of asking. `bytes` is not called where nothing is limited. */
+  take(bytes: () => number, signal: AbortSignal): Promise<void>;
+  /** Counts what was sent without asking: whoever takes next waits for it. `bytes` as in {@link take}. */
   spent(bytes: () => number): void;
 }
 
@@ -23,7 +23,8 @@ export function createRateLimit(clock: Clock, bytesPerSecond: number | undefined
     return clearAt - now;
   };
   return {
-    async take(bytes, signal) {
+    async take(count, signal) {
+      const bytes = count();
       const wait = pass(bytes);
       if (wait <= 0) return;
       try {

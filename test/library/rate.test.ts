@@ -117,7 +117,7 @@ test("what opens, asks and commits counts as well as what is shipped", async (t)
     if (change !== undefined) await image.write(Buffer.concat([change, Buffer.alloc(128 * KIB)]), 60 * KIB);
     let counted = 0;
     const limit: RateLimit = {
-      take: (bytes) => Promise.resolve(void (counted += bytes)),
+      take: (bytes) => Promise.resolve(void (counted += bytes())),
       spent: (bytes) => void (counted += bytes()),
     };
     const pairs: LinkedPair[] = [];

@@ -123,7 +123,7 @@ describe("rate", () => {
             for (let index = 0; taken < rate * 60; index++) {
               const bytes = frames[index % frames.length] ?? 1;
               taken += bytes;
-              await limit.take(bytes, signal);
+              await limit.take(() => bytes, signal);
               passed += bytes;
               expect(passed).toBeLessThanOrEqual(rate * (clock.monotonic() / 1000 + 0.25) + senders * largest);
             }
@@ -151,11 +151,13 @@ describe("rate", () => {
     const clock = createFakeClock();
     const limit = createRateLimit(clock, 1_000);
     clock.advance(60_000);
-    await limit.take(250, signal);
+    await limit.take(() => 250, signal);
     let passed = false;
-    const next = limit.take(100, signal).then(() => {
-      passed = true;
-    });
+    const next = limit
+      .take(() => 100, signal)
+      .then(() => {
+        passed = true;
+      });
     await clock.run(99);
     expect(passed).toBe(false);
     await clock.run(1);
@@ -166,16 +168,18 @@ describe("rate", () => {
   test("what was sent without asking is waited for by the next, what was given up is not", async () => {
     const clock = createFakeClock();
     const limit = createRateLimit(clock, 1_000);
-    await limit.take(250, signal);
+    await limit.take(() => 250, signal);
     limit.spent(() => 300);
     const stop = new AbortController();
-    const givenUp = limit.take(60_000, stop.signal).catch(() => undefined);
+    const givenUp = limit.take(() => 60_000, stop.signal).catch(() => undefined);
     stop.abort();
     await givenUp;
     let passed = false;
-    const next = limit.take(100, signal).then(() => {
-      passed = true;
-    });
+    const next = limit
+      .take(() => 100, signal)
+      .then(() => {
+        passed = true;
+      });
     await clock.run(399);
     expect(passed).toBe(false);
     await clock.run(1);
@@ -186,10 +190,10 @@ describe("rate", () => {
   test("stopping ends a wait; without a limit there is none", async () => {
     const clock = createFakeClock();
     const stop = new AbortController();
-    const waiting = expect(createRateLimit(clock, 1).take(MIB, stop.signal)).rejects.toThrow("enough");
+    const waiting = expect(createRateLimit(clock, 1).take(() => MIB, stop.signal)).rejects.toThrow("enough");
     stop.abort(new Error("enough"));
     await waiting;
-    await createRateLimit(clock, undefined).take(2 ** 40, signal);
+    await createRateLimit(clock, undefined).take(() => 2 ** 40, signal);
     expect(clock.waiting).toBe(0);
   });
 });
