@@ -33,10 +33,8 @@ export interface JournalOptions extends DiskBlocks {
   readonly hotRegionsMax?: number;
   /** Of the log; default 1 MiB. */
   readonly logBytes?: number;
-  /** Told when the journal cannot be written any more. */
-  readonly onFailure?: ((failure: Scan) => void) | undefined;
-  /** Told when a journal that could not be written is kept again: {@link BitmapJournal.retire}. */
-  readonly onKept?: (() => void) | undefined;
+  /** Told once, when the journal cannot be written any more. */
+  readonly onFailure?: (failure: Scan) => void;
 }
 
 export interface OpenedJournal {
@@ -73,10 +71,9 @@ export async function openJournal(options: JournalOptions): Promise<OpenedJourna
 type CommonParts = Omit<JournalParts, "state" | "file" | "failure">;
 
 function partsOf(options: JournalOptions, bootId: string): CommonParts {
-  const { storage, path, mode = "power", clock, random, image, onFailure, onKept } = options;
+  const { storage, path, mode = "power", clock, random, image, onFailure } = options;
   const invalidate = (): Promise<boolean> => invalidateJournal(storage, path, mode);
-  const makeFile = (disk: DiskBlocks, id: string): Promise<JournalFile> => makeJournalFile(options, disk, id);
-  return { path, clock, random, bootId, image, invalidate, makeFile, onFailure, onKept };
+  return { path, clock, random, bootId, image, invalidate, onFailure };
 }
 
 function goOn(options: JournalOptions, parts: CommonParts, { loaded, file }: Found): BitmapJournal {
@@ -151,16 +148,24 @@ function judge(loaded: LoadedJournal, blockBytes: number, now: ImageNow): Belief
  * means the same.
  */
 async function begin(options: JournalOptions, parts: CommonParts): Promise<BitmapJournal> {
-  const { path, random } = options;
+  const { storage, path, random, mode = "power" } = options;
   const bits = new DirtyBitmap(options);
   bits.setAll();
-  const changedPages = Array.from({ length: pagesOf(options) }, (_, page) => page);
+  const pages = pagesOf(options);
+  const changedPages = Array.from({ length: pages }, (_, page) => page);
   const { sizeBytes, blockBytes } = options;
   const start = { sizeBytes, blockBytes, bits, changedPages, epoch: 1, base: 0, pending: 0 };
   const state = new JournalState({ ...start, hotMax: hotMaxOf(options) });
   try {
-    const file = await makeJournalFile(options, options, random.uuid());
-    return new BitmapJournal({ ...parts, state, file });
+    const file = await storage.open(path, { write: true, create: true, truncate: true });
+    if (mode === "power") {
+      await file.datasync();
+      await storage.syncDirectory(dirname(path));
+    }
+    const empty = { directory: new PageDirectory(pages), slot: 1, generationMax: 0, heartbeatCount: 0 };
+    const logBytes = options.logBytes ?? LOG_BYTES_DEFAULT;
+    const writer = new JournalFile({ ...empty, file, random, id: random.uuid(), mode, logBytes });
+    return new BitmapJournal({ ...parts, state, file: writer });
   } catch (error) {
     const invalid = await parts.invalidate();
     const more = invalid
@@ -169,24 +174,4 @@ async function begin(options: JournalOptions, parts: CommonParts): Promise<Bitma
     const words = `the journal ${path} cannot be made (${errnoOf(error) ?? String(error)}): everything is compared, until it can${more}`;
     return new BitmapJournal({ ...parts, state, file: undefined, failure: scan("journal-write-failed", words) });
   }
-}
-
-/** The old one is gone, durably, before anything of the new one is there. */
-async function makeJournalFile(
-  { storage, path, random, mode = "power", logBytes = LOG_BYTES_DEFAULT }: JournalOptions,
-  disk: DiskBlocks,
-  id: string,
-): Promise<JournalFile> {
-  const file = await storage.open(path, { write: true, create: true, truncate: true });
-  try {
-    if (mode === "power") {
-      await file.datasync();
-      await storage.syncDirectory(dirname(path));
-    }
-  } catch (error) {
-    await file.close().catch(() => undefined);
-    throw error;
-  }
-  const empty = { directory: new PageDirectory(pagesOf(disk)), slot: 1, generationMax: 0, heartbeatCount: 0 };
-  return new JournalFile({ ...empty, file, random, id, mode, logBytes });
 }
