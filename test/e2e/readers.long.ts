@@ -1,4 +1,4 @@
-/** The same as in readers.test.ts, for long. */
+/** The same as in readers.slow.ts, for long. */
 import { expect, test } from "vitest";
 import { MIB } from "./content.ts";
 import { readBesideDeltas } from "./readers.ts";

@@ -1,4 +1,4 @@
-/** As corruption.test.ts: every bit of every record and head, one bit of every seventh byte of what is content or padding. */
+/** As corruption.slow.ts: every bit of every record and head, one bit of every seventh byte of what is content or padding. */
 import { describe, expect, test } from "vitest";
 import { vhdxCorruptionTests } from "./vhdx-corruption.ts";
 import { type Flip, flipsOf, makeSmallStore, tryFlips, tryGoingOn, tryJoining } from "./corruption.ts";

@@ -1,7 +1,7 @@
 /**
  * Every sync of the store and every "A before B" of docs/formats.md, "Order of writes, and what a crash leaves", each as a change that takes it
  * out of the program: a sync that reports success and does nothing, a step that is done after the one it should come before.
- * edges.test.ts shows for each that something is lost without it; where, is in order-edges.json.
+ * edges.slow.ts shows for each that something is lost without it; where, is in order-edges.json.
  */
 import { dirname } from "node:path/posix";
 import type { Operation, OperationKind, SimulatedProcess } from "../../src/testing/simulated-storage.ts";
