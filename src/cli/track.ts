@@ -105,6 +105,7 @@ export const trackVerb: Verb = {
           ...plan.tracking,
           engine,
           onFailure: ({ reason, words }) => log.error({ reason, image }, words),
+          onKept: () => log.warn({ image }, "the journal can be written again, and is kept"),
         });
         disks.push({ name, exportName: plan.isMachine ? name : basename(tracked.name), tracked });
       }

@@ -33,7 +33,7 @@ export async function trackWriter(writer: BlockWriter, options: TrackWriterOptio
     // As of a block device: it has no time of its last change.
     kind: "device",
     image: async () => ({ sizeBytes, device: identity, inode: "0", changedNanos: 0n, dataWriteGuid: undefined }),
-    ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
+    ...{ onFailure: options.onFailure, onKept: options.onKept },
   });
   const image = new TrackedImage({
     ...{ image: writer, journal, ...spillBeside(storage, path) },

@@ -36,8 +36,10 @@ export interface OpenTrackedOptions {
   readonly blockBytes?: number | undefined;
   /** Read and write the bytes as they are, whatever they look like. */
   readonly format?: "raw" | undefined;
-  /** Told once, when the journal cannot be written any more. */
+  /** Told when the journal cannot be written any more: everything is dirty then, and what changes from then on is known as long as the process runs. */
   readonly onFailure?: ((failure: Scan) => void) | undefined;
+  /** Told when a journal that could not be written is kept again, which is tried at the end of each cycle. */
+  readonly onKept?: (() => void) | undefined;
 }
 
 export interface Tracked {
@@ -119,7 +121,7 @@ async function track(options: Known): Promise<Tracked> {
     path: journalPath,
     kind: kind === "device" ? "device" : "file",
     image: () => fingerprintOf(file),
-    ...(options.onFailure === undefined ? {} : { onFailure: options.onFailure }),
+    ...{ onFailure: options.onFailure, onKept: options.onKept },
   });
   const writer = createRawWriter(file, storage, { sizeBytes, sectorBytes: rawSectorBytes({ kind, ...stat }) });
   const image = new TrackedImage({

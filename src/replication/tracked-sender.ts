@@ -16,11 +16,9 @@ import { type SendReport, withPasses } from "./report.ts";
 import type { SendSource } from "./sender.ts";
 import type { SourceChanges } from "./source-changes.ts";
 import { WholeCycles } from "./whole-cycles.ts";
+import { WholeDisks } from "./whole-disks.ts";
 
-/**
- * A cut whose base the receiver does not have is made again: with all of the disk of which more must be read; when that was not the only one, of all disks; and
- * after passes once more.
- */
+/** A cut whose base the receiver does not have is made again, with more of the disks: {@link WholeDisks}; after passes once more. */
 const attemptsMax = 4;
 
 export interface TrackedDisk {
@@ -58,8 +56,8 @@ export interface TrackedSenderOptions extends Pick<PassesOptions, "passBytes">, 
 /** One cycle at a time. */
 export class TrackedSender {
   readonly #o: TrackedSenderOptions;
-  /** Disks of which the next cut has all: the receiver is not where it was left. By their place. */
-  readonly #whole = new Set<number>();
+  /** By their place. */
+  readonly #whole = new WholeDisks<number>();
   readonly #wholeCycles: WholeCycles;
 
   constructor(options: TrackedSenderOptions) {
@@ -108,7 +106,7 @@ export class TrackedSender {
         const isMismatch = error instanceof ReplicationError && error.code === "base-mismatch";
         if (!isMismatch || attempt === attemptsMax) throw error;
         // The receiver is not where it was left: what differs is found by comparing.
-        if (attempt > 1 || this.#whole.size === 0) for (const nth of whole.keys()) this.#whole.add(nth);
+        this.#whole.missed(whole.keys());
       }
     }
   }
@@ -128,7 +126,9 @@ export class TrackedSender {
   }
 
   #needsAll(nth: number): () => void {
-    return () => void this.#whole.add(nth);
+    return () => {
+      this.#whole.add(nth);
+    };
   }
 
   async #send(

@@ -13,7 +13,10 @@ export class WholeCycles {
   /** After each cycle. */
   note(reports: readonly Pick<SendReport, "disk" | "reason">[]): void {
     for (const { disk, reason } of reports) {
-      const inARow = reason === "bitmap" ? 0 : (this.#inARow.get(disk) ?? 0) + 1;
+      const before = this.#inARow.get(disk);
+      // A first copy is no doubt.
+      const isExpected = reason === "bitmap" || (reason === "initial" && before === undefined);
+      const inARow = isExpected ? 0 : (before ?? 0) + 1;
       this.#inARow.set(disk, inARow);
       if (inARow < 2) continue;
       this.#log.warn(

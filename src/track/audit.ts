@@ -12,9 +12,13 @@ const blocksTogether = 64;
 export function chooseAudit(dirty: DirtyBits, share: number, random: Random): DirtyBitmap | undefined {
   if (share <= 0) return undefined;
   const chosen = new DirtyBitmap(dirty);
-  if (share >= 1 && dirty.count < chosen.blocks) chosen.setAll();
+  if (share >= 1) {
+    if (dirty.count === chosen.blocks) return undefined;
+    chosen.setAll();
+    return chosen.freeze();
+  }
   const places = Math.ceil(chosen.blocks / blocksTogether);
-  const runs = Math.ceil((chosen.blocks * Math.min(1, share)) / blocksTogether);
+  const runs = Math.ceil((chosen.blocks * share) / blocksTogether);
   for (let run = 0; run < runs; run++) {
     const from = Math.floor(fraction(random) * places) * blocksTogether;
     const clean = nextClean(dirty, from) ?? nextClean(dirty, 0);

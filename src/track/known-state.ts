@@ -42,8 +42,8 @@ export interface KnownStates {
 }
 
 /**
- * `path`: of the base. A file that cannot be written costs a comparison after the next start, and no cycle: it is told, in words, and what would be in it is known all the
- * same for as long as the process runs.
+ * `path`: of the base. A file that cannot be written costs a comparison after the next start, and no cycle: it is told, in words, the first time and when it could be written in
+ * between, and what would be in it is known all the same for as long as the process runs.
  */
 export async function openKnownStates(
   storage: Storage,
@@ -53,12 +53,18 @@ export async function openKnownStates(
   const nextPath = `${path}.next`;
   let base = await loadKnownState(storage, path);
   let next = await loadKnownState(storage, nextPath);
+  /** Whether {@link next} is in its file. */
+  let isNextKept = next !== undefined;
+  let isTold = false;
   const attempt = async (work: () => Promise<void>): Promise<void> => {
     try {
       await work();
+      isTold = false;
     } catch (error) {
       const errno = errnoOf(error);
       if (errno === undefined) throw error;
+      if (isTold) return;
+      isTold = true;
       const words = `${path}, what is known of the receiver, cannot be written (${errno}): after the next start all of the image is compared`;
       options.onFailure?.(words);
     }
@@ -74,14 +80,21 @@ export async function openKnownStates(
     },
     async keep(state) {
       next = state;
-      await attempt(() => saveKnownState(storage, nextPath, state, options));
+      isNextKept = false;
+      await attempt(async () => {
+        await saveKnownState(storage, nextPath, state, options);
+        isNextKept = true;
+      });
     },
     async settle(cycle) {
       // Another process may have kept it.
-      if (next?.cycle !== cycle) next = await loadKnownState(storage, nextPath);
+      if (next?.cycle !== cycle) {
+        next = await loadKnownState(storage, nextPath);
+        isNextKept = next !== undefined;
+      }
       base = next?.cycle === cycle ? next : undefined;
       next = undefined;
-      if (base === undefined) return;
+      if (base === undefined || !isNextKept) return;
       await attempt(async () => {
         await storage.rename(nextPath, path);
         if (options.sync) await storage.syncDirectory(dirname(path));

@@ -377,6 +377,158 @@ describe("a failure", () => {
     expect(world.journal?.failure).toMatchObject({ kind: "scan", reason: "journal-write-failed" });
     await world.write(0);
     await world.cycle();
+    expect(world.journal?.failure).toMatchObject({ reason: "journal-write-failed" });
     await world.close();
+    expect(world.disk.peek(journalPath)).toBeUndefined();
+  });
+
+  describe.each(["in use", "at the very start"])("%s, of a file system that has room again", (when) => {
+    /** Whose journal failed, and is written to by chance. */
+    async function failed(): Promise<{ readonly world: World; readonly facts: { fails: boolean } }> {
+      const facts = { fails: when === "at the very start" };
+      const world = new World({
+        fault: ({ path }) => (facts.fails && path === journalPath ? { kind: "errno", errno: "ENOSPC" } : undefined),
+      });
+      await world.makeImage();
+      await world.open();
+      if (!facts.fails) await world.cycle();
+      facts.fails = true;
+      await world.write(0, 4 * regionBytes);
+      expect(world.journal?.failure).toMatchObject({ reason: "journal-write-failed" });
+      // Of what came before nothing is known.
+      expect(world.journal?.base).toBeUndefined();
+      return { world, facts };
+    }
+
+    test.each([
+      ["the process is killed", async (world: World) => world.crash()],
+      ["power is lost", async (world: World) => world.crash(() => false)],
+      ["the tracker is stopped", async (world: World) => await world.close()],
+    ])("with the next cycle the journal is kept again: then %s", async (_what, end) => {
+      const { world, facts } = await failed();
+      facts.fails = false;
+      await world.cycle();
+      expect(world.journal?.failure).toBeUndefined();
+      await world.write(2 * regionBytes, 9 * regionBytes);
+      await world.pass(3);
+      await end(world);
+      expect(await world.openAndCheck()).toEqual({ kind: "exact", audit: false });
+      expect(world.journal?.base).toBe(world.retired);
+      expect(world.journal?.dirty.count).toBeLessThan(world.journal?.dirty.blocks ?? 0);
+    });
+
+    test("what is written while the file is begun anew is in it", async () => {
+      const { world, facts } = await failed();
+      const cycle = await world.flip();
+      facts.fails = false;
+      const retired = world.retire(cycle);
+      const offsets = [1, 3, 5, 7].map((region) => region * regionBytes);
+      for (const offset of offsets) await world.write(offset);
+      await retired;
+      expect(world.journal?.failure).toBeUndefined();
+      world.crash(() => true);
+      expect(await world.openAndCheck()).toEqual({ kind: "exact", audit: false });
+    });
+
+    test("with the stop of the tracker, when it was not before", async () => {
+      const { world, facts } = await failed();
+      await world.cycle();
+      expect(world.journal?.failure).toBeDefined();
+      facts.fails = false;
+      const base = world.journal?.base;
+      await world.close();
+      expect(await world.openAndCheck()).toEqual({ kind: "exact", audit: false });
+      expect(world.journal?.base).toBe(base);
+    });
+  });
+
+  test("it is not begun anew where there is no room for all it may need: what its own end freed is left to others", async () => {
+    const room = { freeBytes: 2 ** 40 };
+    const facts = { fails: false };
+    const paths: string[] = [];
+    const world = new World({
+      disk: room,
+      fault: ({ path, kind }) => {
+        paths.push(path);
+        return facts.fails && path === journalPath && kind === "write" ? { kind: "errno", errno: "ENOSPC" } : undefined;
+      },
+    });
+    await world.makeImage();
+    await world.open();
+    await world.cycle();
+    facts.fails = true;
+    await world.write(0);
+    expect(world.journal?.failure).toMatchObject({ reason: "journal-write-failed" });
+    facts.fails = false;
+    room.freeBytes = 2 * journalBytesMax({ sizeBytes: world.sizeBytes, blockBytes }, 32 * KIB) - 1;
+    paths.length = 0;
+    for (let cycle = 0; cycle < 3; cycle++) {
+      await world.cycle();
+      await world.write(regionBytes);
+    }
+    expect(world.journal?.failure).toBeDefined();
+    expect(paths.length).toBeGreaterThan(0);
+    expect(paths).not.toContain(journalPath);
+    room.freeBytes++;
+    await world.cycle();
+    expect(world.journal?.failure).toBeUndefined();
+    world.crash();
+    expect(await world.openAndCheck()).toEqual({ kind: "exact", audit: false });
+  });
+
+  test("one that fails again and again is left alone for longer and longer: a failure costs a comparison", async () => {
+    const world = new World({
+      fault: ({ path, kind, doing }) =>
+        path === journalPath && doing === "write" && kind === "write" ? { kind: "errno", errno: "EIO" } : undefined,
+    });
+    await world.makeImage();
+    await world.open();
+    const kept: number[] = [];
+    for (let cycle = 0; cycle < 100; cycle++) {
+      world.doing = "cycle";
+      await world.cycle();
+      if (world.journal?.failure === undefined) kept.push(cycle);
+      world.doing = "write";
+      await world.write((cycle % 9) * regionBytes);
+    }
+    expect(kept).toEqual([0, 1, 3, 7, 15, 31, 63]);
+  });
+
+  test.each([
+    ["the process is killed", undefined],
+    ["power is lost", () => true],
+  ])("while a file is begun anew, at each of its operations, and %s: nobody believes it", async (_what, survives) => {
+    let fails = false;
+    let fuse = 0;
+    let struck = 0;
+    const world = new World({
+      fault: ({ path, kind }) => {
+        if (!fails || path !== journalPath || kind === "unlink" || --fuse >= 0) return undefined;
+        struck++;
+        return { kind: "errno", errno: "EIO" };
+      },
+    });
+    await world.makeImage();
+    let tried = 0;
+    for (; ; tried++) {
+      const at = tried;
+      await world.open();
+      await world.cycle();
+      [fails, fuse] = [true, 0];
+      await world.write(at * blockBytes);
+      expect(world.journal?.failure).toBeDefined();
+      const cycle = await world.flip();
+      [fuse, struck] = [at, 0];
+      await world.retire(cycle);
+      fails = false;
+      if (struck === 0) break;
+      expect(world.journal?.failure).toMatchObject({ reason: "journal-write-failed" });
+      await world.write(at * regionBytes);
+      world.crash(survives);
+      expect((await world.openAndCheck()).kind).toBe("scan");
+      world.crash(() => true);
+    }
+    expect(tried).toBeGreaterThan(5);
+    expect(world.journal?.failure).toBeUndefined();
   });
 });

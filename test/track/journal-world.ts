@@ -78,7 +78,7 @@ export class World {
   retired: string | undefined;
   /** The one that was last to be. */
   retiring: string | undefined;
-  /** An open of a journal that is kept has ended, and none has failed since. */
+  /** An open of a journal that is kept has ended, or it is kept again, and it has not failed since. */
   isKept = false;
   /** Nothing is to go wrong now. */
   quiet = false;
@@ -228,6 +228,8 @@ export class World {
     const { journal } = this.#tracker;
     this.#alive();
     if (journal.failure === undefined) {
+      // Also of one that had failed, and was begun anew.
+      this.isKept = true;
       this.retired = cycle;
       expect(journal.base).toBe(cycle);
     }

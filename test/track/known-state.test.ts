@@ -48,3 +48,27 @@ test("a name that could not be synced, found by the next process, is there for g
   disk.losePower(() => false);
   expect(cyclesOf(await openKnownStates(disk.start(), path, { sync: true }))).toEqual(["one"]);
 });
+
+test("a file that cannot be written is told once, and again when it could be in between", async () => {
+  const disk = createSimulatedDisk();
+  let fails = true;
+  const process = disk.start({
+    fault: ({ kind }) => (kind === "write" && fails ? { kind: "errno", errno: "ENOSPC" } : undefined),
+  });
+  const told: string[] = [];
+  const states = await openKnownStates(process, path, { sync: true, onFailure: (words) => told.push(words) });
+  for (const cycle of ["one", "two", "three"]) {
+    await states.keep(stateOf(cycle));
+    await states.settle(cycle);
+    // In memory.
+    expect(cyclesOf(states)).toEqual([cycle]);
+  }
+  expect(told).toEqual([expect.stringContaining("cannot be written (ENOSPC)")]);
+  fails = false;
+  await states.keep(stateOf("four"));
+  await states.settle("four");
+  fails = true;
+  await states.keep(stateOf("five"));
+  expect(told).toHaveLength(2);
+  expect(cyclesOf(await openKnownStates(disk.start(), path, { sync: true }))).toEqual(["four"]);
+});

@@ -5,6 +5,7 @@ import type { NbdReader } from "../../nbd/client.ts";
 import type { Engine } from "../../replication/engine.ts";
 import type { SendReport } from "../../replication/report.ts";
 import type { SendSource } from "../../replication/sender.ts";
+import { WholeDisks } from "../../replication/whole-disks.ts";
 import type { DirtyBits } from "../../track/dirty-bitmap.ts";
 import { type KnownStates, openKnownStates } from "../../track/known-state.ts";
 import { bitsOf } from "../bitmap-source.ts";
@@ -19,7 +20,7 @@ import {
   parseAnswer,
 } from "./protocol.ts";
 
-/** A cut whose base the receiver does not have is made again: with all of the disk of which more must be read; when that was not the only one, of all disks. */
+/** A cut whose base the receiver does not have is made again, with more of the disks: {@link WholeDisks}. */
 const attemptsMax = 3;
 
 export interface ControlledSend {
@@ -51,17 +52,20 @@ export interface SendControlledOptions {
  */
 export async function sendControlled(options: SendControlledOptions): Promise<readonly SendReport[]> {
   const { control } = options;
-  /** Exports of which the next cut has all. */
-  const whole = new Set<string>();
+  /** By the names of their exports. */
+  const whole = new WholeDisks<string>();
   for (let attempt = 1; ; attempt++) {
-    const offer = await control.cut([...whole]);
+    const offer = await control.cut(whole.disks);
     try {
-      return await sendCut(offer, (name) => void whole.add(name), options);
+      const needsAll = (name: string): void => {
+        whole.add(name);
+      };
+      return await sendCut(offer, needsAll, options);
     } catch (error) {
       const isMismatch = error instanceof ReplicationError && error.code === "base-mismatch";
       if (!isMismatch || attempt === attemptsMax) throw error;
       // The receiver is not where it was left: what differs is found by comparing, which takes all of the disk.
-      if (attempt > 1) for (const { name } of offer.disks) whole.add(name);
+      whole.missed(offer.disks.map(({ name }) => name));
     }
   }
 }

@@ -7,7 +7,8 @@
  * anything fails, {@link BitmapJournal.mergeBack}. Several disks are cut at one moment by draining all, then flipping all: a flip is synchronous.
  *
  * Nothing here throws because of the file, and no write waits for more than the attempt to tell it: a journal that cannot be written is made one that nobody
- * believes, everything is dirty from then on, and {@link BitmapJournal.failure} says why. Wrong calls are invariant failures.
+ * believes, everything is dirty from then on, and {@link BitmapJournal.failure} says why. It goes on in memory, and with each cycle that is retired it is tried to
+ * begin the file anew. Wrong calls are invariant failures.
  */
 import { errnoOf, invariant } from "../../base/errors.ts";
 import { HEARTBEAT_MILLIS, HEARTBEAT_SYNC_MILLIS } from "../../base/heartbeat.ts";
@@ -24,8 +25,12 @@ export type { Cut } from "./journal-parts.ts";
 
 /** Pages of a checkpoint that are written before marks have a turn. */
 const pagesPerTurn = 256;
+/** Cycles until a journal that fails again and again is begun anew: each failure costs a comparison. */
+const cyclesToNextMax = 64;
 /** Room for any batch: half of the hot regions with their bits, and ranges. */
 const batchBytesMax = 4 * JOURNAL_PAGE_BYTES;
+const wrongOnDisk =
+  ". What it says on disk is wrong now, and could not be taken back: remove it before the image is tracked again";
 /** Of the clock by which files get their times: what is written within two of them has one time. */
 const clockTickMillis = 10;
 
@@ -36,7 +41,7 @@ interface Waiting extends Marked {
 export class BitmapJournal {
   readonly #parts: JournalParts;
   readonly #state: JournalState;
-  readonly #file: JournalFile | undefined;
+  #file: JournalFile | undefined;
   #id: string;
   #failure: Scan | undefined;
   /** While the attempt runs to tell the file that it is not to be believed. */
@@ -46,13 +51,17 @@ export class BitmapJournal {
   #checkpoints: (() => void)[] = [];
   /** Pages the checkpoint that was asked for may still write before its last step. */
   #early: number | undefined;
-  #resizing: Promise<void> | undefined;
+  /** Marks wait for it: the last step of another size, or of a file that is begun anew. */
+  #halted: Promise<void> | undefined;
   #newSize: number | undefined;
   #beatDue = false;
   #syncedAt: number;
   #running: Promise<void> | undefined;
   #closing = false;
   #closedWith: Fingerprint | undefined;
+  /** Cycles until it is tried to keep it again, and how many there will be when it fails the next time. */
+  #cyclesLeft = 1;
+  #cyclesNext = 1;
   #image: Fingerprint | undefined;
   #stopBeating: () => void = () => undefined;
 
@@ -66,7 +75,7 @@ export class BitmapJournal {
     if (parts.failure !== undefined) this.#state.loseTrack();
   }
 
-  /** Why everything is dirty since; undefined: the journal is kept. */
+  /** Why what is known is in memory alone, and everything was dirty at first; undefined: the journal is kept. */
   get failure(): Scan | undefined {
     return this.#failure;
   }
@@ -102,7 +111,7 @@ export class BitmapJournal {
     invariant(!this.#closing, "a journal that is closed gets no marks");
     const marked = { offset, length: Math.min(length, this.sizeBytes - offset) };
     if (marked.length <= 0) return undefined;
-    if (this.#resizing !== undefined) return this.#resizing.then(() => this.mark(offset, length));
+    if (this.#halted !== undefined) return this.#halted.then(() => this.mark(offset, length));
     if (this.#failure !== undefined) {
       this.#state.setActive(marked.offset, marked.length);
       return this.#failing;
@@ -117,7 +126,7 @@ export class BitmapJournal {
   /** As {@link mark}, for who does not wait: true when the bytes may be written at once; false: nothing was marked. */
   tryMark(offset: number, length: number): boolean {
     invariant(!this.#closing, "a journal that is closed gets no marks");
-    if (this.#resizing !== undefined || this.#failing !== undefined) return false;
+    if (this.#halted !== undefined || this.#failing !== undefined) return false;
     const marked = { offset, length: Math.min(length, this.sizeBytes - offset) };
     if (marked.length <= 0) return true;
     if (this.#failure === undefined) return this.#state.tryMark(marked);
@@ -127,7 +136,7 @@ export class BitmapJournal {
 
   /** Closes the open epoch and begins the next, at once. Every mark before it has been resolved, and the write it was for has ended. */
   flip(): Cut {
-    invariant(this.#marks.length === 0 && this.#resizing === undefined, "writers are drained before a cut");
+    invariant(this.#marks.length === 0 && this.#halted === undefined, "writers are drained before a cut");
     const frozen = this.#state.flip();
     const epoch = this.#state.pending;
     const cycle = `${this.#id}:${epoch}`;
@@ -142,13 +151,14 @@ export class BitmapJournal {
   /**
    * A receiver has the cycle: it is the base from now on, and its frozen bits are clean. The image as it was cut must be durable by then: a loss of power would
    * else take it back behind what the receiver has. Of a cycle that was merged back, also before a restart, the bits stay dirty. Resolves when durable.
-   * A cycle from before the journal failed is passed over.
+   * A cycle from before the journal failed is passed over. One behind that has the file begun anew; when that works the journal is kept again.
    */
   async retire(cycle: string): Promise<void> {
     if (this.#isLost(cycle)) return;
     invariant(cycle === this.pending, "the cycle that is retired is the newest cut");
     this.#state.retire();
     await this.checkpoint();
+    if (this.#failure !== undefined && --this.#cyclesLeft <= 0) await this.#keepAgain();
   }
 
   /** The frozen bits are dirty again, together with those of the open epoch. The cycle stays pending: a receiver may have it all the same. */
@@ -178,9 +188,9 @@ export class BitmapJournal {
       return;
     }
     this.#newSize = sizeBytes;
-    this.#resizing = this.checkpoint();
-    await this.#resizing;
-    this.#resizing = undefined;
+    this.#halted = this.checkpoint();
+    await this.#halted;
+    this.#halted = undefined;
   }
 
   /** Begins to use the journal. Nothing may be written to the image before it resolves. Heartbeats run from now on. */
@@ -189,7 +199,10 @@ export class BitmapJournal {
     this.#image = image;
     await this.checkpoint();
     // It may have failed meanwhile.
-    if (!this.#isKept) return;
+    if (this.#isKept) this.#beat();
+  }
+
+  #beat(): void {
     this.#stopBeating = this.#parts.clock.every(HEARTBEAT_MILLIS, () => {
       this.#beatDue = true;
       this.#kick();
@@ -207,6 +220,8 @@ export class BitmapJournal {
     this.#stopBeating();
     try {
       await this.#running;
+      await this.#failing;
+      await this.#keepAgain();
       if (this.#isKept) {
         this.#closedWith = await this.#settledImage();
         await this.checkpoint();
@@ -376,20 +391,61 @@ export class BitmapJournal {
     };
   }
 
+  /**
+   * Begins the file anew where it could not be written and there is a base again. Whatever is marked meanwhile is written by the last step, for which marks wait.
+   * When it cannot be written now either, everything stays as it is.
+   */
+  async #keepAgain(): Promise<void> {
+    const { image, hasRoom, makeFile, onKept } = this.#parts;
+    if (this.#failure === undefined || this.#state.base === 0 || !(await hasRoom(this.#state.active))) return;
+    const { words } = this.#failure;
+    let goOn = (): void => undefined;
+    let file: JournalFile | undefined;
+    try {
+      this.#image = await image();
+      await this.#file?.close().catch(() => undefined);
+      this.#file = undefined;
+      file = await makeFile(this.#state.active, this.#id);
+      this.#state.changeAll();
+      this.#early = this.#state.changed.size;
+      while (this.#state.changed.size > pagesPerTurn && this.#early > 0) await this.#earlyPages(file);
+      this.#halted = new Promise((resolve) => {
+        goOn = resolve;
+      });
+      // What is set is in the pages.
+      this.#state.coolAll();
+      await this.#lastStep(file);
+      this.#file = file;
+      this.#failure = undefined;
+      if (!this.#closing) this.#beat();
+      onKept?.();
+    } catch {
+      await file?.close().catch(() => undefined);
+      await this.#takeBack(words);
+    } finally {
+      this.#early = undefined;
+      this.#halted = undefined;
+      goOn();
+    }
+  }
+
+  /** Nobody is to believe the file. */
+  async #takeBack(words: string): Promise<void> {
+    const done = await this.#parts.invalidate().catch(() => false);
+    if (done || words.endsWith(wrongOnDisk)) return;
+    this.#failure = scan("journal-write-failed", `${words}${wrongOnDisk}`);
+  }
+
   async #fail(error: unknown): Promise<void> {
     // What our own code does wrong is told as well: the guest goes on in either case.
     const what = errnoOf(error) ?? (error instanceof Error ? error.message : String(error));
     const words = `the journal ${this.#parts.path} cannot be written (${what}): everything is compared, until it can`;
-    const failure = scan("journal-write-failed", words);
-    this.#failure = failure;
+    this.#failure = scan("journal-write-failed", words);
     this.#stopBeating();
-    const attempt = this.#parts.invalidate().catch(() => false);
-    this.#failing = attempt.then((done) => {
+    this.#cyclesLeft = this.#cyclesNext;
+    this.#cyclesNext = Math.min(cyclesToNextMax, 2 * this.#cyclesNext);
+    this.#failing = this.#takeBack(words).then(() => {
       this.#failing = undefined;
-      if (!done) {
-        const more = `${words}. What it says on disk is wrong now, and could not be taken back: remove it before the image is tracked again`;
-        this.#failure = scan("journal-write-failed", more);
-      }
     });
     this.#takeNewSize();
     this.#state.loseTrack();

@@ -9,7 +9,7 @@ import { type Belief, believe, type ImageNow, type JournalMode } from "../belief
 import { DirtyBitmap, type DiskBlocks } from "../dirty-bitmap.ts";
 import type { Fingerprint } from "../fingerprint.ts";
 import { type Scan, scan } from "../scan-reason.ts";
-import { LOG_BYTES_DEFAULT, pagesOf } from "./format.ts";
+import { journalBytesMax, LOG_BYTES_DEFAULT, pagesOf } from "./format.ts";
 import { BitmapJournal } from "./journal.ts";
 import type { JournalParts } from "./journal-parts.ts";
 import { invalidateJournal, JournalFile } from "./journal-file.ts";
@@ -33,8 +33,10 @@ export interface JournalOptions extends DiskBlocks {
   readonly hotRegionsMax?: number;
   /** Of the log; default 1 MiB. */
   readonly logBytes?: number;
-  /** Told once, when the journal cannot be written any more. */
-  readonly onFailure?: (failure: Scan) => void;
+  /** Told when the journal cannot be written any more. */
+  readonly onFailure?: ((failure: Scan) => void) | undefined;
+  /** Told when a journal that could not be written is kept again: {@link BitmapJournal.retire}. */
+  readonly onKept?: (() => void) | undefined;
 }
 
 export interface OpenedJournal {
@@ -71,9 +73,11 @@ export async function openJournal(options: JournalOptions): Promise<OpenedJourna
 type CommonParts = Omit<JournalParts, "state" | "file" | "failure">;
 
 function partsOf(options: JournalOptions, bootId: string): CommonParts {
-  const { storage, path, mode = "power", clock, random, image, onFailure } = options;
+  const { storage, path, mode = "power", clock, random, image, onFailure, onKept } = options;
   const invalidate = (): Promise<boolean> => invalidateJournal(storage, path, mode);
-  return { path, clock, random, bootId, image, invalidate, onFailure };
+  const makeFile = (disk: DiskBlocks, id: string): Promise<JournalFile> => makeJournalFile(options, disk, id);
+  const hasRoom = (disk: DiskBlocks): Promise<boolean> => hasRoomFor(options, disk);
+  return { path, clock, random, bootId, image, invalidate, hasRoom, makeFile, onFailure, onKept };
 }
 
 function goOn(options: JournalOptions, parts: CommonParts, { loaded, file }: Found): BitmapJournal {
@@ -148,24 +152,16 @@ function judge(loaded: LoadedJournal, blockBytes: number, now: ImageNow): Belief
  * means the same.
  */
 async function begin(options: JournalOptions, parts: CommonParts): Promise<BitmapJournal> {
-  const { storage, path, random, mode = "power" } = options;
+  const { path, random } = options;
   const bits = new DirtyBitmap(options);
   bits.setAll();
-  const pages = pagesOf(options);
-  const changedPages = Array.from({ length: pages }, (_, page) => page);
+  const changedPages = Array.from({ length: pagesOf(options) }, (_, page) => page);
   const { sizeBytes, blockBytes } = options;
   const start = { sizeBytes, blockBytes, bits, changedPages, epoch: 1, base: 0, pending: 0 };
   const state = new JournalState({ ...start, hotMax: hotMaxOf(options) });
   try {
-    const file = await storage.open(path, { write: true, create: true, truncate: true });
-    if (mode === "power") {
-      await file.datasync();
-      await storage.syncDirectory(dirname(path));
-    }
-    const empty = { directory: new PageDirectory(pages), slot: 1, generationMax: 0, heartbeatCount: 0 };
-    const logBytes = options.logBytes ?? LOG_BYTES_DEFAULT;
-    const writer = new JournalFile({ ...empty, file, random, id: random.uuid(), mode, logBytes });
-    return new BitmapJournal({ ...parts, state, file: writer });
+    const file = await makeJournalFile(options, options, random.uuid());
+    return new BitmapJournal({ ...parts, state, file });
   } catch (error) {
     const invalid = await parts.invalidate();
     const more = invalid
@@ -174,4 +170,40 @@ async function begin(options: JournalOptions, parts: CommonParts): Promise<Bitma
     const words = `the journal ${path} cannot be made (${errnoOf(error) ?? String(error)}): everything is compared, until it can${more}`;
     return new BitmapJournal({ ...parts, state, file: undefined, failure: scan("journal-write-failed", words) });
   }
+}
+
+/**
+ * Twice the room for all a journal will ever have, so that one which had none is not begun in what its own end has freed, to fail again. It is asked for and not taken:
+ * the image may want it, of the same file system.
+ */
+async function hasRoomFor(
+  { storage, path, logBytes = LOG_BYTES_DEFAULT }: JournalOptions,
+  disk: DiskBlocks,
+): Promise<boolean> {
+  try {
+    const { freeBytes } = await storage.space(dirname(path));
+    return freeBytes >= 2 * journalBytesMax(disk, logBytes);
+  } catch {
+    return false;
+  }
+}
+
+/** The old one is gone, durably, before anything of the new one is there. */
+async function makeJournalFile(
+  { storage, path, random, mode = "power", logBytes = LOG_BYTES_DEFAULT }: JournalOptions,
+  disk: DiskBlocks,
+  id: string,
+): Promise<JournalFile> {
+  const file = await storage.open(path, { write: true, create: true, truncate: true });
+  try {
+    if (mode === "power") {
+      await file.datasync();
+      await storage.syncDirectory(dirname(path));
+    }
+  } catch (error) {
+    await file.close().catch(() => undefined);
+    throw error;
+  }
+  const empty = { directory: new PageDirectory(pagesOf(disk)), slot: 1, generationMax: 0, heartbeatCount: 0 };
+  return new JournalFile({ ...empty, file, random, id, mode, logBytes });
 }

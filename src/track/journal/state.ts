@@ -176,6 +176,11 @@ export class JournalState {
     this.#lastHot = -1;
   }
 
+  /** All of the file lacks what is known. */
+  changeAll(): void {
+    this.#changePages({ first: 0, count: this.active.blocks });
+  }
+
   resize(sizeBytes: number): void {
     const before = this.active.blocks;
     this.active.resize(sizeBytes);
