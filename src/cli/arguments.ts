@@ -1,6 +1,7 @@
 /** Arguments of a verb: node's parser, with errors a person understands. */
 import { type ParseArgsConfig, parseArgs } from "node:util";
 import { ReplicationError } from "../base/errors.ts";
+import { nearest } from "./nearest.ts";
 
 export interface ParsedArguments {
   readonly positionals: readonly string[];
@@ -34,7 +35,9 @@ export function parseArguments(
     parsed = parseArgs({ args: [...args], options, allowPositionals: true, strict: true });
   } catch (error) {
     const message = error instanceof Error ? (error.message.split(". ")[0] ?? error.message) : String(error);
-    throw new ReplicationError("usage", `${shape.verb}: ${message}`, { cause: error });
+    const meant = nearest(/^Unknown option '--([^']+)'/.exec(message)?.[1] ?? "", Object.keys(options));
+    const hint = meant === undefined ? "" : `; did you mean --${meant}?`;
+    throw new ReplicationError("usage", `${shape.verb}: ${message}${hint}`, { cause: error });
   }
   const { positionals, values } = parsed;
   const most = shape.positionals.length + (shape.optional ?? 0);

@@ -5,6 +5,7 @@ import { version } from "../version.ts";
 import { toReplicationError } from "../base/errors.ts";
 import { exitCodeOf, exitCodes } from "./exit-codes.ts";
 import { optimizeLater } from "./late-optimizing.ts";
+import { nearest } from "./nearest.ts";
 import type { CliIo, VerbEntry } from "./verb.ts";
 
 /** What can be asked for. Only the verb that is meant is loaded: the others would be most of the time a short command takes. */
@@ -131,7 +132,12 @@ async function run(args: readonly string[], io: CliIo): Promise<number> {
   }
   const entry = verbs.find((known) => known.name === name);
   if (entry === undefined) {
-    throw new ReplicationError("usage", `${JSON.stringify(name)} is no verb; replicate --help lists them`);
+    const meant = nearest(
+      name,
+      verbs.map((verb) => verb.name),
+    );
+    const hint = meant === undefined ? "replicate --help lists them" : `did you mean ${meant}?`;
+    throw new ReplicationError("usage", `${JSON.stringify(name)} is no verb; ${hint}`);
   }
   const verb = await entry.load();
   if (rest.includes("--help") || rest.includes("-h")) {
