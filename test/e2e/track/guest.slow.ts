@@ -175,10 +175,11 @@ test("a guest on ext4 over the NBD export: points with and without freeze, the t
   await moreFiles(3);
   isKilled = true;
   await tracker.child.kill();
+  tracker = await track();
+  // A freeze that was under way ends when the disk is there again.
   await asked;
   if (isFrozen) await ask("thaw", "thawed");
   const atKill = count("synced");
-  tracker = await track();
   expect(tracker.begun[0]).toMatchObject({ changes: "exact" });
   const first = await tracker.firstDone();
   expect(first).toMatchObject({ reason: "bitmap", consistency: "crash" });
