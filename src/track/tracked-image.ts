@@ -218,7 +218,10 @@ export class TrackedImage implements BlockWriter {
         await remember?.();
         if (audited !== undefined) this.#leastAuditShare = 0;
         ended = end();
-        await Promise.all([ended, journal.retire(cycle)]);
+        // Also where the view does not end well: nobody may cut while the journal is still at it.
+        const retired = journal.retire(cycle);
+        await Promise.allSettled([ended, retired]);
+        await Promise.all([ended, retired]);
       },
       mergeBack: () => {
         if (ended === undefined) journal.mergeBack(cycle);

@@ -397,8 +397,9 @@ export class BitmapJournal {
    */
   async #keepAgain(): Promise<void> {
     const { image, hasRoom, makeFile, onKept } = this.#parts;
-    if (this.#failure === undefined || this.#state.base === 0 || !(await hasRoom(this.#state.active))) return;
+    if (this.#failure === undefined || this.#state.base === 0) return;
     const { words } = this.#failure;
+    if (!(await hasRoom(this.#state.active))) return;
     let goOn = (): void => undefined;
     let file: JournalFile | undefined;
     try {
@@ -421,7 +422,10 @@ export class BitmapJournal {
       onKept?.();
     } catch {
       await file?.close().catch(() => undefined);
+      const before = this.#failure;
       await this.#takeBack(words);
+      // What was told before does not say that the file is wrong.
+      if (this.#failure !== undefined && this.#failure !== before) this.#parts.onFailure?.(this.#failure);
     } finally {
       this.#early = undefined;
       this.#halted = undefined;
