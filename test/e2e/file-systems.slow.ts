@@ -72,7 +72,7 @@ async function mounted(t: TestContext, { make, mount, onDevice }: FileSystem): P
 }
 
 describe.each(fileSystems)("C-44 a store on $name", (fileSystem) => {
-  test("copy, delta with zeros, points, restore: all as elsewhere; a disk that has no room is refused before data is sent", async (t) => {
+  test("copy, delta with zeros, points, restore: all as elsewhere; a disk that has no room is refused", async (t) => {
     const point = await mounted(t, fileSystem);
     const dir = tempDir(t);
     const image = join(dir, "disk.raw");
