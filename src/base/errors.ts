@@ -72,6 +72,7 @@ export const errorActions = {
   "block-size-differs": "never",
   "digest-kind-differs": "never",
   "size-shrunk": "never",
+  "replica-changed": "never",
   "target-exists": "never",
   "target-too-small": "never",
   "target-unsuitable": "never",

@@ -19,6 +19,7 @@ const special: Partial<Record<ErrorCode, number>> = {
   "block-size-differs": exitCodes.refused,
   "digest-kind-differs": exitCodes.refused,
   "size-shrunk": exitCodes.refused,
+  "replica-changed": exitCodes.refused,
   "target-exists": exitCodes.refused,
   aborted: exitCodes.interrupted,
 };

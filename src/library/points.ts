@@ -133,7 +133,7 @@ export async function verifyPoint(
 
 /**
  * Gives up what an interrupted delta applied: the replica's file becomes the newest point again. Errors: `disk-busy`, `disk-not-found`,
- * `point-not-found`, `store-damaged`, `root-mismatch`, `aborted`, and those of a write. Interrupted, it is called again.
+ * `point-not-found`, `replica-changed` (somebody else wrote to the replica: {@link repair} decides), `store-damaged`, `root-mismatch`, `aborted`, and those of a write. Interrupted, it is called again.
  */
 export function rollBack(
   store: Store,
@@ -145,8 +145,9 @@ export function rollBack(
 }
 
 /**
- * Reads the whole replica and marks what is not what the digest table says: the next send heals it, and points that need what is lost say so.
- * Errors as {@link rollBack}.
+ * Reads the whole replica and marks what is not what the digest table says: the next send heals it, and points that need what is lost say so. Where
+ * somebody else wrote to the replica this gives up what was written; with `keepChanges` the replica as it is becomes a point first, held by `repair` until it is
+ * released, with that label. Errors as {@link rollBack}, without `replica-changed`; but with `keepChanges` a replica that was made longer is one.
  */
 export function repair(
   store: Store,
@@ -155,9 +156,11 @@ export function repair(
     readonly engine: Engine;
     readonly signal?: AbortSignal | undefined;
     readonly onProgress?: ((bytes: number) => void) | undefined;
+    readonly keepChanges?: { readonly label: string } | undefined;
   },
 ): Promise<RepairReport> {
-  const { lanes, pool, log, host } = options.engine;
-  const { signal, onProgress } = options;
-  return repairDisk(store, disk, { lanes, pool, log, signal, onProgress, identity: `repair on ${host}` });
+  const { lanes, pool, log, host, random, clock } = options.engine;
+  const { signal, onProgress, keepChanges } = options;
+  const keep = keepChanges && { ...keepChanges, cycle: random.uuid(), time: clock.now(), owner: "repair" };
+  return repairDisk(store, disk, { lanes, pool, log, signal, onProgress, keep, identity: `repair on ${host}` });
 }

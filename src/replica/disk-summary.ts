@@ -7,12 +7,16 @@ import { diskPaths, type DiskPaths } from "./layout.ts";
 import type { StoreParts } from "./open-disk.ts";
 import { listPoints, orphanLog, type Point, type PointFiles, readPoint } from "./points/point.ts";
 import { findReplica } from "./replica-file.ts";
+import { readSuspicion } from "./suspicion.ts";
 
 export interface DiskSummary {
   readonly record: DiskRecord;
   readonly newest: Point | undefined;
-  /** `idle` | `receiving` (apply.lock is held; by whom in `holder`) | `interrupted` (an open delta waits for its sender) | `damaged`. */
-  readonly state: "idle" | "receiving" | "interrupted" | "damaged";
+  /**
+   * `idle` | `receiving` (apply.lock is held; by whom in `holder`) | `changed` (somebody else wrote to the replica, and a person must decide) |
+   * `interrupted` (an open delta waits for its sender) | `damaged`.
+   */
+  readonly state: "idle" | "receiving" | "changed" | "interrupted" | "damaged";
   readonly holder: Holder | undefined;
   /** Bytes the replica takes on disk. */
   readonly allocatedBytes: number;
@@ -36,6 +40,7 @@ export async function summarize(store: StoreParts, name: string): Promise<DiskSu
   const facts = { record, newest: points.newest, holder, allocatedBytes: replica.allocatedBytes, trouble };
   if (trouble !== undefined) return { ...facts, state: "damaged" };
   if (holder !== undefined) return { ...facts, state: "receiving" };
+  if ((await readSuspicion(storage, paths))?.changes === "found") return { ...facts, state: "changed" };
   return { ...facts, state: points.openLog ? "interrupted" : "idle" };
 }
 

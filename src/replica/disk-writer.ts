@@ -3,8 +3,9 @@ import type { FileRun } from "../image/block-device.ts";
 import type { DigestTable } from "../table/digest-table.ts";
 import type { DiskRecord } from "./disk-record.ts";
 import type { Doubt } from "./doubt.ts";
-import type { Cut, Point } from "./points/point.ts";
+import type { Cut, Hold, Point } from "./points/point.ts";
 import type { PointReader } from "./points/reader.ts";
+import type { ForeignChanges } from "./suspicion.ts";
 import type { LoggedParts } from "./undo/logged.ts";
 import type { UndoWriter } from "./undo/writer.ts";
 
@@ -18,6 +19,8 @@ export interface CommitFacts {
   readonly sourceName: string;
   /** Where other disks are cut at the same moment. */
   readonly cut?: Cut | undefined;
+  /** From the beginning. */
+  readonly hold?: Hold | undefined;
 }
 
 /**
@@ -50,8 +53,15 @@ export interface DiskWriter {
   readonly logged: LoggedParts | undefined;
   /** The open undo log, from `begin` to `commit`. What it has not made durable must not be overwritten. */
   readonly undo: UndoWriter;
-  /** Doubts a disk that was in no doubt (`differing`). Replica synced, its page cache dropped. */
-  suspect(why: string): Promise<void>;
+  /**
+   * Doubts a disk that was in no doubt (`differing`; replica synced, its page cache dropped), and says what is to be with what differs: `given-up`, or
+   * `found`, to be kept by a commit. Not on record before {@link begin}.
+   */
+  suspect(why: string, changes: ForeignChanges): Promise<void>;
+  /** A disk in doubt was found changed by somebody else: durably on record when it resolves. Nothing else is done to it. */
+  noteChanges(): Promise<void>;
+  /** Of others, as they are on record; undefined: none. */
+  readonly changes: ForeignChanges | undefined;
   /** Ends the doubt: the table was re-digested from the replica by the caller (with lanes) and is written and synced here. */
   settleDoubt(): Promise<void>;
   /** Extents of data of the replica, ascending, for the rebuild: everything else is zero. */

@@ -1,6 +1,7 @@
 /** Whether the table can be believed, from what the holder of `apply.lock` finds. Doubt means: blocks are digested anew from the replica. */
 import { behindWhat, type BootNow, type Heartbeat } from "../base/heartbeat.ts";
 import type { Fingerprint, SessionRecord } from "./session-record.ts";
+import type { ForeignChanges, Suspicion } from "./suspicion.ts";
 
 export interface DiskFindings {
   /** Why the table's files cannot be used, in words; undefined: they have their lengths and were read. */
@@ -14,8 +15,8 @@ export interface DiskFindings {
   /** Whether a delta over the newest point was begun; `named`: its log tells which blocks it may have changed since the table was synced. */
   readonly openLog: "none" | "named" | "unknown";
   readonly session: SessionRecord | undefined;
-  /** Why the replica is being compared with its table since an earlier session; undefined: it is not. */
-  readonly suspicion: string | undefined;
+  /** The replica is being compared with its table since an earlier session; undefined: it is not. */
+  readonly suspicion: Suspicion | undefined;
   readonly replica: Fingerprint;
   /** Of the disk, as the replica's file has it. */
   readonly replicaBytes: number;
@@ -42,10 +43,18 @@ export interface Doubt {
   readonly blocks: "recent" | "all" | "differing";
   /** Of `differing`: blocks the open log names since its last checkpoint are in doubt as with `recent`, and digested anew before the others are compared. */
   readonly interrupted?: true | undefined;
+  /** What an earlier session, or a person, has said of what somebody else wrote to the replica. */
+  readonly changes?: ForeignChanges | undefined;
 }
 
 /** Undefined: the table says what the replica holds. Pure. */
 export function findDoubt(found: DiskFindings): Doubt | undefined {
+  const doubt = findAnyDoubt(found);
+  const changes = found.suspicion?.changes;
+  return doubt === undefined || changes === undefined ? doubt : { ...doubt, changes };
+}
+
+function findAnyDoubt(found: DiskFindings): Doubt | undefined {
   if (found.tableTrouble !== undefined) return ofAll(found.tableTrouble);
   const doubt = found.openLog === "none" ? findIdleDoubt(found) : findOpenLogDoubt(found);
   if (doubt?.blocks === "all") return doubt;
@@ -53,7 +62,7 @@ export function findDoubt(found: DiskFindings): Doubt | undefined {
     return differing(`the replica has ${found.replicaBytes} bytes and not the ${found.sizeBytes} on record`, doubt);
   }
   // What the comparison has entered in the table since is found again.
-  if (found.suspicion !== undefined) return differing(found.suspicion, doubt);
+  if (found.suspicion !== undefined) return differing(found.suspicion.why, doubt);
   return doubt;
 }
 

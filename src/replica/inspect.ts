@@ -135,7 +135,7 @@ const stateDecoders: readonly StateDecoder[] = [
     kind: "suspicion",
     format: suspicionFormat.format,
     name: /^suspect\.json$/,
-    decode: (...file) => ({ why: decodeSuspicion(...file) }),
+    decode: (...file) => ({ ...decodeSuspicion(...file) }),
   },
   {
     kind: "policy",

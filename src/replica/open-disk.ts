@@ -21,7 +21,8 @@ import { type OpenReplica, openReplica, sizeError } from "./replica-file.ts";
 import type { ReplicaFormat } from "./replica.ts";
 import { fingerprintOf, readSession, removeSession, type SessionRecord, writeSession } from "./session-record.ts";
 import { syncDirectory } from "./state-file.ts";
-import { readSuspicion, writeSuspicion } from "./suspicion.ts";
+import { foreignLength } from "./foreign-changes.ts";
+import { readSuspicion, type Suspicion, writeSuspicion } from "./suspicion.ts";
 import { emptyRoot, hexOf, TableFiles } from "./table-files.ts";
 import { type RecoveredLog, recoverUndoLog } from "./undo-log.ts";
 
@@ -52,10 +53,19 @@ export type OpenResult =
   | { readonly kind: "open"; readonly writer: DiskWriter }
   | { readonly kind: "busy"; readonly holder: Holder | undefined };
 
+/** Who opens a disk for writing. */
+export interface Opener {
+  readonly identity: string;
+  readonly instance: string;
+  /** A replica that somebody else made longer is cut. Default: it is refused, since nobody knows what lies there. */
+  readonly mayCut?: boolean | undefined;
+}
+
+/** Throws `disk-not-found`, `replica-changed`, `store-damaged` and those of reading and writing. */
 export async function openDisk(
   store: StoreParts,
   name: string,
-  holder: { readonly identity: string; readonly instance: string },
+  { mayCut = false, ...holder }: Opener,
 ): Promise<OpenResult> {
   const { storage, locks, host, pid, clock } = store;
   const paths = diskPaths(store.path, name);
@@ -68,7 +78,7 @@ export async function openDisk(
     const before = (await readHolder(storage, paths.applyLock))?.heartbeat;
     const self: Holder = { host, pid, since: clock.now(), ...holder };
     await writeHolder(storage, paths.applyLock, { ...self, heartbeat: before });
-    return { kind: "open", writer: await openLocked(store, name, { folder: paths, lock, self, before }) };
+    return { kind: "open", writer: await openLocked(store, name, { folder: paths, lock, self, before, mayCut }) };
   } catch (error) {
     await lock.release();
     throw error;
@@ -85,9 +95,14 @@ interface Held {
   readonly self: Holder;
   /** Of who held it before. */
   readonly before: Heartbeat | undefined;
+  readonly mayCut: boolean;
 }
 
-async function openLocked(store: StoreParts, name: string, { folder, lock, self, before }: Held): Promise<DiskWriter> {
+async function openLocked(
+  store: StoreParts,
+  name: string,
+  { folder, lock, self, before, mayCut }: Held,
+): Promise<DiskWriter> {
   const { storage, log, locks, clock } = store;
   const record = await readRecord(storage, folder);
   if (record === undefined) throw notFound(store, name);
@@ -107,7 +122,7 @@ async function openLocked(store: StoreParts, name: string, { folder, lock, self,
     const damage: TableDamage = new Set();
     const boot = await storage.boot?.();
     const judged = await judge({
-      ...{ store, storage, paths, record, points, replica, tableFiles, damage, undo, heartbeat: before },
+      ...{ store, storage, paths, record, points, replica, tableFiles, damage, undo, heartbeat: before, mayCut },
       boot: boot && { id: boot.id, beganMillis: clock.now() - boot.ageMillis },
     });
     if (judged.doubt !== undefined) log.warn({ disk: name }, `the digest table is in doubt: ${judged.doubt.why}`);
@@ -146,6 +161,7 @@ interface Found {
   readonly undo: RecoveredLog | undefined;
   readonly heartbeat: Heartbeat | undefined;
   readonly boot: BootNow | undefined;
+  readonly mayCut: boolean;
 }
 
 interface Judged {
@@ -153,8 +169,8 @@ interface Judged {
   readonly table: DigestTable;
   readonly doubt: Doubt | undefined;
   readonly resumeBlock: number;
-  /** There is a record of a suspicion. */
-  readonly suspected: boolean;
+  /** As it is on record. */
+  readonly suspicion: Suspicion | undefined;
 }
 
 async function judge(found: Found): Promise<Judged> {
@@ -163,7 +179,6 @@ async function judge(found: Found): Promise<Judged> {
   const geometry = geometryOf(record);
   const session = await readSession(storage, paths);
   const suspicion = await readSuspicion(storage, paths);
-  const suspected = suspicion !== undefined;
   const onDamage = (page: number): void => {
     damage.add(page);
   };
@@ -187,29 +202,31 @@ async function judge(found: Found): Promise<Judged> {
     nowMillis: found.store.clock.now(),
     sizeBytes: record.sizeBytes,
   });
+  if (sizeBytes > record.sizeBytes && !found.mayCut) throw foreignLength(record, sizeBytes);
   if (doubt !== undefined && doubt.blocks !== "all" && "table" in read) {
     const interrupted = doubt.blocks === "recent" || doubt.interrupted === true;
     const resized = sizeBytes !== record.sizeBytes;
     if (interrupted) forgetTail(read.table);
     // With its length, and with the next heartbeat, goes what shows that somebody changed it.
     const mustRemember = doubt.blocks === "differing" && (resized || interrupted);
-    if (mustRemember && !suspected) await writeSuspicion(storage, paths, doubt.why);
+    const remembered = mustRemember && suspicion === undefined ? { why: doubt.why } : suspicion;
+    if (remembered !== undefined && remembered !== suspicion) await writeSuspicion(storage, paths, remembered);
     if (resized) await resizeReplica(found);
     await prepareReading(found);
-    return { newest, table: read.table, doubt, resumeBlock: 0, suspected: suspected || mustRemember };
+    return { newest, table: read.table, doubt, resumeBlock: 0, suspicion: remembered };
   }
   if (doubt !== undefined || !("table" in read)) {
     const table = await startRebuild(found, onDamage);
     const why = "the table cannot be read";
-    return { newest, table, doubt: doubt ?? { why, blocks: "all" }, resumeBlock: 0, suspected };
+    return { newest, table, doubt: doubt ?? { why, blocks: "all" }, resumeBlock: 0, suspicion };
   }
   if (!points.openLog || session === undefined) {
     // A record without an open log is one that a commit had no time to remove.
     if (session !== undefined) await removeSession(storage, paths);
-    return { newest: await keepNewest(found), table: read.table, doubt: undefined, resumeBlock: 0, suspected };
+    return { newest: await keepNewest(found), table: read.table, doubt: undefined, resumeBlock: 0, suspicion };
   }
   await keepSession(found, session);
-  return { newest, table: read.table, doubt: undefined, resumeBlock: session.resumeBlock, suspected };
+  return { newest, table: read.table, doubt: undefined, resumeBlock: session.resumeBlock, suspicion };
 }
 
 function nanosOf(text: string | undefined): bigint | undefined {

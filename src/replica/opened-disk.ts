@@ -20,7 +20,7 @@ import type { Replica } from "./replica.ts";
 import { shrunkDigest, shrinkDisk, growDisk, isTailKept, type ResizeParts } from "./resize.ts";
 import { restoreNewest } from "./rollback.ts";
 import { fingerprintOf, removeSession, writeSession } from "./session-record.ts";
-import { removeSuspicion, writeSuspicion } from "./suspicion.ts";
+import { type ForeignChanges, removeSuspicion, type Suspicion, writeSuspicion } from "./suspicion.ts";
 import { emptyRoot, hexOf, settleAll, type TableFiles } from "./table-files.ts";
 import { createUndoLog } from "./undo-log.ts";
 import type { ClosedLog } from "./undo/entry.ts";
@@ -44,8 +44,8 @@ export interface WriterParts {
   readonly table: DigestTable;
   readonly doubt: Doubt | undefined;
   readonly resumeBlock: number;
-  /** The disk has a record of a suspicion. */
-  readonly suspected: boolean;
+  /** As it is on record. */
+  readonly suspicion: Suspicion | undefined;
 }
 
 /** Pages of the table that were found not to match their checksums, and are so in the file. */
@@ -62,7 +62,8 @@ export class OpenedDisk implements DiskWriter {
   #openLog: boolean;
   /** Set by `begin`: the log is open and the clean-stop record is gone, so replica and table may be written. */
   #begun = false;
-  #suspected: boolean;
+  /** As it is on record. */
+  #suspicion: Suspicion | undefined;
   #commitsToTidy = 0;
   #poisoned = false;
   #tail: Promise<unknown> = Promise.resolve();
@@ -77,7 +78,7 @@ export class OpenedDisk implements DiskWriter {
     this.#resumeBlock = parts.resumeBlock;
     this.#openLog = parts.openLog;
     this.#undo = parts.undo;
-    this.#suspected = parts.suspected;
+    this.#suspicion = parts.suspicion;
   }
 
   get record(): DiskRecord {
@@ -139,7 +140,7 @@ export class OpenedDisk implements DiskWriter {
 
   /**
    * Order: table entries synced → `pages` written, given its length and synced → (where the replica is not the newest point: its undo
-   * log created) → checkpoint → clean-stop record → no suspicion any more. The replica was synced, and its page cache dropped, when the disk was opened. A crash
+   * log created) → checkpoint → clean-stop record → no suspicion any more, unless a commit is to keep what others have changed. The replica was synced, and its page cache dropped, when the disk was opened. A crash
    * before the end leaves the table doubtful, or true.
    */
   settleDoubt(): Promise<void> {
@@ -158,8 +159,8 @@ export class OpenedDisk implements DiskWriter {
         await this.#checkpoint();
         await this.#writeSession(0);
       } else await this.#vouch();
-      if (this.#suspected) await removeSuspicion(this.#parts.store.storage, this.#parts.paths);
-      this.#suspected = false;
+      const isKept = this.#doubt.changes === "found" && this.#suspicion?.changes === "found" && this.#openLog;
+      if (!isKept) await this.#endSuspicion();
       this.#parts.damage.clear();
       this.#doubt = undefined;
     });
@@ -174,14 +175,41 @@ export class OpenedDisk implements DiskWriter {
     });
   }
 
-  suspect(why: string): Promise<void> {
+  suspect(why: string, changes: ForeignChanges): Promise<void> {
     return this.#run(async () => {
-      invariant(this.#doubt === undefined && !this.#begun, "a disk is suspected while nothing is done to it");
-      const { replica, store, paths } = this.#parts;
-      await inFile("sync-failed", `disk ${this.#record.name}: syncing ${paths.replica}`, () => replica.datasync());
-      store.storage.lanes.dropCache(replica.fd, 0, (await replica.stat()).sizeBytes);
-      this.#doubt = { why, blocks: "differing" };
+      invariant(!this.#begun, "a disk is suspected while nothing is done to it");
+      if (this.#doubt === undefined) {
+        const { replica, store, paths } = this.#parts;
+        await inFile("sync-failed", `disk ${this.#record.name}: syncing ${paths.replica}`, () => replica.datasync());
+        store.storage.lanes.dropCache(replica.fd, 0, (await replica.stat()).sizeBytes);
+      }
+      this.#doubt = { ...(this.#doubt ?? { why, blocks: "differing" }), changes };
     });
+  }
+
+  noteChanges(): Promise<void> {
+    return this.#run(async () => {
+      invariant(this.#doubt !== undefined, "changes are found in doubt");
+      this.#doubt = { ...this.#doubt, changes: "found" };
+      await this.#recordSuspicion(this.#doubt);
+    });
+  }
+
+  get changes(): ForeignChanges | undefined {
+    return this.#suspicion?.changes;
+  }
+
+  async #recordSuspicion({ why, changes }: Doubt): Promise<void> {
+    if (this.#suspicion !== undefined && this.#suspicion.changes === changes) return;
+    const suspicion: Suspicion = { why, changes };
+    await writeSuspicion(this.#parts.store.storage, this.#parts.paths, suspicion);
+    this.#suspicion = suspicion;
+  }
+
+  async #endSuspicion(): Promise<void> {
+    if (this.#suspicion === undefined) return;
+    await removeSuspicion(this.#parts.store.storage, this.#parts.paths);
+    this.#suspicion = undefined;
   }
 
   /** The replica was read and is the newest point: its record gets the time that was doubted. */
@@ -193,10 +221,7 @@ export class OpenedDisk implements DiskWriter {
   async #begin(): Promise<UndoWriter> {
     if (!this.#begun) {
       const { store, paths } = this.#parts;
-      if (this.#doubt !== undefined && !this.#suspected) {
-        await writeSuspicion(store.storage, paths, this.#doubt.why);
-        this.#suspected = true;
-      }
+      if (this.#doubt !== undefined) await this.#recordSuspicion(this.#doubt);
       await this.#parts.heartbeat.start();
       await this.#openUndoLog();
       await removeSession(store.storage, paths);
@@ -248,7 +273,7 @@ export class OpenedDisk implements DiskWriter {
 
   /**
    * Order: replica synced ∥ table written and synced ∥ the log's footer written and synced → `<newest+1>.json` (written, synced, renamed, directory
-   * synced) = the commit → what no point needs removed. A crash before the rename: the delta is still open, nothing is lost. After
+   * synced) = the commit → (what others have changed is kept now: the suspicion removed) → what no point needs removed. A crash before the rename: the delta is still open, nothing is lost. After
    * it: the point is committed, and the next open finishes the rest. What fails after the commit is logged; the next open does it again.
    */
   commit(facts: CommitFacts): Promise<Point> {
@@ -275,6 +300,7 @@ export class OpenedDisk implements DiskWriter {
       };
       await this.#parts.store.locks.withChainLock(paths.chainLock, () => writePoint(storage, paths, point));
       this.#newest = point;
+      await this.#endSuspicion();
       this.#openLog = false;
       this.#setAside();
       this.#undo = undefined;

@@ -19,7 +19,7 @@ import { readRecord } from "./disk-record.ts";
 import { isDiskName } from "../base/disk-name.ts";
 import { type CutState, loadCutStates } from "./cuts.ts";
 import { type DiskPaths, diskPaths, type StorePaths, storePaths } from "./layout.ts";
-import { type NewDisks, notFound, openDisk, type OpenResult, type StoreParts } from "./open-disk.ts";
+import { type NewDisks, notFound, openDisk, type Opener, type OpenResult, type StoreParts } from "./open-disk.ts";
 import type { Hold } from "./points/point.ts";
 import { listDiskPoints, openPoint, type PointReader } from "./points/reader.ts";
 import { dropOldest, holdPoint, type OldestPoint, type PruneOptions, prunePoints } from "./prune.ts";
@@ -39,7 +39,10 @@ export type { DiskSummary } from "./disk-summary.ts";
 export type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 export { inspectStoreFile, type StoreFileDescription } from "./inspect.ts";
 export type { Verdict } from "./retention/decide.ts";
-export type { NewDisks, OpenResult } from "./open-disk.ts";
+export type { Doubt } from "./doubt.ts";
+export { replicaChanged } from "./foreign-changes.ts";
+export type { NewDisks, Opener, OpenResult } from "./open-disk.ts";
+export type { ForeignChanges } from "./suspicion.ts";
 export { checkWholeSectors } from "./replica-file.ts";
 export type { Cut, Hold, Point } from "./points/point.ts";
 export type { DiskPoints, PointReader } from "./points/reader.ts";
@@ -67,9 +70,9 @@ export interface Store {
   adopt(name: string, image: ImageToAdopt, fill: (work: TableToFill) => Promise<void>): Promise<Adopted>;
   /**
    * Takes `apply.lock` and opens the disk for writing. Returns the holder when another has it (`busy`).
-   * Throws `disk-not-found`, `store-damaged`, `store-version-unsupported`.
+   * Throws `disk-not-found`, `replica-changed`, `store-damaged`, `store-version-unsupported`.
    */
-  openWriter(name: string, holder: { readonly identity: string; readonly instance: string }): Promise<OpenResult>;
+  openWriter(name: string, opener: Opener): Promise<OpenResult>;
   /** The points of a disk. Throws `disk-not-found`; `store-damaged`, `store-version-unsupported` when disk.json cannot be read. */
   points(name: string): Promise<StoredPoints>;
   /**
@@ -176,7 +179,7 @@ export async function openStore(options: StoreOptions): Promise<Store> {
     summary: (name) => summarize(parts, name),
     create: (name, facts) => createDisk(parts, name, facts),
     adopt: (name, image, fill) => adoptImage(parts, name, image, fill),
-    openWriter: (name, holder) => openDisk(parts, name, holder),
+    openWriter: (name, opener) => openDisk(parts, name, opener),
     async points(name) {
       const found = await listDiskPoints(parts, name);
       const cuts = await loadCutStates(parts, name, found.points);

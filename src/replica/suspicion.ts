@@ -1,33 +1,59 @@
 /**
  * `suspect.json`: somebody may have written to the replica, and it is being compared with its table. It is there from before the first difference is entered in
  * the table until all of the replica was looked at: a comparison that is cut short is made again, and not forgotten because a delta has begun meanwhile.
+ * What was found to be written by somebody else is nobody's to overwrite until a person has said so.
  */
 import { ReplicationError } from "../base/errors.ts";
 import type { Storage } from "../storage/seam.ts";
 import { inFile } from "./file-error.ts";
 import type { DiskPaths } from "./layout.ts";
-import { decodeState, readState, type StateFormat, syncDirectory, writeState } from "./state-file.ts";
+import {
+  decodeState,
+  readState,
+  type StateContent,
+  type StateFormat,
+  syncDirectory,
+  writeState,
+} from "./state-file.ts";
 
 export const suspicionFormat: StateFormat = { format: "replicate suspicion", version: 1 };
 
-/** Why, in words. Throws `store-damaged`, `store-version-unsupported`. */
-export function decodeSuspicion(path: string, bytes: Uint8Array): string {
-  return decodeState(path, suspicionFormat, bytes).text("why");
+/** `found`: somebody wrote to the replica, and a person must decide. `given-up`: a person has said that the next delta may overwrite it. */
+export type ForeignChanges = "found" | "given-up";
+
+export interface Suspicion {
+  /** In words. */
+  readonly why: string;
+  /** Undefined: not known yet whether there are any. */
+  readonly changes?: ForeignChanges | undefined;
 }
 
-/** Why, in words; undefined: there is none. One that cannot be read is one all the same. */
-export async function readSuspicion(storage: Storage, paths: DiskPaths): Promise<string | undefined> {
+/** Throws `store-damaged`, `store-version-unsupported`. */
+export function decodeSuspicion(path: string, bytes: Uint8Array): Suspicion {
+  return suspicionOf(decodeState(path, suspicionFormat, bytes));
+}
+
+function suspicionOf(content: StateContent): Suspicion {
+  const changes = content.optionalText("changes") === undefined ? undefined : content.oneOf("changes", allChanges);
+  return { why: content.text("why"), changes };
+}
+
+const allChanges: readonly ForeignChanges[] = ["found", "given-up"];
+
+/** Undefined: there is none. One that cannot be read is the worst one all the same. */
+export async function readSuspicion(storage: Storage, paths: DiskPaths): Promise<Suspicion | undefined> {
   try {
-    return (await readState(storage, paths.suspicion, suspicionFormat))?.text("why");
+    const content = await readState(storage, paths.suspicion, suspicionFormat);
+    return content && suspicionOf(content);
   } catch (error) {
-    if (error instanceof ReplicationError) return error.message;
+    if (error instanceof ReplicationError) return { why: error.message, changes: "found" };
     throw error;
   }
 }
 
 /** Durable when it resolves. Order and errors: {@link writeState}. */
-export async function writeSuspicion(storage: Storage, paths: DiskPaths, why: string): Promise<void> {
-  await writeState(storage, paths.suspicion, suspicionFormat, { why });
+export async function writeSuspicion(storage: Storage, paths: DiskPaths, suspicion: Suspicion): Promise<void> {
+  await writeState(storage, paths.suspicion, suspicionFormat, { why: suspicion.why, changes: suspicion.changes });
 }
 
 /** Durable when it resolves. Throws `write-failed`, `sync-failed`. */

@@ -45,6 +45,23 @@ export async function makeRoomAfter(options: RoomOptions, disk: string): Promise
   }
 }
 
+/** A write met a full disk: the error with what is free, and what is needed to go on. Never throws. */
+export async function withShortage(store: Store, disk: string, error: ReplicationError): Promise<ReplicationError> {
+  try {
+    const shortage = await shortageOf(store);
+    if (shortage === undefined) await store.checkImageReserve(disk);
+    return shortage === undefined ? error : joined(error, shortage);
+  } catch (thrown) {
+    const shortage = toReplicationError(thrown);
+    return shortage.code === "no-space" ? joined(error, shortage) : error;
+  }
+}
+
+function joined(error: ReplicationError, { message, details }: ReplicationError): ReplicationError {
+  const facts = { cause: error.cause, details: { ...error.details, ...details } };
+  return new ReplicationError(error.code, `${error.message}: ${message}`, facts);
+}
+
 async function shortageOf(store: Store): Promise<ReplicationError | undefined> {
   try {
     await store.checkReserve();

@@ -7,7 +7,7 @@ import { blockCount, blockLength, blocksPerPage, digestBytes, type Geometry, pag
 import { isZero } from "../base/zero.ts";
 import type { OldPartsResult } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
-import type { DiskWriter } from "../replica/store.ts";
+import { type DiskWriter, type Doubt, type ForeignChanges, replicaChanged } from "../replica/store.ts";
 import type { PageDigests } from "../table/digest-table.ts";
 import type { Data } from "../wire/messages.ts";
 import { type ShrunkTable, shrunkTable } from "./shrunk-table.ts";
@@ -43,8 +43,8 @@ export class SessionDisk {
   readonly #known: KnownParts;
   readonly #writeback = new EarlyWriteback();
   #targetBytes: number | undefined;
-  /** Blocks the device did not give. */
-  #unreadable = 0;
+  /** Blocks the device did not give: lost, and nobody's writing. */
+  readonly #unreadable = new Set<number>();
   /** The table as it will be, while the disk is still to be cut. */
   #cut: ShrunkTable | undefined;
 
@@ -147,17 +147,31 @@ export class SessionDisk {
     }
   }
 
-  /** Makes a table in doubt true by reading the replica. */
+  /** Makes a table in doubt true by reading the replica. Throws `replica-changed` where somebody else wrote to it, and nobody has said what is to be of that. */
   async rebuild(): Promise<void> {
-    const { writer, log, name, slots } = this.#o;
-    const { doubt, logged } = writer;
+    const { writer, log, name } = this.#o;
+    const { doubt } = writer;
     if (doubt === undefined) return;
+    if (doubt.changes === "found") throw replicaChanged(name, writer.newest, undefined);
     if (doubt.blocks === "differing") {
       log.warn({ disk: name, why: doubt.why }, "comparing the replica with its table");
-      await this.#reconcile();
+      await this.#reconcile(doubt.changes === undefined ? this.#refuse : undefined);
       await this.#settleDoubt();
-      return;
-    }
+    } else await this.#digestDoubtful(doubt);
+  }
+
+  /** Order: on record → refused. What the device does not give is no change. */
+  readonly #refuse = async (blocks: readonly number[]): Promise<void> => {
+    const { writer, name } = this.#o;
+    const block = blocks.find((differing) => !this.#unreadable.has(differing));
+    if (block === undefined) return;
+    await writer.noteChanges();
+    throw replicaChanged(name, writer.newest, block * this.geometry.blockBytes);
+  };
+
+  async #digestDoubtful(doubt: Doubt): Promise<void> {
+    const { writer, log, name, slots } = this.#o;
+    const { logged } = writer;
     const recent = doubt.blocks === "recent" ? logged : undefined;
     const what = recent === undefined ? "all of it" : `${recent.recentCount} blocks the interrupted delta names`;
     log.warn({ disk: name, why: doubt.why }, `the digest table is in doubt; reading the replica, ${what}`);
@@ -187,19 +201,23 @@ export class SessionDisk {
     for (const page of damaged) await this.page(page);
   }
 
-  /** Compares all of the replica with the table; what differs is sent anew by the next delta. Returns the ranges. */
-  async repair(): Promise<readonly { readonly first: number; readonly end: number }[]> {
+  /**
+   * Compares all of the replica with the table; what differs is sent anew by the next delta. `changes`: given up, or (`found`) to be kept: then
+   * {@link DiskWriter.changes} says afterwards whether there is anything for a commit. Returns the ranges.
+   */
+  async repair(changes: ForeignChanges): Promise<readonly { readonly first: number; readonly end: number }[]> {
     const { writer } = this.#o;
-    if (writer.doubt?.blocks !== "differing") {
-      await this.rebuild();
-      await writer.suspect("it is to be repaired");
-    }
+    const { doubt } = writer;
+    if (doubt !== undefined && doubt.blocks !== "differing") await this.#digestDoubtful(doubt);
+    await writer.suspect("it is to be repaired", changes);
     const differing = await this.#reconcile();
     await this.#settleDoubt();
     return differing;
   }
 
-  async #reconcile(): Promise<readonly { readonly first: number; readonly end: number }[]> {
+  async #reconcile(
+    onDiffering?: (blocks: readonly number[]) => Promise<void>,
+  ): Promise<readonly { readonly first: number; readonly end: number }[]> {
     const { writer, lanes, name, slots, signal, onProgress, log } = this.#o;
     if (writer.doubt?.interrupted === true && writer.logged !== undefined) await this.#redigestRecent(writer.logged);
     const differing = await reconcile({
@@ -207,7 +225,7 @@ export class SessionDisk {
       runs: (offset, length) => writer.runs(offset, length),
       nextData: (offset) => writer.nextData(offset),
       ...{ lanes, slots, signal, onProgress, writer, old: this.#old },
-      onUnreadable: this.#tellUnreadable,
+      ...{ onUnreadable: this.#tellUnreadable, onDiffering },
       page: (page) => this.page(page),
     });
     const blocks = differing.reduce((sum, { first, end }) => sum + end - first, 0);
@@ -219,7 +237,8 @@ export class SessionDisk {
   /** Whoever writes the block anew may heal it: the next delta sends it. Throws when there are so many that it is the device that cannot be read. */
   readonly #tellUnreadable = (block: number, error: ReplicationError): void => {
     const { name: disk, log } = this.#o;
-    if (++this.#unreadable > unreadableBlocksMax) throw error;
+    this.#unreadable.add(block);
+    if (this.#unreadable.size > unreadableBlocksMax) throw error;
     const offset = block * this.geometry.blockBytes;
     log.error({ disk, block, offset, err: error }, "the replica cannot be read there; the next delta sends the block");
   };

@@ -6,7 +6,7 @@
  * queued write has settled: then what was applied is kept for a resume, and the disk is free.
  */
 import type { Slot } from "../base/buffer-pool.ts";
-import { type ErrorCode, invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
+import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
 import { PagedBits } from "../base/paged-bits.ts";
 import { blockCount, digestBytes, type Geometry } from "../base/units.ts";
 import { applyState } from "../lanes/jobs.ts";
@@ -20,22 +20,14 @@ import type { Commit, Data, Hello, Message, Open, Pass, Zero } from "../wire/mes
 import { createSessionRules, type SessionRules } from "../wire/session-rules.ts";
 import { checkDataShape } from "./data-shape.ts";
 import { watchLiveness } from "./liveness.ts";
-import { makeRoomAfter } from "./make-room.ts";
+import { leavesDoubt } from "./leaves-doubt.ts";
+import { makeRoomAfter, withShortage } from "./make-room.ts";
 import { answerBlocks, answerPages, answerParts } from "./receiver-answers.ts";
 import { SessionDisk } from "./receiver-disk.ts";
 import { checkedRoot, commitPoint } from "./receiver-commit.ts";
 import { checkShrink, openedMessage, openForSender } from "./receiver-open.ts";
 import type { ReceiverSurroundings } from "./receiver.ts";
 import { SpareSlot } from "./spare-slot.ts";
-
-/** After these a block may be half written: nothing since the last good sync is believed. */
-const leavesDoubt: ReadonlySet<ErrorCode> = new Set([
-  "write-failed",
-  "sync-failed",
-  "no-space",
-  "lane-crashed",
-  "internal",
-]);
 
 /** Answers given and not yet taken by the socket: a peer that asks and does not read is ended, not served for ever. */
 const answerBytesMax = 16 * 1024 * 1024;
@@ -84,6 +76,8 @@ export class ReceiverSession {
   #settled = false;
   #ended = false;
   #poisoned = false;
+  /** For what is free, to tell it with an error: nothing else counts meanwhile. */
+  #isAsking = false;
   #openDisk: SessionDisk | undefined;
   #appliedBytes = 0;
   #highestBlock = 0;
@@ -444,6 +438,15 @@ export class ReceiverSession {
   fail(error: ReplicationError): void {
     // Also of a session that has ended: a write under way then may fail half way.
     if (leavesDoubt.has(error.code)) this.#poisoned = true;
+    if (this.#ended || this.#isAsking) return;
+    if (error.code === "no-space" && !error.remote && error.details["freeBytes"] === undefined) {
+      this.#isAsking = true;
+      this.#writer?.poison();
+      void withShortage(this.#s.store, this.#disk, error).then((told) => this.#fail(told));
+    } else this.#fail(error);
+  }
+
+  #fail(error: ReplicationError): void {
     if (this.#ended) return;
     const fields = { code: error.code, disk: this.#disk, peer: this.peer.name, address: this.peer.address };
     if (this.#settled && error.action === "reconnect") {

@@ -15,6 +15,8 @@ export interface ReconcileOptions extends Omit<RebuildOptions, "inDoubt"> {
   readonly old: OldContent;
   /** Digests of a page of the table, mended where it is damaged. A view. */
   readonly page: (page: number) => Promise<Uint8Array>;
+  /** Told of blocks that differ before anything is entered; throws to leave all as it is. */
+  readonly onDiffering?: ((blocks: readonly number[]) => Promise<void>) | undefined;
 }
 
 /** Returns the blocks that differed, as ranges. */
@@ -45,6 +47,7 @@ export async function reconcile(options: ReconcileOptions): Promise<readonly { f
         else differing.push({ first: first + index, end: first + index + 1 });
       }
       if (blocks.length > 0) {
+        await options.onDiffering?.(blocks);
         await writer.begin();
         await options.old.keepWhole(blocks, Buffer.concat(base));
         for (const block of blocks) {

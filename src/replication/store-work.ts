@@ -27,7 +27,7 @@ export interface RollBackReport {
 }
 
 /**
- * A table in doubt is made true first. Throws `disk-busy` naming who holds the disk, `disk-not-found`, `point-not-found` when there is no point yet,
+ * A table in doubt is made true first. Throws `replica-changed` where somebody else wrote to the replica, `disk-busy` naming who holds the disk, `disk-not-found`, `point-not-found` when there is no point yet,
  * `store-damaged` where old content cannot be told, `root-mismatch`, `aborted`, and those of a write. Interrupted, it is begun again.
  */
 export async function rollBackDisk(store: Store, name: string, options: StoreWorkOptions): Promise<RollBackReport> {
@@ -51,31 +51,55 @@ export async function rollBackDisk(store: Store, name: string, options: StoreWor
 export interface RepairReport {
   /** Ranges of the replica that are not what the table said. The next delta sends them; points that need their old content say so. */
   readonly damaged: readonly { readonly offset: number; readonly length: number }[];
+  /** The point that was made of what somebody else has changed. */
+  readonly kept?: number | undefined;
+}
+
+/** Of the point that {@link repairDisk} makes. */
+export interface KeptChanges {
+  readonly label: string;
+  /** Of the cycle, which is no sender's. */
+  readonly cycle: string;
+  /** Milliseconds since 1970. */
+  readonly time: number;
+  /** Who wants it kept. */
+  readonly owner: string;
 }
 
 /**
- * Reads the whole replica and marks what has rotted, so that the next delta from the source heals it. Throws as {@link rollBackDisk}. Interrupted, what
- * was found so far stays marked.
+ * Reads the whole replica and marks what has rotted, or was written by somebody else, so that the next delta from the source heals it. `keep`: what the replica holds becomes
+ * a point before, held; none is made where nothing differs. Throws as {@link rollBackDisk}. Interrupted, what was found so far stays marked, and with `keep` nothing
+ * overwrites it.
  */
-export async function repairDisk(store: Store, name: string, options: StoreWorkOptions): Promise<RepairReport> {
-  return withWriter(store, name, options, async (writer, disk) => {
+export async function repairDisk(
+  store: Store,
+  name: string,
+  { keep, ...options }: StoreWorkOptions & { readonly keep?: KeptChanges | undefined },
+): Promise<RepairReport> {
+  return withWriter(store, name, { ...options, mayCut: keep === undefined }, async (writer, disk) => {
     const { blockBytes, sizeBytes } = writer.record;
-    const damaged = (await disk.repair()).map(({ first, end }) => {
+    const damaged = (await disk.repair(keep === undefined ? "given-up" : "found")).map(({ first, end }) => {
       const offset = first * blockBytes;
       return { offset, length: Math.min(end * blockBytes, sizeBytes) - offset };
     });
-    return { damaged };
+    if (keep === undefined || writer.changes !== "found") return { damaged };
+    const { cycle, label, time, owner } = keep;
+    // As of the point it stands on: the sender is to find a state of its own disk.
+    const { source = "changed", sourceName = "somebody else" } = writer.newest ?? {};
+    const hold = { owner, until: undefined };
+    const { point } = await writer.commit({ cycle, label, time, consistency: "none", source, sourceName, hold });
+    return { damaged, kept: point };
   });
 }
 
 async function withWriter<T>(
   store: Store,
   name: string,
-  options: StoreWorkOptions,
+  options: StoreWorkOptions & { readonly mayCut?: boolean },
   work: (writer: DiskWriter, disk: SessionDisk) => Promise<T>,
 ): Promise<T> {
-  const { identity, lanes, pool, log, signal = new AbortController().signal } = options;
-  const opened = await store.openWriter(name, { identity, instance: "store verb" });
+  const { identity, lanes, pool, log, signal = new AbortController().signal, mayCut } = options;
+  const opened = await store.openWriter(name, { identity, instance: "store verb", mayCut });
   if (opened.kind === "busy") {
     const { holder } = opened;
     const who =

@@ -248,7 +248,7 @@ describe("every file of a store", () => {
       await store.prune("disk", { keep: "last=1" });
       expect(await store.compact("disk")).toMatchObject([{ point: 1 }]);
       await (await store.openPoint("disk", 1)).close();
-      await writeSuspicion(createNodeStorage(), diskPaths(store.path, "disk"), "somebody mounted it");
+      await writeSuspicion(createNodeStorage(), diskPaths(store.path, "disk"), { why: "somebody mounted it" });
       const adopted = join(root, "adopted.img");
       writeFileSync(adopted, Buffer.alloc(100_000, 1));
       // In the middle of an adoption: its mark goes with it.

@@ -270,7 +270,11 @@ test("a receiver that runs out of space: both ends say so, the point before stay
   const full = await send(t, to(receiver, "vm", image));
   expect(full.code).toBe(1);
   expect(full.done).toBeUndefined();
-  expect(full.error).toMatchObject({ code: "no-space", action: "never" });
+  const numbers = { freeBytes: expect.any(Number) as unknown, reserveBytes: expect.any(Number) as unknown };
+  expect(full.error).toMatchObject({ code: "no-space", action: "never", details: numbers });
+  expect(full.error?.message).toMatch(
+    /no space left.*: .* has \d+ bytes free, less than the \d+ it keeps in reserve; free \d+ bytes/,
+  );
   await waitForLog(receiver.process, { code: "no-space", disk: "vm" });
   const disks = await replicate(t, ["disks", "--store", receiver.storeDir, "--json"]);
   expect(disks.code, disks.stderr).toBe(0);

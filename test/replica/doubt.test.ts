@@ -110,8 +110,8 @@ for (const [name, findings, expected] of endings) {
 test("what an interrupted delta may have written is in doubt beside a comparison", () => {
   const expected = { blocks: "differing", interrupted: true };
   expect(findDoubt(killed(1_000_000, { sizeBytes: 101 }))).toMatchObject(expected);
-  expect(findDoubt(killed(1_000_000, { suspicion: "mounted" }))).toEqual({ why: "mounted", ...expected });
-  expect(findDoubt(killed(2_000_000, { suspicion: "mounted" }))).toEqual({ why: "mounted", ...expected });
+  expect(findDoubt(killed(1_000_000, { suspicion: { why: "mounted" } }))).toEqual({ why: "mounted", ...expected });
+  expect(findDoubt(killed(2_000_000, { suspicion: { why: "mounted" } }))).toEqual({ why: "mounted", ...expected });
 });
 
 test("a table whose root is proven is compared with the replica, whatever happened to that one", () => {
@@ -125,7 +125,23 @@ test("a table whose root is proven is compared with the replica, whatever happen
 
 test("a comparison that was cut short is made again, whatever it left", () => {
   for (const found of [idle, laidAside]) {
-    expect(findDoubt({ ...found, suspicion: "mounted" })).toEqual({ why: "mounted", blocks: "differing" });
+    expect(findDoubt({ ...found, suspicion: { why: "mounted" } })).toEqual({ why: "mounted", blocks: "differing" });
   }
-  expect(findDoubt({ ...idle, tableRoot: "cc", suspicion: "mounted" })?.blocks).toBe("all");
+  expect(findDoubt({ ...idle, tableRoot: "cc", suspicion: { why: "mounted" } })?.blocks).toBe("all");
+});
+
+test("what was said of others' changes stays said, whatever else is in doubt", () => {
+  for (const changes of ["found", "given-up"] as const) {
+    const suspicion = { why: "mounted", changes };
+    for (const found of [
+      idle,
+      laidAside,
+      { ...idle, tableRoot: "cc" },
+      { ...idle, sizeBytes: 101 },
+      killed(1_000_000),
+    ]) {
+      expect(findDoubt({ ...found, suspicion })?.changes).toBe(changes);
+    }
+  }
+  expect(findDoubt({ ...idle, sizeBytes: 101 })?.changes).toBeUndefined();
 });

@@ -68,7 +68,10 @@ async function makeStore(): Promise<ReadonlyMap<string, Uint8Array>> {
   const session = { undo: 1, root: Buffer.from(writer.table.root()).toString("hex"), replica, resumeBlock: 3 };
   await writeSession(process, diskPaths(storePath, "vm1.sda"), session);
   await writer.release();
-  await writeSuspicion(process, diskPaths(storePath, "vm1.sda"), "somebody wrote to the replica after point 1");
+  await writeSuspicion(process, diskPaths(storePath, "vm1.sda"), {
+    why: "somebody wrote to the replica after point 1",
+    changes: "found",
+  });
   await store.setPolicy("vm1.sda", "last=3,daily=14");
   const found = new Map<string, Uint8Array>();
   for (const name of files) found.set(name, machine.peek(`${storePath}/${name}`) ?? new Uint8Array());
@@ -110,7 +113,10 @@ describe("files of version 1", () => {
     expect(decodeUndoHeader("1.undo", await read("disks/vm1.sda/points/0000000001.undo")).sequence).toBe(1);
     const session = decodeSession("session.json", await read("disks/vm1.sda/session.json"));
     expect(session).toMatchObject({ undo: 1, resumeBlock: 3 });
-    expect(decodeSuspicion("suspect.json", await read("disks/vm1.sda/suspect.json"))).toMatch(/after point 1$/);
+    expect(decodeSuspicion("suspect.json", await read("disks/vm1.sda/suspect.json"))).toEqual({
+      why: "somebody wrote to the replica after point 1",
+      changes: "found",
+    });
     expect(decodePolicyRecord("keep.json", await read("disks/vm1.sda/keep.json"))).toBe("last=3,daily=14");
     const table = createTableFiles(disk);
     table.digests.write(await read("disks/vm1.sda/digests"), 0);

@@ -33,7 +33,7 @@ async function setUp(): Promise<{
   const { root } = await writer.commit(commitFacts("c1"));
   await writer.begin();
   await writer.suspend(7);
-  await writeSuspicion(process, diskPaths(storePath, diskName), "somebody mounted it");
+  await writeSuspicion(process, diskPaths(storePath, diskName), { why: "somebody mounted it" });
   await store.setPolicy(diskName, "last=7");
   return { machine, process, root };
 }

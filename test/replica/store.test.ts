@@ -610,7 +610,14 @@ describe("damage", () => {
       const file = await process.open(`${directory}/replica.raw`, { write: true });
       await file.truncate(sizeBytes);
       await file.close();
-      const writer = await openWriter(store);
+      if (sizeBytes > 655_360) {
+        // What lies behind the end is somebody's.
+        await expect(openWriter(store)).rejects.toMatchObject({ code: "replica-changed" });
+        expect((await process.stat(`${directory}/replica.raw`))?.sizeBytes).toBe(sizeBytes);
+      }
+      const opened = await store.openWriter(diskName, { ...holder, mayCut: true });
+      if (opened.kind !== "open") throw new Error("the disk is busy");
+      const { writer } = opened;
       expect(writer.doubt?.why).toContain(`${sizeBytes} bytes and not the 655360`);
       expect((await process.stat(`${directory}/replica.raw`))?.sizeBytes).toBe(655_360);
       await rebuild(writer, process.lanes);

@@ -1,4 +1,7 @@
-/** A replica that somebody wrote to beside the store: it is compared with its table, what differs is lost, and the next delta heals it. */
+/**
+ * A replica that somebody wrote to beside the store: it is compared with its table, and where it differs nothing overwrites it until a person has decided. Given up, what differs is lost, and
+ * the next delta heals it; or it becomes a point before.
+ */
 import {
   closeSync,
   cpSync,
@@ -20,27 +23,23 @@ import { silentLogger } from "../../src/base/logger.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import type { BlockReader, BlockWriter } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
-import { repair } from "../../src/library/points.ts";
+import { repair, rollBack } from "../../src/library/points.ts";
 import { randomBytes } from "../random.ts";
 import { overriding } from "../replica/overriding.ts";
 import { PairKit } from "./pair-kit.ts";
 
 let kit: PairKit;
 const warnings: string[] = [];
-/** Counts of blocks that were found to differ. */
-const found: unknown[] = [];
 /** Set: writing to the replica fails with it, and has written. */
 let broken: ReplicationError | undefined;
 
 beforeEach(async () => {
   warnings.length = 0;
-  found.length = 0;
   broken = undefined;
   kit = await PairKit.create({
     receiverLog: {
       ...silentLogger,
       warn: (_fields, text) => warnings.push(text),
-      error: (fields) => "blocks" in fields && found.push(fields.blocks),
     },
     receiverLanes: (lanes) =>
       overriding(lanes, {
@@ -70,6 +69,40 @@ function mountReplica(offsets: readonly number[]): void {
   // As if it had been written to a moment later: file systems keep coarse times.
   const later = new Date(Date.now() + 10_000);
   utimesSync(replicaPath(), later, later);
+}
+
+/** The sender is told, and told again without a second comparison; the replica stays as it is. */
+async function expectRefused(image: BlockReader, message = /somebody else has changed the replica/): Promise<void> {
+  await kit.idle();
+  const before = readFileSync(replicaPath());
+  for (const comparisons of [1, 0]) {
+    warnings.length = 0;
+    const text: unknown = expect.stringMatching(comparisons === 1 ? message : /somebody else has changed the replica/);
+    await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed", remote: true, message: text });
+    await kit.idle();
+    expect(warnings.filter((text) => text === "comparing the replica with its table")).toHaveLength(comparisons);
+    expect((await kit.store.summary("disk"))?.state).toBe("changed");
+  }
+  expect(readFileSync(replicaPath()).equals(before)).toBe(true);
+}
+
+/** Returns the bytes that differed. */
+async function giveUp(): Promise<number> {
+  const { damaged } = await repair(kit.store, "disk", { engine: kit.receiving });
+  expect(existsSync(join(kit.folder, "store/disks/disk/suspect.json"))).toBe(false);
+  return damaged.reduce((sum, { length }) => sum + length, 0);
+}
+
+async function keepChanges(): Promise<number | undefined> {
+  return (await repair(kit.store, "disk", { engine: kit.receiving, keepChanges: { label: "theirs" } })).kept;
+}
+
+async function expectPointIs(point: number, content: Uint8Array): Promise<void> {
+  const reader = await kit.store.openPoint("disk", point);
+  const found = Buffer.alloc(reader.sizeBytes);
+  await reader.read(found, 0);
+  await reader.close();
+  expect(found.equals(content)).toBe(true);
 }
 
 async function expectReplicaIs(image: BlockReader): Promise<void> {
@@ -118,17 +151,21 @@ test("a replica that somebody wrote to while a delta was laid aside is compared:
   await expect(cut).rejects.toMatchObject({ code: "connection-lost" });
   await kit.idle();
   mountReplica([6 * MIB]);
+  await expectRefused(image);
+  await giveUp();
   expect(await kit.send(image)).toMatchObject({ point: 2 });
   await expectReplicaIs(image);
   await expectLost([6 * MIB], blockBytes);
 });
 
-test("a replica that somebody wrote to is compared before the next delta, and healed by it", async () => {
+test("a replica that somebody wrote to is compared before the next delta, and healed by it once the changes are given up", async () => {
   const image = createMemoryImage(8 * MIB);
   await image.write(randomBytes(8 * MIB), 0);
   await kit.send(image, { blockBytes: 64 * KIB });
   await kit.idle();
   mountReplica([2 * MIB]);
+  await expectRefused(image);
+  await giveUp();
   const report = await kit.send(image);
   expect(report).toMatchObject({ point: 2, funnel: { changedBlockBytes: 64 * KIB } });
   await expectReplicaIs(image);
@@ -178,11 +215,11 @@ test("after an unclean end, a replica that somebody wrote to later is compared, 
   await failDelta(image);
   ageHeartbeat();
   mountReplica([2 * MIB, 6 * MIB]);
+  await expectRefused(image);
+  // Of the block at 2 MiB the log had what changed before: it is no difference, and nothing of it is lost.
+  expect(await giveUp()).toBe(64 * KIB);
   expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 2 * 64 * KIB } });
   await expectReplicaIs(image);
-  expect(warnings).toContain("comparing the replica with its table");
-  // Of the block at 2 MiB the log had what changed before: it is no difference, and nothing of it is lost.
-  expect(found).toEqual([1]);
   await expectLost([6 * MIB], 64 * KIB);
   const reader = await kit.store.openPoint("disk", 1);
   await reader.read(Buffer.alloc(10), 2 * MIB + 32 * KIB);
@@ -197,6 +234,8 @@ test("what was seen after an unclean end is not forgotten when the comparison is
   // Refused before anything is looked at: the next heartbeat hides what this one showed.
   const stopped = AbortSignal.abort(new ReplicationError("aborted", "enough"));
   await expect(repair(kit.store, "disk", { engine: kit.receiving, signal: stopped })).rejects.toThrow("enough");
+  await expectRefused(image);
+  await giveUp();
   expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 64 * KIB } });
   await expectReplicaIs(image);
   await expectLost([6 * MIB], 64 * KIB);
@@ -206,9 +245,11 @@ test("after an unclean end, a replica that somebody has cut gets its length back
   const image = await imageSent();
   await failDelta(image);
   truncateSync(replicaPath(), 4 * MIB);
+  await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed" });
+  await kit.idle();
+  expect(await giveUp()).toBe(4 * MIB);
   expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 4 * MIB } });
   await expectReplicaIs(image);
-  expect(found).toEqual([64]);
   await expectLost([7 * MIB], -4 * MIB);
 });
 
@@ -217,6 +258,8 @@ test("a replica whose mtime was put back after a write is compared all the same"
   const { atime, mtime } = statSync(replicaPath());
   mountReplica([4 * MIB]);
   utimesSync(replicaPath(), atime, mtime);
+  await expectRefused(image);
+  await giveUp();
   expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 64 * KIB } });
   await expectReplicaIs(image);
   await expectLost([4 * MIB], 64 * KIB);
@@ -230,6 +273,8 @@ test("an older replica put back with its times is compared", async () => {
   expect(await kit.send(image)).toMatchObject({ point: 2 });
   await kit.idle();
   renameSync(kept, replicaPath());
+  await expectRefused(image);
+  await giveUp();
   expect(await kit.send(image)).toMatchObject({ point: 3, funnel: { changedBlockBytes: 64 * KIB } });
   await expectReplicaIs(image);
 });
@@ -247,4 +292,95 @@ test("a store copied back to an older state is compared as touched, and the send
   expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 64 * KIB } });
   expect(warnings).toContain("comparing the replica with its table");
   await expectReplicaIs(image);
+});
+
+test("C-88: both sides written: refused, nothing is overwritten; what was written at the replica can be kept as a point, and the source goes on", async () => {
+  const image = await imageSent();
+  const first = readFileSync(replicaPath());
+  mountReplica([64, 2 * MIB, 5 * MIB + 3]);
+  const theirs = readFileSync(replicaPath());
+  await image.write(randomBytes(64 * KIB), 2 * MIB);
+  await image.write(randomBytes(64 * KIB), 7 * MIB);
+  await expectRefused(image, /somebody else has changed the replica since point 1 \(cycle .*at offset 0 for one/);
+  await expect(rollBack(kit.store, "disk", { engine: kit.receiving })).rejects.toMatchObject({
+    code: "replica-changed",
+  });
+  expect(readFileSync(replicaPath()).equals(theirs)).toBe(true);
+
+  expect(await keepChanges()).toBe(2);
+  const [, kept] = (await kit.store.points("disk")).points;
+  expect(kept).toMatchObject({ point: 2, label: "theirs", consistency: "none", hold: { owner: "repair" } });
+  expect((await kit.store.summary("disk"))?.state).toBe("idle");
+  await expectPointIs(2, theirs);
+
+  // A base the sender does not know: it compares, and sends what differs.
+  expect(await kit.send(image)).toMatchObject({ point: 3, funnel: { changedBlockBytes: 4 * 64 * KIB } });
+  await expectReplicaIs(image);
+  await expectPointIs(2, theirs);
+  // What the replica's writer overwrote was never kept: that, and no more, is lost to the point before.
+  await expectLost([0, 2 * MIB, 5 * MIB], 64 * KIB);
+  const reader = await kit.store.openPoint("disk", 1);
+  const block = Buffer.alloc(64 * KIB);
+  await reader.read(block, 7 * MIB);
+  await reader.close();
+  expect(block.equals(first.subarray(7 * MIB, 7 * MIB + 64 * KIB))).toBe(true);
+});
+
+test("keeping changes that was cut short leaves them refused, and is done again", async () => {
+  const blockBytes = 16 * KIB;
+  const image = createMemoryImage(24 * MIB);
+  await image.write(randomBytes(24 * MIB), 0);
+  await kit.send(image, { blockBytes });
+  await kit.idle();
+  mountReplica([2 * MIB, 20 * MIB]);
+  const theirs = readFileSync(replicaPath());
+  const stopped = new AbortController();
+  // Behind the first of three table pages, in which there was a difference.
+  const onProgress = (): void => stopped.abort(new ReplicationError("aborted", "enough"));
+  const cut = { engine: kit.receiving, signal: stopped.signal, onProgress, keepChanges: { label: "theirs" } };
+  await expect(repair(kit.store, "disk", cut)).rejects.toMatchObject({ code: "aborted" });
+  await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed" });
+  await kit.idle();
+  expect(await keepChanges()).toBe(2);
+  await expectPointIs(2, theirs);
+  expect(await kit.send(image)).toMatchObject({ point: 3, funnel: { changedBlockBytes: 2 * blockBytes } });
+  await expectPointIs(2, theirs);
+  await expectReplicaIs(image);
+});
+
+test("nothing is kept where nothing differs, and half a delta is not what somebody else wrote", async () => {
+  const image = await imageSent();
+  expect(await keepChanges()).toBeUndefined();
+  await image.write(randomBytes(8 * MIB), 0);
+  const cut = kit.send(image, { attemptsMax: 1, codec: "stored", onPair: (pair) => pair.toServer.cutAfter(3 * MIB) });
+  await expect(cut).rejects.toMatchObject({ code: "connection-lost" });
+  await kit.idle();
+  const again = new Date(Date.now() + 20_000);
+  utimesSync(replicaPath(), again, again);
+  expect(await keepChanges()).toBeUndefined();
+  expect((await kit.store.points("disk")).points).toHaveLength(1);
+  expect(await kit.send(image)).toMatchObject({ point: 2 });
+  await expectReplicaIs(image);
+});
+
+test("a replica that somebody made longer is not cut before a person has said so", async () => {
+  const image = await imageSent();
+  truncateSync(replicaPath(), 9 * MIB);
+  await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed" });
+  await kit.idle();
+  await expect(keepChanges()).rejects.toMatchObject({ code: "replica-changed" });
+  expect(statSync(replicaPath()).size).toBe(9 * MIB);
+  await giveUp();
+  expect(statSync(replicaPath()).size).toBe(8 * MIB);
+  expect(await kit.send(image, { skipEmpty: true })).toMatchObject({ created: false });
+});
+
+test("a record of a suspicion that cannot be read is one of changes that were found", async () => {
+  const image = await imageSent();
+  const path = join(kit.folder, "store/disks/disk/suspect.json");
+  writeFileSync(path, "{");
+  await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed" });
+  await kit.idle();
+  await giveUp();
+  expect(await kit.send(image, { skipEmpty: true })).toMatchObject({ created: false });
 });
