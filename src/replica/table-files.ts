@@ -66,15 +66,14 @@ export class TableFiles {
 
   /**
    * Empties the table for a rebuild. `pages` loses its length first, and durably: until {@link settle} gives it back, every
-   * open finds the table doubtful, whatever is in it.
+   * open finds the table doubtful, whatever is in it. What `digests` holds is overwritten, or punched, by the rebuild, page by page.
    */
   async empty(geometry: Geometry, onDamage: (page: number) => void): Promise<DigestTable> {
     await this.distrust();
     this.#isEmptied = true;
-    await inFile("write-failed", `disk ${this.#disk}: emptying its table`, async () => {
-      await this.#digests.truncate(0);
-      await this.#digests.truncate(tableFileBytes(geometry).digests);
-    });
+    await inFile("write-failed", `disk ${this.#disk}: emptying its table`, () =>
+      this.#digests.truncate(tableFileBytes(geometry).digests),
+    );
     return this.#table(geometry, true, onDamage);
   }
 

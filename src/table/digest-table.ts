@@ -81,7 +81,7 @@ export interface DigestTableOptions {
   readonly cacheBytes?: number;
   /** Finds data in `pages`, so that holes are skipped (`nextData` of its file); default: all of it is read. */
   readonly nextPagesData?: (offset: number) => { readonly start: number; readonly end: number } | undefined;
-  /** The files hold nothing of worth: every block is zero, and nothing is read. Their owner has emptied `digests`. */
+  /** The files hold nothing of worth: every block is zero, and nothing is read. Whoever builds the table anew sets or clears every block. */
   readonly empty?: boolean;
   /** What messages call this table; default "the digest table". */
   readonly name?: string;

@@ -10,6 +10,7 @@ import { copyPoint, dataBytesOf } from "../../src/replica/restore-point.ts";
 import { openRestoreTarget } from "../../src/replica/restore-target.ts";
 import type { DiskWriter, PointReader, Store } from "../../src/replica/store.ts";
 import type { SimulatedProcess } from "../../src/testing/simulated-storage.ts";
+import { expectFiles, expectHoles, expectOpened } from "./crash-promises.ts";
 import {
   apply,
   type Blocks,
@@ -67,6 +68,9 @@ export interface History {
   doing: string;
   /** What the disk's replica is to be. */
   readonly replica: NewDisks | undefined;
+  /** Size of the disk when it is made, and what its last delta makes of it. */
+  first: number;
+  last: State;
   /** The disk was told to be there. */
   created: boolean;
   readonly durable: State[];
@@ -90,6 +94,8 @@ export function createHistory(replica?: NewDisks): History {
   return {
     ...quiet,
     replica,
+    first: sizeBytes,
+    last,
     created: false,
     durable: [],
     asked: undefined,
@@ -107,7 +113,7 @@ export async function during<T>(history: History, doing: string, work: () => Pro
 
 export async function createDisk(store: Store, history: History): Promise<void> {
   const { replica } = history;
-  await store.create(diskName, { geometry: geometry(sizeBytes), owner: "sender", sectorBytes: 512, replica });
+  await store.create(diskName, { geometry: geometry(history.first), owner: "sender", sectorBytes: 512, replica });
   history.created = true;
 }
 
@@ -264,6 +270,7 @@ export async function checkPoints(store: Store, history: History): Promise<void>
 
 async function checkDisk(process: SimulatedProcess, store: Store, history: History): Promise<void> {
   let writer = await during(history, "open", () => openWriter(store));
+  await expectOpened(process, writer);
   const { newest } = writer;
   const { asked } = history;
   const state = asked !== undefined && newest?.cycle === asked.cycle ? asked : history.durable.at(-1);
@@ -274,8 +281,10 @@ async function checkDisk(process: SimulatedProcess, store: Store, history: Histo
   // Until all is read anew no point can be read, and it may be cut short again.
   if (!history.tableLost) expect(writer.doubt?.blocks ?? "recent").toBe("recent");
   if (writer.doubt !== undefined) {
+    const isEmptied = writer.doubt.blocks === "all";
     await during(history, "rebuild", () => rebuild(writer, process.lanes));
     expectTableTrue(writer, process.lanes);
+    if (isEmptied) await expectHoles(process, writer);
     await writer.release();
     writer = await during(history, "open", () => openWriter(store));
     expect(writer.doubt).toBeUndefined();
@@ -290,7 +299,7 @@ async function checkDisk(process: SimulatedProcess, store: Store, history: Histo
   expect(Buffer.from(writer.table.root()).toString("hex")).toBe(
     newest?.root ?? rootOf(geometry(writer.record.sizeBytes), new Map()),
   );
-  expect(blockCount(writer.table.geometry)).toBe(blockCount(state?.disk ?? geometry(sizeBytes)));
+  expect(blockCount(writer.table.geometry)).toBe(blockCount(state?.disk ?? geometry(history.first)));
 }
 
 /** After the disk was opened for writing nothing lies about that nobody needs. */
@@ -310,6 +319,7 @@ async function checkNoRubbish(process: SimulatedProcess): Promise<void> {
 export async function checkAfterCrash(process: SimulatedProcess, history: History): Promise<void> {
   history.doing = "check";
   await process.makeDirectory(storePath);
+  await expectFiles(process);
   const store = await openTestStore(process);
   const summary = await store.summary(diskName);
   if (summary === undefined) {
@@ -328,7 +338,7 @@ export async function checkAfterCrash(process: SimulatedProcess, history: Histor
   }
   await checkDisk(process, store, history);
   await checkNoRubbish(process);
-  await commit(store, process, history, last);
+  await commit(store, process, history, history.last);
   await checkDisk(process, store, history);
   await checkPoints(store, history);
   await checkReaders(history);

@@ -26,6 +26,7 @@ import {
   recoveries,
   rollBack,
   shorter,
+  wide,
   type World,
 } from "./crash-recoveries.ts";
 import { diskName, putBlock } from "./simulated-store.ts";
@@ -173,4 +174,4 @@ async function points(world: World, history: History): Promise<void> {
   await store.close();
 }
 
-export const lives: Readonly<Record<string, Life>> = { disk, points, recoveries, "cut off": cutOff, shorter };
+export const lives: Readonly<Record<string, Life>> = { disk, points, recoveries, "cut off": cutOff, shorter, wide };

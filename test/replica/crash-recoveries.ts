@@ -90,13 +90,13 @@ class Session {
     this.store = store;
   }
 
-  static async start(world: World, history: History): Promise<Session> {
+  static async start(world: World, history: History, point = first): Promise<Session> {
     const process = world.start();
     history.doing = "create";
     const store = await openStore(process);
     await createDisk(store, history);
     const session = new Session(world, history, process, store);
-    await session.commit(first);
+    await session.commit(point);
     return session;
   }
 
@@ -183,6 +183,39 @@ export async function recoveries(world: World, history: History): Promise<void> 
   await session.next("power");
   await session.commit(fourth);
   await session.lose("digests");
+  await session.open();
+}
+
+/** Of more pages than their digests have room for in one sector: those may be torn. */
+const pageBlocks = 256;
+const wideBytes = (16 * pageBlocks + 3) * blockBytes;
+
+/** A delta empties a page; then all of the table is built anew beside the open log. */
+export async function wide(world: World, history: History): Promise<void> {
+  const kept: Blocks = [
+    [1, 81],
+    [3 * pageBlocks, 82],
+    [16 * pageBlocks + 1, 83],
+  ];
+  history.first = wideBytes;
+  history.last = stateOf("c9", wideBytes, new Map([...kept, [0, 86]]));
+  const session = await Session.start(
+    world,
+    history,
+    stateOf("c1", wideBytes, new Map([...kept, [0, 84], [5 * pageBlocks, 85]])),
+  );
+  await session.part(wideBytes, [
+    [0, 87],
+    [5 * pageBlocks, 0],
+  ]);
+  await session.next("killed");
+  await session.lose("pages");
+  await session.open();
+  await session.next("power");
+  // Now there is a clean-stop record.
+  await session.lose("digests");
+  await session.open();
+  await session.next("power");
   await session.open();
 }
 

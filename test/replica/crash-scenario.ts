@@ -12,9 +12,18 @@ import {
   type SimulatedDisk,
   type SimulatedProcess,
 } from "../../src/testing/simulated-storage.ts";
-import { checkAfterCrash, createDisk, createHistory, hearOf, type History, withWriter } from "./crash-history.ts";
+import {
+  checkAfterCrash,
+  createDisk,
+  createHistory,
+  during,
+  hearOf,
+  type History,
+  withWriter,
+} from "./crash-history.ts";
 import type { Life, World } from "./crash-lives.ts";
-import { createChance, diskName, openTestStore, storePath } from "./simulated-store.ts";
+import { openLogOf } from "./crash-promises.ts";
+import { createChance, diskName, openTestStore, openWriter, storePath } from "./simulated-store.ts";
 
 /** One operation of a life. */
 export interface Step extends Operation {
@@ -100,6 +109,8 @@ export interface End {
   readonly at: number;
   /** What survives of what was not synced; undefined: power stays, and is lost after another session has looked. */
   readonly survives: Survives | undefined;
+  /** The session that looks only opens the disk: what it found must be there to stay. */
+  readonly onlyOpens?: true;
 }
 
 export interface LifeOptions {
@@ -115,7 +126,7 @@ export interface LifeOptions {
 
 /** Lives until `end`, then everything that was promised is looked for. Throws what is missing. */
 export async function crashAt(life: Life, end: End, options: LifeOptions = {}): Promise<"crashed" | "ended"> {
-  const { at, survives } = end;
+  const { at, survives, onlyOpens } = end;
   const disk = createSimulatedDisk(options.disk);
   const lived = new Lived(disk, ({ index }) => (index === at ? { kind: "kill" } : undefined), options);
   const { history } = lived;
@@ -129,7 +140,8 @@ export async function crashAt(life: Life, end: End, options: LifeOptions = {}): 
   lived.process?.kill();
   lived.over = true;
   history.readers.length = 0;
-  if (survives === undefined) await lookThenLosePower(lived, history);
+  if (onlyOpens === true) await openThenLosePower(lived, history);
+  else if (survives === undefined) await lookThenLosePower(lived, history);
   else disk.losePower(survives);
   await checkAfterCrash(lived.start(), history);
   // What a session built on the remains of another must be there to stay.
@@ -152,6 +164,21 @@ async function lookThenLosePower(lived: Lived, history: History): Promise<void> 
     return Promise.resolve();
   });
   lived.disk.losePower(() => false);
+}
+
+/** A session starts after a kill, judges what it finds, and ends: it has judged by what is on disk. */
+async function openThenLosePower(lived: Lived, history: History): Promise<void> {
+  const process = lived.start();
+  await process.makeDirectory(storePath);
+  const store = await openTestStore(process);
+  if ((await store.summary(diskName)) === undefined) return lived.disk.losePower(() => false);
+  history.created = true;
+  const writer = await during(history, "open", () => openWriter(store));
+  hearOf(history, writer.newest);
+  const log = await openLogOf(process);
+  await writer.release();
+  lived.disk.losePower(() => false);
+  expect(await openLogOf(lived.start())).toEqual(log);
 }
 
 /**
@@ -221,6 +248,7 @@ function most(seed: number, survive: boolean): Survives {
 /** Ways to end, with a seed. */
 export const ends: Readonly<Record<string, (at: number, seed: number) => End>> = {
   killed: (at) => ({ at, survives: undefined }),
+  "killed, opened": (at) => ({ at, survives: undefined, onlyOpens: true }),
   "power lost, everything survives": (at) => ({ at, survives: () => true }),
   "power lost, nothing un-synced survives": (at) => ({ at, survives: () => false }),
   "power lost, content survives and names do not": (at) => ({

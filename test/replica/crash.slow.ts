@@ -9,7 +9,7 @@ import { crashTests, numberOf } from "./crash-kit.ts";
 import { recoveries } from "./crash-recoveries.ts";
 import { crashAt, ends, failAt, operationsOf } from "./crash-scenario.ts";
 
-/** It should have no divisor in common with the number of ways (10). */
+/** It should have no divisor in common with the number of ways (11). */
 const every = 97;
 
 crashTests({

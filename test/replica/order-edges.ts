@@ -1,7 +1,7 @@
 /**
  * Every sync of the store and every "A before B" of docs/formats.md, "Order of writes, and what a crash leaves", each as a change that takes it
  * out of the program: a sync that reports success and does nothing, a step that is done after the one it should come before.
- * edges.slow.ts shows for each that something is lost without it; where, is in order-edges.json.
+ * edges.slow.ts shows for each that something is lost without it, or a promise broken (crash-promises.ts); where, is in order-edges.json.
  */
 import { dirname } from "node:path/posix";
 import type { Operation, OperationKind, SimulatedProcess } from "../../src/testing/simulated-storage.ts";
@@ -20,8 +20,6 @@ export interface Edge {
   readonly found?: true;
   /** Shown by a failed operation and not by a crash. */
   readonly failure?: true;
-  /** Why nothing is lost without it. */
-  readonly superfluous?: string | undefined;
 }
 
 type Test = (step: Step) => boolean;
@@ -275,20 +273,20 @@ function untilTrusted(): (operation: Operation) => boolean {
   };
 }
 const syncOfEntries = doing(settling, (step) => is(step, "sync", "digests"));
+/** A table that is built anew has just been emptied. */
+const sessionGoneForRebuild: Test = (step) =>
+  is(step, "unlink", "session") && is(step.past.at(-1), "truncate", "digests");
 const rebuilding: readonly Edge[] = [
   { name: "pages cut to 0", change: skip(emptied) },
   {
     name: "sync of pages cut to 0",
     change: skip((step) => is(step, "sync", "pages") && lastWrite(step)?.sizeBytes === 0),
   },
-  { name: "pages cut to 0 → digests emptied", change: late(emptied, at("truncate", "digests")) },
+  { name: "pages cut to 0 → digests given their length", change: late(emptied, at("truncate", "digests")) },
   {
     name: "clean-stop record removed before a rebuild",
-    change: skip((step) => is(step, "unlink", "session") && is(step.past.at(-1), "sync", "pages")),
-  },
-  {
-    name: "digests emptied before a rebuild",
-    change: skip((step) => is(step, "truncate", "digests") && step.sizeBytes === 0),
+    change: skip(sessionGoneForRebuild),
+    lives: ["wide"],
   },
   { name: "sync of the replica before it is digested", change: skip(doing(/^open/, syncOf("replica"))) },
   {
@@ -302,6 +300,8 @@ const rebuilding: readonly Edge[] = [
     change: {
       fault: (step) => (syncOfEntries(step) ? { kind: "late", until: untilTrusted() } : undefined),
     },
+    // What was there before is gone.
+    lives: ["wide"],
   },
   {
     name: "sync of the pages of a table built anew",
@@ -346,11 +346,11 @@ const beginning: readonly Edge[] = [
   },
   {
     name: "clean-stop record removed",
-    change: skip((step) => is(step, "unlink", "session") && !is(step.past.at(-1), "sync", "pages")),
+    change: skip((step) => is(step, "unlink", "session") && !sessionGoneForRebuild(step)),
   },
   {
     name: "clean-stop record removed → replica",
-    change: late((step) => is(step, "unlink", "session") && !is(step.past.at(-1), "sync", "pages"), replicaWritten),
+    change: late((step) => is(step, "unlink", "session") && !sessionGoneForRebuild(step), replicaWritten),
   },
   { name: "sync of the disk's directory after the clean-stop record went", change: skip(sessionGone) },
   {
@@ -596,28 +596,6 @@ const failing: readonly Edge[] = [
   { name: "a sync that failed is not tried again", change: { wrap: tryingAgain }, failure: true },
 ];
 
-/** Nothing is lost without these, and why they are there all the same. */
-const superfluous: Readonly<Record<string, string>> = {
-  "sync of session.json.new → rename": "a torn clean-stop record counts as missing, and that is doubt",
-  "sync of a log that is found open":
-    "the checkpoint that ends a doubt syncs the log again before anything is written; a cache can be dropped only of what is synced",
-  "end of a log that is found open cut off":
-    "new batches overwrite it, and what is left of old ones names nothing as durable that a new one does not; nobody has to know that",
-  "sync of the cut": "the sync of the next batch covers it",
-  "clean-stop record removed before a rebuild":
-    "it is believed only while root, size, inode and ctime are those it names",
-  "pages too long while they are written":
-    "what is written of them here fits one sector, and is there as a whole or not at all; of a disk of more than 16 pages some could be",
-  "sync of pages too long": "the same",
-  "digests emptied before a rebuild": "pages whose page digest is zero are never read; the space comes back",
-  "disk.json of a disk that is put back to a shorter point → replica shorter":
-    "behind the point's end all is zero by then, and who opens the disk next gives the files the lengths of disk.json",
-  "checkpoint → clean-stop record": "without the checkpoint more is in doubt",
-  "sync of the checkpoint of a clean stop": "without the checkpoint more is in doubt",
-  "footer → point": "a log without its footer is read by its batches",
-  "footer of a joined log → record that names it": "a log without its footer is read by its batches",
-};
-
 export const edges: readonly Edge[] = [
   ...stateFiles,
   ...making,
@@ -634,4 +612,4 @@ export const edges: readonly Edge[] = [
   ...joining,
   ...restoring,
   ...failing,
-].map((edge) => (edge.name in superfluous ? { ...edge, superfluous: superfluous[edge.name] } : edge));
+];

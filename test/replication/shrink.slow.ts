@@ -7,6 +7,12 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { GIB, KIB, MIB } from "../../src/base/units.ts";
 import type { BlockReader } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
+import { systemClock } from "../../src/base/clock.ts";
+import { DiskLocks } from "../../src/replica/disk-lock.ts";
+import { diskPaths } from "../../src/replica/layout.ts";
+import { readPoint, refreshTimes } from "../../src/replica/points/point.ts";
+import { createNodeStorage } from "../../src/storage/node-storage.ts";
+import type { FileStat } from "../../src/storage/seam.ts";
 import { verifyPoint } from "../../src/library/points.ts";
 import { Changing, imageOf, PointKit } from "../replica/point-kit.ts";
 import { randomBytes } from "../random.ts";
@@ -67,6 +73,17 @@ async function bytesOf(reader: BlockReader, offset: number): Promise<Buffer> {
   const bytes = Buffer.alloc(MIB);
   await reader.read(bytes, offset);
   return bytes;
+}
+
+/** The newest point's record gets the times of the replica as it is. */
+async function forgetTouch(): Promise<void> {
+  const storage = createNodeStorage();
+  const paths = diskPaths(join(kit.pair.folder, "store"), "disk");
+  const point = await readPoint(storage, paths, 1);
+  if (point === undefined) throw new Error("there is a point");
+  await refreshTimes({ storage, locks: new DiskLocks(storage, systemClock, false) }, paths, point, {
+    stat: async () => (await storage.stat(paths.replica)) as FileStat,
+  });
 }
 
 async function rollBack(): Promise<void> {
@@ -175,6 +192,8 @@ describe("smaller", () => {
     const file = await open(path, "r+");
     await file.write(Buffer.from("rot"), 0, 3, 40 * block + 5);
     await file.close();
+    // As rot does it: without a trace in the times.
+    await forgetTouch();
     await kit.pair.send(await imageOf(cut(content, 20 * block)), shrink);
     await kit.pair.idle();
     const reader = await kit.open(1);
