@@ -21,7 +21,11 @@ Compares two images byte by byte: equal, or which ranges differ (in pieces of 4 
 file, a block device, an export of an NBD server (nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=/PATH, or nbds:// with the
 certificates of --nbd-tls), or STORE/DISK@POINT, a recovery point of a store.
 
-Exit codes: 0 equal, 3 they differ.
+  --format raw           take both for raw images, whatever their content looks like
+  --nbd-tls DIR/NAME     folder with ca.pem, cert.pem and key.pem (see replicate pki) for nbds://
+  --json                 one JSON object a line on standard output
+
+Exit codes: 0 equal, 1 failed, 2 wrong usage, 3 they differ.
 
 Examples:
   replicate compare disk.raw /srv/replicas/web@latest

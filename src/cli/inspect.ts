@@ -23,6 +23,8 @@ const help = `usage: replicate inspect FILE [--json]
 Shows what a file is: a file of a store (store.json, disk.json, a point, session.json, an undo log, digests, pages, a lock), a part or
 the manifest of a copy in files, a bitmap journal or known state, frames of the protocol as bytes or as hexadecimal text, or a disk image. What is wrong with it is said in words; then the exit code is 1.
 
+  --json                 one JSON object a line on standard output
+
 Exit codes: 0 whole, 1 damaged or not there, 2 wrong usage.
 
 Example:

@@ -18,7 +18,8 @@ export interface OpenedStore {
 /** Options every verb of a store takes. */
 export const storeOptions = ["store", "log-level"] as const;
 export const storeFlags = ["json", "single-process"] as const;
-export const storeHelp = `  --single-process       the file system has no locks, and at your word nothing else uses the store
+export const storeHelp = `  --store DIR            the receiver's folder
+  --single-process       the file system has no locks, and at your word nothing else uses the store
   --json                 one JSON object a line on standard output
   --log-level LEVEL      debug, info, warn, error, silent (default warn)`;
 

@@ -20,8 +20,8 @@ import {
 } from "./kit.ts";
 
 const verbs = [
-  ...["pki", "recv", "send", "disks", "points", "restore", "verify"],
-  ...["prune", "hold", "release", "compare", "inspect"],
+  ...["pki", "recv", "send", "track", "adopt", "disks", "points", "restore", "export", "verify", "prune", "keep"],
+  ...["hold", "release", "compact", "repair", "rollback", "compare", "inspect"],
 ];
 const suite = suiteScope();
 let pki: Pki;
@@ -145,13 +145,20 @@ describe("help", () => {
   test("replicate --help names every verb", async (t) => {
     const { code, stdout } = await replicate(t, ["--help"]);
     expect(code).toBe(0);
-    for (const verb of verbs) expect(stdout).toContain(verb);
+    const listed = [...stdout.matchAll(/^ {2}(\w+) {2,}\S/gm)].map(([, verb]) => verb);
+    expect(listed.sort()).toEqual([...verbs].sort());
   });
 
-  test.each(verbs)("%s --help has an example", async (verb) => {
+  test.each(verbs)("%s --help has an example, and a line for every option", async (verb) => {
     const { code, stdout } = await replicate(suite, [verb, "--help"]);
     expect(code).toBe(0);
-    expect(stdout).toMatch(new RegExp(`replicate ${verb} `));
+    const [usage = "", examples = ""] = stdout.split(/^Examples?:$/m);
+    expect(examples).toMatch(new RegExp(`^ {2}(sudo )?replicate ${verb} `, "m"));
+    const named = new Set(usage.split("\n\n")[0]?.match(/--[a-z][a-z-]+/g));
+    const explained = new Set(
+      [...usage.matchAll(/^ {2}--.*?(?= {2}|$)/gm)].flatMap(([words]) => words.match(/--[a-z][a-z-]+/g) ?? []),
+    );
+    expect([...named].filter((option) => !explained.has(option))).toEqual([]);
   });
 
   test("--version is the package's", async (t) => {
