@@ -60,7 +60,7 @@ export async function sendOfTracker(
   const network = parseNetwork(given, place, { verb: "send", withDisk: !isMachine });
   const { createMachineSender, createSender } = await import("../library/sending.ts");
   const { sendControlled } = await import("../library/control/client.ts");
-  const receiver = await networkReceiver(network, log);
+  await using receiver = await networkReceiver(network, engine);
   const { skipEmpty, ...options } = sendOptions(given);
   let stop = (): void => {};
   try {

@@ -1,12 +1,12 @@
 /** What `send` is told: where to, and how. */
 import { resolve } from "node:path";
-import { systemClock } from "../base/clock.ts";
 import { checkDiskName } from "../base/disk-name.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { isBlockSize } from "../base/units.ts";
 import type { BitmapOptions } from "../library/bitmap-source.ts";
+import type { Engine } from "../replication/engine.ts";
 import { needed, type ParsedArguments } from "./arguments.ts";
-import type { createLog } from "./log.ts";
+import { disposable } from "./disposable.ts";
 import { parseAddress, parseCount, parseEvery, parseRate, parseShare, parseSize, parseWord } from "./values.ts";
 
 interface Folder {
@@ -49,15 +49,15 @@ export function parseNetwork(
   return { ...place, target, tls, fingerprint: given.text("fingerprint") };
 }
 
+/** Where to connect to. A certificate that is renewed on disk is used by the next connection, until it is closed. */
 export async function networkReceiver(
   { host, port, tls, fingerprint }: Pick<Network, "host" | "port" | "tls" | "fingerprint">,
-  log: ReturnType<typeof createLog>,
+  { clock, log }: Pick<Engine, "clock" | "log">,
 ) {
-  const { loadCredentials } = await import("../transport/credentials.ts");
-  const credentials = await loadCredentials(tls, {});
-  const days = Math.floor((credentials.expiresAt - systemClock.now()) / 86_400_000);
-  if (days < 30) log.warn({ days }, `the certificate in ${tls} expires in ${days} days: replicate pki issue --renew`);
-  return { host, port, credentials, fingerprint };
+  const { watchCredentials } = await import("../transport/credential-watch.ts");
+  const credentials = await watchCredentials(tls, { clock, log });
+  const close = async (): Promise<void> => credentials.close();
+  return disposable({ host, port, credentials, fingerprint, close });
 }
 
 export function sendOptions(given: ParsedArguments) {

@@ -1,5 +1,5 @@
 import type { SendSource } from "../replication/sender.ts";
-import { toReplicationError } from "../base/errors.ts";
+import { invariant, toReplicationError } from "../base/errors.ts";
 import { createEngine, type Engine } from "../replication/engine.ts";
 import { tellMisses } from "../replication/audit-report.ts";
 import type { MachineReport } from "../replication/machine.ts";
@@ -198,7 +198,9 @@ async function sendDisk(given: ParsedArguments, { io, engine, log, json, tell }:
   const [image = "", place = ""] = given.positionals;
   const destination = parseDestination(given, place, io.cwd);
   const { createSender, openSource } = await import("../library/sending.ts");
-  const receiver = "tls" in destination ? await networkReceiver(destination, log) : destination;
+  await using network = "tls" in destination ? await networkReceiver(destination, engine) : undefined;
+  const receiver = "tls" in destination ? network : destination;
+  invariant(receiver !== undefined, "there is where to send to");
   const how = await imageOptions(given);
   const known = knownChanges(given);
   await using source = disposable(await openSource(image, { engine, ...how, known, target: destination.target }));
@@ -223,10 +225,10 @@ async function sendDisk(given: ParsedArguments, { io, engine, log, json, tell }:
   }
 }
 
-async function sendMachine(given: ParsedArguments, { io, engine, log, json, tell }: Surroundings): Promise<number> {
+async function sendMachine(given: ParsedArguments, { io, engine, json, tell }: Surroundings): Promise<number> {
   const { machine, images, ...network } = parseMachine(given);
   const { createMachineSender, openSource } = await import("../library/sending.ts");
-  const receiver = await networkReceiver(network, log);
+  await using receiver = await networkReceiver(network, engine);
   const how = await imageOptions(given);
   const disks: { name: string; source: SendSource & { close(): Promise<void> } }[] = [];
   let stop = (): void => {};

@@ -1,4 +1,4 @@
-import { basename, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { Gate } from "../base/gate.ts";
 import type { Logger } from "../base/logger.ts";
 import type { ControlListener, ControlOptions } from "../library/control/server.ts";
@@ -33,7 +33,8 @@ block device nothing shows that: the first cycle after each start looks at 1 % o
   --disk NAME=IMAGE      a disk of the machine, served as export NAME; given once for each
   --nbd ADDRESS          unix:/PATH, for this user alone, or HOST:PORT; port 0 picks a free one. Without --nbd-tls HOST is 127.0.0.1 or [::1]
   --nbd-tls DIR/NAME     certificates of the NBD server: clients need one of the same authority
-  --journal PATH         default IMAGE.rbj, beside the image
+  --journal PATH         default IMAGE.rbj, beside the image; needed for a block device, whose folder is gone with a restart. Beside it lie what
+                         is known of the disk at the receiver and, during a cut, what it keeps. With --disk a folder: PATH/NAME.rbj for each
   --journal-sync WHAT    power: the journal survives loss of power (default); process: it survives the end of this process alone
   --control SOCKET       where replicate send asks for a cut (default: IMAGE.rbc, beside the image; with --disk: none)
   --send HOST:PORT/DISK  the receiver, and the name of the disk there
@@ -99,10 +100,12 @@ export const trackVerb: Verb = {
     const disks: { readonly name: string; readonly exportName: string; readonly tracked: Tracked }[] = [];
     let served: ServedImages | undefined;
     let control: ControlListener | undefined;
+    let receiver: Awaited<ReturnType<typeof networkReceiver>> | undefined;
     try {
-      for (const { name, image } of plan.images) {
+      for (const { name, image, journal } of plan.images) {
         const tracked = await openTracked(image, {
           ...plan.tracking,
+          journal,
           engine,
           onFailure: ({ reason, words }) => log.error({ reason, image }, words),
           onKept: () => log.warn({ image }, "the journal can be written again, and is kept"),
@@ -113,7 +116,7 @@ export const trackVerb: Verb = {
       const turn = new Gate(1);
       let sender: TrackedSender | undefined;
       if (destination !== undefined) {
-        const receiver = await networkReceiver(destination, log);
+        receiver = await networkReceiver(destination, engine);
         const how = { ...plan.sending, turn, engine, receiver };
         const { skipEmpty: _none, ...together } = how;
         const [first] = disks;
@@ -133,6 +136,7 @@ export const trackVerb: Verb = {
       await served?.close();
       for (const { tracked } of disks) await tracked.close();
       credentials?.close();
+      await receiver?.close();
       await engine.close();
     }
   },
@@ -142,9 +146,7 @@ export const trackVerb: Verb = {
 function planOf(given: ParsedArguments, io: CliIo) {
   const send = given.text("send");
   const isMachine = given.texts("disk").length > 0;
-  if (isMachine && given.text("journal") !== undefined) {
-    throw new ReplicationError("usage", "track: --journal does not go with --disk; journals lie beside the images");
-  }
+  const journal = given.text("journal");
   if (isMachine && given.flag("skip-empty")) {
     throw new ReplicationError("usage", "track: --skip-empty does not go with --disk");
   }
@@ -152,8 +154,11 @@ function planOf(given: ParsedArguments, io: CliIo) {
   const mode = optional(given.text("journal-sync"), (text) => parseWord(text, "--journal-sync", ["power", "process"]));
   const sending = sendOptions(given);
   const images = isMachine
-    ? parseDisks(given, "track")
-    : [{ name: given.positionals[0] ?? "", image: given.positionals[0] ?? "" }];
+    ? parseDisks(given, "track").map((disk) => ({
+        ...disk,
+        journal: journal === undefined ? undefined : join(journal, `${disk.name}.rbj`),
+      }))
+    : [{ name: given.positionals[0] ?? "", image: given.positionals[0] ?? "", journal }];
   const freeze = given.text("freeze");
   const thaw = given.text("thaw");
   if ((freeze === undefined) !== (thaw === undefined)) {
@@ -165,7 +170,7 @@ function planOf(given: ParsedArguments, io: CliIo) {
     isMachine,
     images,
     control: given.text("control"),
-    tracking: { journal: given.text("journal"), mode, format, blockBytes: sending.blockBytes },
+    tracking: { mode, format, blockBytes: sending.blockBytes },
     destination: send === undefined ? undefined : parseNetwork(given, send, { verb: "track", withDisk: !isMachine }),
     sending: {
       ...sending,

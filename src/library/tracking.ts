@@ -28,7 +28,7 @@ import {
 
 export interface OpenTrackedOptions {
   readonly engine: Engine;
-  /** Default: `IMAGE.rbj`, beside the image. */
+  /** Default: `IMAGE.rbj`, beside the image; a device has no default. */
   readonly journal?: string | undefined;
   /** Default `power`. */
   readonly mode?: JournalMode | undefined;
@@ -68,7 +68,7 @@ export interface ServedImages {
 
 /**
  * Opens a raw image or a block device to be written through this process only: it is locked against other trackers. Errors: of `openImage`; `image-in-use`: QEMU writes to it; `image-busy`: another
- * process tracks it; `image-format-unsupported` for other formats; `sync-failed`.
+ * process tracks it; `image-format-unsupported` for other formats; `sync-failed`; `usage`: a device without a path for its journal.
  */
 export async function openTracked(path: string, options: OpenTrackedOptions): Promise<Tracked> {
   const { engine } = options;
@@ -81,6 +81,12 @@ export async function openTracked(path: string, options: OpenTrackedOptions): Pr
     throw new ReplicationError(
       "image-format-unsupported",
       `${name} is a ${looked.format} image: only raw images and devices are tracked so far`,
+    );
+  }
+  if (isDevice(identity) && options.journal === undefined) {
+    throw new ReplicationError(
+      "usage",
+      `${name} is a device, and what lies beside it is gone with the next start of this machine: name a file on a disk for its journal (--journal)`,
     );
   }
   const lock = storage.capabilities.locks ? await storage.lock(name, "exclusive") : undefined;
@@ -102,12 +108,16 @@ interface Known extends OpenTrackedOptions {
   readonly release: () => Promise<void>;
 }
 
+/** Of a source. */
+function isDevice(identity: string): boolean {
+  return identity.startsWith("device:");
+}
+
 async function track(options: Known): Promise<Tracked> {
   const { engine, name, sizeBytes, blockBytes = BLOCK_BYTES_DEFAULT, mode = "power" } = options;
   const { storage, clock, random } = engine;
   const journalPath = options.journal === undefined ? journalPathOf(name) : resolve(options.journal);
-  const isDevice = options.identity.startsWith("device:");
-  const file = await storage.open(name, { write: true, holdDevice: isDevice });
+  const file = await storage.open(name, { write: true, holdDevice: isDevice(options.identity) });
   const { kind, ...stat } = await file.stat();
   if (storage.probeImageLock?.(file) === "writer") {
     await file.close();

@@ -1,5 +1,5 @@
 /** Block devices end to end, with sectors of 512 and of 4096 bytes: sent, restored to, and tracked. Loop devices; skipped, with the reason, where none can be made. */
-import { truncateSync } from "node:fs";
+import { existsSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test, type TestContext } from "vitest";
 import { attachLoop, whyNoLoop } from "../storage/scratch.ts";
@@ -123,6 +123,13 @@ for (const sectorBytes of [512, 4096] as const) {
     makeNoise(source, sizeBytes, 8);
     const image = device(source);
     // Nothing of ours among the devices.
+    const beside = await replicate(t, ["track", image, "--nbd", `unix:${join(dir, "vm.sock")}`, "--json"]);
+    expect(beside.code).toBe(2);
+    expect(beside.lines.at(-1)).toMatchObject({
+      code: "usage",
+      message: expect.stringContaining("--journal") as unknown,
+    });
+    expect(existsSync(`${image}.rbj`)).toBe(false);
     const places = ["--journal", join(dir, "vm.rbj"), "--control", join(dir, "vm.rbc")];
     const start = (): Promise<Tracker> =>
       Tracker.start(t, {

@@ -1,8 +1,9 @@
 /** `track --nbd-tls`: an image served to other machines, to clients that others made; and what is not served to them. */
-import { copyFileSync, existsSync, mkdirSync } from "node:fs";
+import { X509Certificate } from "node:crypto";
+import { copyFileSync, existsSync, mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
-import { makeNoise, MIB } from "../content.ts";
+import { makeNoise, MIB, waitForLog } from "../content.ts";
 import {
   CliProcess,
   cmpFiles,
@@ -82,7 +83,7 @@ test("over TCP with certificates: QEMU and libnbd read and write, what they wrot
   expect(read.stdout).not.toMatch(/verification failed/);
   const cycles = (): number => tracker.lines.filter(({ event }) => event === "done").length;
   const before = cycles();
-  await tracker.waitFor(() => cycles() >= before + 2);
+  await tracker.waitFor(() => cycles() >= before + 3);
   expect(cmpFiles(image, replicaPath(receiver.storeDir, "vm"))).toBeUndefined();
 
   // No TLS, certificates of another authority, and none.
@@ -116,5 +117,28 @@ test("an address that other machines reach is not served without certificates", 
   expect(existsSync(`${image}.rbc`)).toBe(false);
   const tracker = new CliProcess(t, ["track", image, "--nbd", "0.0.0.0:0", "--nbd-tls", pki.recv, "--json"]);
   expect((await tracker.waitForEvent("listening"))["uri"]).toMatch(/^nbds:/);
+  expect(await tracker.stop()).toBe(0);
+});
+
+test("a certificate renewed on disk while a tracker sends: its next connections use it (C-89)", async (t) => {
+  const dir = tempDir(t);
+  const own = await makePki(t, join(dir, "pki"));
+  const image = join(dir, "vm.raw");
+  makeNoise(image, MIB, 2);
+  const receiver = await startReceiver(t, {
+    storeDir: join(dir, "store"),
+    tls: own.recv,
+    args: ["--log-level", "info"],
+  });
+  const sends = ["--send", `127.0.0.1:${String(receiver.port)}/vm`, "--tls", own.send, "--every", "1s"];
+  const where = ["--nbd", `unix:${join(dir, "vm.sock")}`];
+  const tracker = new CliProcess(t, ["track", image, ...where, ...sends, "--json", "--log-level", "info"]);
+  await tracker.waitForEvent("done");
+  expect((await replicate(t, ["pki", "issue", own.dir, "send", "--renew"])).code).toBe(0);
+  const renewed = await waitForLog(tracker, {}, /certificate renewed/);
+  const now = new X509Certificate(readFileSync(join(own.send, "cert.pem"))).fingerprint256;
+  expect(renewed["fingerprint"]).toBe(now);
+  const before = tracker.lines.filter(({ event }) => event === "done").length;
+  await tracker.waitFor(() => tracker.lines.filter(({ event }) => event === "done").length >= before + 2);
   expect(await tracker.stop()).toBe(0);
 });

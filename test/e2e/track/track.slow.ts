@@ -1,5 +1,5 @@
 /** `replicate track`: an image in use over NBD, sent cycle by cycle, through kills of every side. */
-import { copyFileSync, readFileSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { beforeAll, expect, test } from "vitest";
 import { BLOCK, makeSparse, MIB, noise, writeAt } from "../content.ts";
@@ -175,7 +175,9 @@ test("a machine of two disks: cut at one moment, frozen for it, audited", async 
   const disks = ["sys", "data"].flatMap((name) => ["--disk", `${name}=${imageOf(name)}`]);
   const to = ["--send", `127.0.0.1:${String(receiver.port)}`, "--tls", pki.send, "--every", "0", "--audit", "10%"];
   const quiet = ["--freeze", `echo freeze >> ${hooks}`, "--thaw", `echo thaw >> ${hooks}`];
-  const where = ["--nbd", `unix:${join(dir, "pair.sock")}`];
+  const journals = join(dir, "journals");
+  mkdirSync(journals);
+  const where = ["--nbd", `unix:${join(dir, "pair.sock")}`, "--journal", journals];
   const child = new CliProcess(t, ["track", "pair", ...disks, ...where, ...to, ...quiet, "--json"]);
   await child.waitForEvent("listening");
   const tracker = { child, uri: "", begun: {} };
@@ -184,6 +186,8 @@ test("a machine of two disks: cut at one moment, frozen for it, audited", async 
   await nextCycle(tracker, 4);
   expect(cycles(tracker).at(-1)).toMatchObject({ reason: "bitmap", consistency: "application" });
   expect(await child.stop()).toBe(0);
+  expect(readdirSync(journals).filter((name) => name.endsWith(".rbj"))).toEqual(["data.rbj", "sys.rbj"]);
+  for (const name of ["sys", "data"]) expect(existsSync(`${imageOf(name)}.rbj`)).toBe(false);
   const points = await replicate(t, ["points", "--store", receiver.storeDir, "pair.data", "--json"]);
   expect(points.lines.at(-1)).toMatchObject({ consistency: "application" });
   for (const name of ["sys", "data"]) {
