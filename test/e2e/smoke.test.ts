@@ -146,7 +146,7 @@ describe("help", () => {
     const { code, stdout } = await replicate(t, ["--help"]);
     expect(code).toBe(0);
     const listed = [...stdout.matchAll(/^ {2}(\w+) {2,}\S/gm)].map(([, verb]) => verb);
-    expect(listed.sort()).toEqual([...verbs].sort());
+    expect(new Set(listed)).toEqual(new Set(verbs));
   });
 
   test.each(verbs)("%s --help has an example, and a line for every option", async (verb) => {
