@@ -53,7 +53,7 @@ export const repairVerb: Verb = {
       const { damaged, kept } = await repair(store, disk, { engine, signal: io.signal, keepChanges });
       const bytes = damaged.reduce((sum, { length }) => sum + length, 0);
       if (json) io.out(`${JSON.stringify({ event: "done", disk, damaged, bytes, kept })}\n`);
-      else if (damaged.length === 0) io.out(`${disk}: every block is what its digest says\n`);
+      else if (damaged.length === 0 && kept === undefined) io.out(`${disk}: every block is what its digest says\n`);
       else {
         for (const { offset, length } of damaged.slice(0, shownMax)) {
           io.out(`${disk}: damaged at offset ${offset}, ${formatSize(length)}\n`);
@@ -63,7 +63,7 @@ export const repairVerb: Verb = {
       }
       if (!json && kept !== undefined)
         io.out(`${disk}: the replica as it is became point ${kept}, and is held; the next send goes on from it\n`);
-      return damaged.length === 0 ? exitCodes.done : exitCodes.differs;
+      return damaged.length === 0 && kept === undefined ? exitCodes.done : exitCodes.differs;
     } finally {
       await engine.close();
       await store.close();

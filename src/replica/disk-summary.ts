@@ -40,7 +40,7 @@ export async function summarize(store: StoreParts, name: string): Promise<DiskSu
   const facts = { record, newest: points.newest, holder, allocatedBytes: replica.allocatedBytes, trouble };
   if (trouble !== undefined) return { ...facts, state: "damaged" };
   if (holder !== undefined) return { ...facts, state: "receiving" };
-  if ((await readSuspicion(storage, paths))?.changes === "found") return { ...facts, state: "changed" };
+  if ((await readSuspicion(storage, paths))?.found === true) return { ...facts, state: "changed" };
   return { ...facts, state: points.openLog ? "interrupted" : "idle" };
 }
 

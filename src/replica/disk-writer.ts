@@ -5,7 +5,6 @@ import type { DiskRecord } from "./disk-record.ts";
 import type { Doubt } from "./doubt.ts";
 import type { Cut, Hold, Point } from "./points/point.ts";
 import type { PointReader } from "./points/reader.ts";
-import type { ForeignChanges } from "./suspicion.ts";
 import type { LoggedParts } from "./undo/logged.ts";
 import type { UndoWriter } from "./undo/writer.ts";
 
@@ -54,14 +53,14 @@ export interface DiskWriter {
   /** The open undo log, from `begin` to `commit`. What it has not made durable must not be overwritten. */
   readonly undo: UndoWriter;
   /**
-   * Doubts a disk that was in no doubt (`differing`; replica synced, its page cache dropped), and says what is to be with what differs: `given-up`, or
-   * `found`, to be kept by a commit. Not on record before {@link begin}.
+   * Doubts a disk that was in no doubt (`differing`; replica synced, its page cache dropped), and says what a person wants to be with what others wrote: to be
+   * kept by a commit, or given up. Not on record before {@link begin}.
    */
-  suspect(why: string, changes: ForeignChanges): Promise<void>;
+  suspect(why: string, wish: "keep" | "give-up"): Promise<void>;
   /** A disk in doubt was found changed by somebody else: durably on record when it resolves. Nothing else is done to it. */
   noteChanges(): Promise<void>;
-  /** Of others, as they are on record; undefined: none. */
-  readonly changes: ForeignChanges | undefined;
+  /** They are on record. After {@link settleDoubt}: a commit is to keep them. */
+  readonly hasForeignChanges: boolean;
   /** Ends the doubt: the table was re-digested from the replica by the caller (with lanes) and is written and synced here. */
   settleDoubt(): Promise<void>;
   /** Extents of data of the replica, ascending, for the rebuild: everything else is zero. */

@@ -1,7 +1,7 @@
 /** Whether the table can be believed, from what the holder of `apply.lock` finds. Doubt means: blocks are digested anew from the replica. */
 import { behindWhat, type BootNow, type Heartbeat } from "../base/heartbeat.ts";
 import type { Fingerprint, SessionRecord } from "./session-record.ts";
-import type { ForeignChanges, Suspicion } from "./suspicion.ts";
+import type { Suspicion } from "./suspicion.ts";
 
 export interface DiskFindings {
   /** Why the table's files cannot be used, in words; undefined: they have their lengths and were read. */
@@ -43,15 +43,16 @@ export interface Doubt {
   readonly blocks: "recent" | "all" | "differing";
   /** Of `differing`: blocks the open log names since its last checkpoint are in doubt as with `recent`, and digested anew before the others are compared. */
   readonly interrupted?: true | undefined;
-  /** What an earlier session, or a person, has said of what somebody else wrote to the replica. */
-  readonly changes?: ForeignChanges | undefined;
+  /** An earlier session has found that somebody else wrote to the replica, and no person has decided. */
+  readonly found?: true | undefined;
+  /** What a person wants to be with what somebody else wrote. */
+  readonly wish?: "keep" | "give-up" | undefined;
 }
 
 /** Undefined: the table says what the replica holds. Pure. */
 export function findDoubt(found: DiskFindings): Doubt | undefined {
   const doubt = findAnyDoubt(found);
-  const changes = found.suspicion?.changes;
-  return doubt === undefined || changes === undefined ? doubt : { ...doubt, changes };
+  return doubt !== undefined && found.suspicion?.found === true ? { ...doubt, found: true } : doubt;
 }
 
 function findAnyDoubt(found: DiskFindings): Doubt | undefined {
@@ -116,9 +117,21 @@ function whyTouchedSince({ heartbeat, boot, nowMillis, replica }: DiskFindings):
   if (nowMillis < heartbeat.millis) {
     return `the clock shows ${timeOf(nowMillis)}, and it was alive at ${timeOf(heartbeat.millis)}: no times can be compared`;
   }
-  const changedMillis = Number(replica.changedNanos) / 1e6;
-  if (behindWhat(changedMillis, heartbeat, boot) === undefined) return undefined;
-  return `the replica was touched at ${timeOf(changedMillis)}, after its last heartbeat at ${timeOf(heartbeat.millis)}`;
+  if (!wasTouchedSince({ heartbeat, boot, replica })) return undefined;
+  return `the replica was touched at ${timeOf(millisOf(replica))}, after its last heartbeat at ${timeOf(heartbeat.millis)}`;
+}
+
+/** True: somebody has touched the replica after its last heartbeat. False: nothing shows that. */
+export function wasTouchedSince({
+  heartbeat,
+  boot,
+  replica,
+}: Pick<DiskFindings, "heartbeat" | "boot" | "replica">): boolean {
+  return heartbeat !== undefined && behindWhat(millisOf(replica), heartbeat, boot) !== undefined;
+}
+
+function millisOf({ changedNanos }: Fingerprint): number {
+  return Number(changedNanos) / 1e6;
 }
 
 function timeOf(millis: number): string {

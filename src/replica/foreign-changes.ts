@@ -27,7 +27,17 @@ export function foreignLength({ name, sizeBytes }: DiskRecord, foundBytes: numbe
   return new ReplicationError(
     "replica-changed",
     `disk ${name}: somebody else has made the replica longer: ${foundBytes} bytes, and not ${sizeBytes}. Nothing was overwritten. ` +
-      "A person must decide: copy away what lies behind the end if it is wanted; `replicate repair` cuts it off",
+      "A person must decide: `replicate repair` gives up all that was changed. To keep it, copy away what lies behind the end, cut the image to " +
+      `its ${sizeBytes} bytes (truncate -s, qemu-img resize --shrink) and make a recovery point of the rest: replicate repair --keep-changes`,
     { details: { disk: name, foundBytes, sizeBytes } },
+  );
+}
+
+/** Somebody writes to the replica while it is read. */
+export function replicaInUse(disk: string): ReplicationError {
+  return new ReplicationError(
+    "replica-changed",
+    `disk ${disk}: the replica was written to while it was being compared with its digests. Stop whoever uses it, then start again`,
+    { details: { disk } },
   );
 }

@@ -10,7 +10,7 @@ import { type DiskLocks, type Holder, readHolder, writeHolder } from "./disk-loc
 import { type DiskRecord, geometryOf, pathsOf, readRecord } from "./disk-record.ts";
 import type { DiskWriter } from "./disk-writer.ts";
 import { OpenedDisk, type TableDamage } from "./opened-disk.ts";
-import { type Doubt, findDoubt } from "./doubt.ts";
+import { type Doubt, findDoubt, wasTouchedSince } from "./doubt.ts";
 import { inFile } from "./file-error.ts";
 import { HolderHeartbeat } from "./heartbeat.ts";
 import { diskPaths, type DiskPaths } from "./layout.ts";
@@ -22,7 +22,7 @@ import type { ReplicaFormat } from "./replica.ts";
 import { fingerprintOf, readSession, removeSession, type SessionRecord, writeSession } from "./session-record.ts";
 import { syncDirectory } from "./state-file.ts";
 import { foreignLength } from "./foreign-changes.ts";
-import { readSuspicion, type Suspicion, writeSuspicion } from "./suspicion.ts";
+import { readSuspicion, removeSuspicion, type Suspicion, writeSuspicion } from "./suspicion.ts";
 import { emptyRoot, hexOf, TableFiles } from "./table-files.ts";
 import { type RecoveredLog, recoverUndoLog } from "./undo-log.ts";
 
@@ -141,6 +141,7 @@ async function openLocked(
       record,
       openLog: points.openLog,
       undo: undo?.writer,
+      seen: judged.doubt && fingerprintOf(await replica.replica.stat()),
       ...judged,
     });
   } catch (error) {
@@ -178,11 +179,12 @@ async function judge(found: Found): Promise<Judged> {
   const { newest } = points;
   const geometry = geometryOf(record);
   const session = await readSession(storage, paths);
-  const suspicion = await readSuspicion(storage, paths);
+  const suspicion = await recordedSuspicion(found);
   const onDamage = (page: number): void => {
     damage.add(page);
   };
   const sizeBytes = await fitFiles(found, session);
+  if (sizeBytes > record.sizeBytes && !found.mayCut) throw await refuseLength(found, sizeBytes);
   const read = await tableFiles.read(geometry, onDamage);
   const doubt = findDoubt({
     tableTrouble: "trouble" in read ? read.trouble : undefined,
@@ -202,14 +204,14 @@ async function judge(found: Found): Promise<Judged> {
     nowMillis: found.store.clock.now(),
     sizeBytes: record.sizeBytes,
   });
-  if (sizeBytes > record.sizeBytes && !found.mayCut) throw foreignLength(record, sizeBytes);
   if (doubt !== undefined && doubt.blocks !== "all" && "table" in read) {
     const interrupted = doubt.blocks === "recent" || doubt.interrupted === true;
     const resized = sizeBytes !== record.sizeBytes;
     if (interrupted) forgetTail(read.table);
     // With its length, and with the next heartbeat, goes what shows that somebody changed it.
     const mustRemember = doubt.blocks === "differing" && (resized || interrupted);
-    const remembered = mustRemember && suspicion === undefined ? { why: doubt.why } : suspicion;
+    const remembered =
+      mustRemember && suspicion === undefined ? { why: doubt.why, point: newest?.point ?? 0 } : suspicion;
     if (remembered !== undefined && remembered !== suspicion) await writeSuspicion(storage, paths, remembered);
     if (resized) await resizeReplica(found);
     await prepareReading(found);
@@ -227,6 +229,22 @@ async function judge(found: Found): Promise<Judged> {
   }
   await keepSession(found, session);
   return { newest, table: read.table, doubt: undefined, resumeBlock: session.resumeBlock, suspicion };
+}
+
+/** One that is older than the newest point is of changes that this point keeps: its removal was all that was left to do. */
+async function recordedSuspicion({ storage, paths, points }: Found): Promise<Suspicion | undefined> {
+  const suspicion = await readSuspicion(storage, paths);
+  const isKept = suspicion?.point !== undefined && suspicion.point < (points.newest?.point ?? 0) && !points.openLog;
+  if (!isKept) return suspicion;
+  await removeSuspicion(storage, paths);
+  return undefined;
+}
+
+/** Nobody knows what lies behind the end. Order: on record → refused. */
+async function refuseLength({ storage, paths, record, points }: Found, foundBytes: number): Promise<ReplicationError> {
+  const error = foreignLength(record, foundBytes);
+  await writeSuspicion(storage, paths, { why: error.message, found: true, point: points.newest?.point ?? 0 });
+  return error;
 }
 
 function nanosOf(text: string | undefined): bigint | undefined {
@@ -253,6 +271,10 @@ async function fitFiles(found: Found, session: SessionRecord | undefined): Promi
   const { sizeBytes } = replica;
   if (openLogOf(found) !== "named" || session !== undefined) return sizeBytes;
   if (sizeBytes < record.sizeBytes || !(await tableFiles.holds(geometryOf(record)))) return sizeBytes;
+  const { heartbeat, boot } = found;
+  // No crash of ours: it would have come near a heartbeat.
+  const isForeign = wasTouchedSince({ heartbeat, boot, replica: fingerprintOf(found.replica.found) });
+  if (sizeBytes > record.sizeBytes && isForeign && !found.mayCut) return sizeBytes;
   try {
     // Whatever length is seen: a failed sync may have forgotten the cut that made it so, and what was cut off would come back.
     await replica.resize(record.sizeBytes);

@@ -7,6 +7,7 @@ import type { DigestTable } from "../table/digest-table.ts";
 import type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 import { type DiskRecord, geometryOf } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
+import { replicaInUse } from "./foreign-changes.ts";
 import type { HolderHeartbeat } from "./heartbeat.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { Doubt } from "./doubt.ts";
@@ -19,8 +20,8 @@ import { checkFits } from "./replica-file.ts";
 import type { Replica } from "./replica.ts";
 import { shrunkDigest, shrinkDisk, growDisk, isTailKept, type ResizeParts } from "./resize.ts";
 import { restoreNewest } from "./rollback.ts";
-import { fingerprintOf, removeSession, writeSession } from "./session-record.ts";
-import { type ForeignChanges, removeSuspicion, type Suspicion, writeSuspicion } from "./suspicion.ts";
+import { type Fingerprint, fingerprintOf, isSameFile, removeSession, writeSession } from "./session-record.ts";
+import { removeSuspicion, type Suspicion, writeSuspicion } from "./suspicion.ts";
 import { emptyRoot, hexOf, settleAll, type TableFiles } from "./table-files.ts";
 import { createUndoLog } from "./undo-log.ts";
 import type { ClosedLog } from "./undo/entry.ts";
@@ -46,6 +47,8 @@ export interface WriterParts {
   readonly resumeBlock: number;
   /** As it is on record. */
   readonly suspicion: Suspicion | undefined;
+  /** The replica's file before it is read, while there is a doubt. */
+  readonly seen: Fingerprint | undefined;
 }
 
 /** Pages of the table that were found not to match their checksums, and are so in the file. */
@@ -64,6 +67,8 @@ export class OpenedDisk implements DiskWriter {
   #begun = false;
   /** As it is on record. */
   #suspicion: Suspicion | undefined;
+  /** The replica's file as it is to be until the doubt has ended, and changes are kept: what is written meanwhile may have been read, or not. */
+  #seen: Fingerprint | undefined;
   #commitsToTidy = 0;
   #poisoned = false;
   #tail: Promise<unknown> = Promise.resolve();
@@ -79,6 +84,7 @@ export class OpenedDisk implements DiskWriter {
     this.#openLog = parts.openLog;
     this.#undo = parts.undo;
     this.#suspicion = parts.suspicion;
+    this.#seen = parts.seen;
   }
 
   get record(): DiskRecord {
@@ -146,6 +152,7 @@ export class OpenedDisk implements DiskWriter {
   settleDoubt(): Promise<void> {
     return this.#run(async () => {
       if (this.#doubt === undefined) return;
+      await this.#checkUntouched();
       await this.#parts.tableFiles.settle(this.table);
       this.#setAside();
       if (!this.#openLog && !this.#isCommitted()) {
@@ -159,8 +166,11 @@ export class OpenedDisk implements DiskWriter {
         await this.#checkpoint();
         await this.#writeSession(0);
       } else await this.#vouch();
-      const isKept = this.#doubt.changes === "found" && this.#suspicion?.changes === "found" && this.#openLog;
-      if (!isKept) await this.#endSuspicion();
+      const isKept = this.#doubt.wish === "keep" && this.#suspicion?.found === true && this.#openLog;
+      if (!isKept) {
+        await this.#endSuspicion();
+        this.#seen = undefined;
+      }
       this.#parts.damage.clear();
       this.#doubt = undefined;
     });
@@ -175,33 +185,34 @@ export class OpenedDisk implements DiskWriter {
     });
   }
 
-  suspect(why: string, changes: ForeignChanges): Promise<void> {
+  suspect(why: string, wish: "keep" | "give-up"): Promise<void> {
     return this.#run(async () => {
       invariant(!this.#begun, "a disk is suspected while nothing is done to it");
       if (this.#doubt === undefined) {
         const { replica, store, paths } = this.#parts;
         await inFile("sync-failed", `disk ${this.#record.name}: syncing ${paths.replica}`, () => replica.datasync());
-        store.storage.lanes.dropCache(replica.fd, 0, (await replica.stat()).sizeBytes);
+        const stat = await replica.stat();
+        this.#seen ??= fingerprintOf(stat);
+        store.storage.lanes.dropCache(replica.fd, 0, stat.sizeBytes);
       }
-      this.#doubt = { ...(this.#doubt ?? { why, blocks: "differing" }), changes };
+      this.#doubt = { ...(this.#doubt ?? { why, blocks: "differing" }), wish };
     });
   }
 
   noteChanges(): Promise<void> {
     return this.#run(async () => {
       invariant(this.#doubt !== undefined, "changes are found in doubt");
-      this.#doubt = { ...this.#doubt, changes: "found" };
-      await this.#recordSuspicion(this.#doubt);
+      await this.#recordSuspicion(this.#doubt.why, true);
     });
   }
 
-  get changes(): ForeignChanges | undefined {
-    return this.#suspicion?.changes;
+  get hasForeignChanges(): boolean {
+    return this.#suspicion?.found === true;
   }
 
-  async #recordSuspicion({ why, changes }: Doubt): Promise<void> {
-    if (this.#suspicion !== undefined && this.#suspicion.changes === changes) return;
-    const suspicion: Suspicion = { why, changes };
+  async #recordSuspicion(why: string, found: boolean): Promise<void> {
+    if (this.#suspicion !== undefined && (this.#suspicion.found === true || !found)) return;
+    const suspicion: Suspicion = { why, found, point: this.#newest?.point ?? 0 };
     await writeSuspicion(this.#parts.store.storage, this.#parts.paths, suspicion);
     this.#suspicion = suspicion;
   }
@@ -221,7 +232,7 @@ export class OpenedDisk implements DiskWriter {
   async #begin(): Promise<UndoWriter> {
     if (!this.#begun) {
       const { store, paths } = this.#parts;
-      if (this.#doubt !== undefined) await this.#recordSuspicion(this.#doubt);
+      if (this.#doubt !== undefined) await this.#recordSuspicion(this.#doubt.why, false);
       await this.#parts.heartbeat.start();
       await this.#openUndoLog();
       await removeSession(store.storage, paths);
@@ -239,7 +250,17 @@ export class OpenedDisk implements DiskWriter {
 
   async #touch(): Promise<void> {
     const { replica } = this.#parts;
+    await this.#checkUntouched();
     await inFile("write-failed", `disk ${this.#record.name}: writing ${replica.path}`, () => replica.touch());
+    // Which the header of a VHDX shows, and its times.
+    if (this.#seen !== undefined) this.#seen = fingerprintOf(await replica.stat());
+  }
+
+  /** Order: (written to meanwhile: on record) → refused. */
+  async #checkUntouched(): Promise<void> {
+    if (this.#seen === undefined || isSameFile(this.#seen, fingerprintOf(await this.#parts.replica.stat()))) return;
+    await this.#recordSuspicion("somebody wrote to the replica while it was read", false);
+    throw replicaInUse(this.#record.name);
   }
 
   /** Order: {@link growDisk}. */
@@ -279,6 +300,8 @@ export class OpenedDisk implements DiskWriter {
   commit(facts: CommitFacts): Promise<Point> {
     return this.#run(async () => {
       invariant(this.#doubt === undefined, "a doubtful table is rebuilt before a commit");
+      await this.#checkUntouched();
+      this.#seen = undefined;
       const undo = await this.#begin();
       let closed: ClosedLog | undefined;
       const finish = async (): Promise<void> => {

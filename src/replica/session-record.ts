@@ -39,6 +39,10 @@ export function fingerprintOf(stat: FileStat): Fingerprint {
   return { sizeBytes: stat.sizeBytes, inode: stat.inode, changedNanos: stat.changedNanos.toString() };
 }
 
+export function isSameFile(a: Fingerprint, b: Fingerprint): boolean {
+  return a.sizeBytes === b.sizeBytes && a.inode === b.inode && a.changedNanos === b.changedNanos;
+}
+
 function parseSession(content: StateContent): SessionRecord {
   return {
     undo: content.integer("undo"),

@@ -42,7 +42,6 @@ export type { Verdict } from "./retention/decide.ts";
 export type { Doubt } from "./doubt.ts";
 export { replicaChanged } from "./foreign-changes.ts";
 export type { NewDisks, Opener, OpenResult } from "./open-disk.ts";
-export type { ForeignChanges } from "./suspicion.ts";
 export { checkWholeSectors } from "./replica-file.ts";
 export type { Cut, Hold, Point } from "./points/point.ts";
 export type { DiskPoints, PointReader } from "./points/reader.ts";

@@ -18,14 +18,13 @@ import {
 
 export const suspicionFormat: StateFormat = { format: "replicate suspicion", version: 1 };
 
-/** `found`: somebody wrote to the replica, and a person must decide. `given-up`: a person has said that the next delta may overwrite it. */
-export type ForeignChanges = "found" | "given-up";
-
 export interface Suspicion {
   /** In words. */
   readonly why: string;
-  /** Undefined: not known yet whether there are any. */
-  readonly changes?: ForeignChanges | undefined;
+  /** Somebody else wrote to the replica, and no delta is taken before a person has decided. Default: it is not known yet. */
+  readonly found?: boolean | undefined;
+  /** Newest point when it was written; a newer one is that of the changes. */
+  readonly point?: number | undefined;
 }
 
 /** Throws `store-damaged`, `store-version-unsupported`. */
@@ -34,11 +33,9 @@ export function decodeSuspicion(path: string, bytes: Uint8Array): Suspicion {
 }
 
 function suspicionOf(content: StateContent): Suspicion {
-  const changes = content.optionalText("changes") === undefined ? undefined : content.oneOf("changes", allChanges);
-  return { why: content.text("why"), changes };
+  const changes = content.optionalText("changes") === undefined ? undefined : content.oneOf("changes", ["found"]);
+  return { why: content.text("why"), found: changes === "found", point: content.optionalInteger("point") };
 }
-
-const allChanges: readonly ForeignChanges[] = ["found", "given-up"];
 
 /** Undefined: there is none. One that cannot be read is the worst one all the same. */
 export async function readSuspicion(storage: Storage, paths: DiskPaths): Promise<Suspicion | undefined> {
@@ -46,14 +43,16 @@ export async function readSuspicion(storage: Storage, paths: DiskPaths): Promise
     const content = await readState(storage, paths.suspicion, suspicionFormat);
     return content && suspicionOf(content);
   } catch (error) {
-    if (error instanceof ReplicationError) return { why: error.message, changes: "found" };
+    if (error instanceof ReplicationError) return { why: error.message, found: true };
     throw error;
   }
 }
 
 /** Durable when it resolves. Order and errors: {@link writeState}. */
 export async function writeSuspicion(storage: Storage, paths: DiskPaths, suspicion: Suspicion): Promise<void> {
-  await writeState(storage, paths.suspicion, suspicionFormat, { why: suspicion.why, changes: suspicion.changes });
+  const { why, found, point } = suspicion;
+  const changes = found === true ? "found" : undefined;
+  await writeState(storage, paths.suspicion, suspicionFormat, { why, changes, point });
 }
 
 /** Durable when it resolves. Throws `write-failed`, `sync-failed`. */

@@ -7,7 +7,7 @@ import { blockCount, blockLength, blocksPerPage, digestBytes, type Geometry, pag
 import { isZero } from "../base/zero.ts";
 import type { OldPartsResult } from "../lanes/jobs.ts";
 import type { Lanes } from "../lanes/lanes.ts";
-import { type DiskWriter, type Doubt, type ForeignChanges, replicaChanged } from "../replica/store.ts";
+import { type DiskWriter, type Doubt, replicaChanged } from "../replica/store.ts";
 import type { PageDigests } from "../table/digest-table.ts";
 import type { Data } from "../wire/messages.ts";
 import { type ShrunkTable, shrunkTable } from "./shrunk-table.ts";
@@ -152,22 +152,35 @@ export class SessionDisk {
     const { writer, log, name } = this.#o;
     const { doubt } = writer;
     if (doubt === undefined) return;
-    if (doubt.changes === "found") throw replicaChanged(name, writer.newest, undefined);
+    if (doubt.found === true) throw replicaChanged(name, writer.newest, undefined);
+    const isIdle = writer.logged === undefined;
     if (doubt.blocks === "differing") {
       log.warn({ disk: name, why: doubt.why }, "comparing the replica with its table");
-      await this.#reconcile(doubt.changes === undefined ? this.#refuse : undefined);
-      await this.#settleDoubt();
+      await this.#reconcile(async (blocks) => {
+        const block = await this.#noteForeign(blocks);
+        if (block !== undefined) throw replicaChanged(name, writer.newest, block * this.geometry.blockBytes);
+      });
     } else await this.#digestDoubtful(doubt);
+    if (await this.#noteForeignRoot(isIdle)) throw replicaChanged(name, writer.newest, undefined);
+    await this.#settleDoubt();
   }
 
-  /** Order: on record → refused. What the device does not give is no change. */
-  readonly #refuse = async (blocks: readonly number[]): Promise<void> => {
-    const { writer, name } = this.#o;
+  /** The first of blocks that differ which somebody else has written: on record then. What the device does not give is no change. */
+  readonly #noteForeign = async (blocks: readonly number[]): Promise<number | undefined> => {
     const block = blocks.find((differing) => !this.#unreadable.has(differing));
-    if (block === undefined) return;
-    await writer.noteChanges();
-    throw replicaChanged(name, writer.newest, block * this.geometry.blockBytes);
+    if (block !== undefined) await this.#o.writer.noteChanges();
+    return block;
   };
+
+  /** Where no delta was begun, and pages of the table had to be made anew, the root shows whether the replica is its newest point. */
+  async #noteForeignRoot(isIdle: boolean): Promise<boolean> {
+    const { writer } = this.#o;
+    const { newest, table } = writer;
+    if (!isIdle || newest === undefined || this.#unreadable.size > 0) return false;
+    if (Buffer.from(table.root()).toString("hex") === newest.root) return false;
+    await writer.noteChanges();
+    return true;
+  }
 
   async #digestDoubtful(doubt: Doubt): Promise<void> {
     const { writer, log, name, slots } = this.#o;
@@ -177,7 +190,6 @@ export class SessionDisk {
     log.warn({ disk: name, why: doubt.why }, `the digest table is in doubt; reading the replica, ${what}`);
     if (recent === undefined) await this.#redigest(0, pageCount(this.geometry), slots);
     else await this.#redigestRecent(recent);
-    await this.#settleDoubt();
   }
 
   /** Blocks the open log names, which its delta may have written or not. */
@@ -202,15 +214,25 @@ export class SessionDisk {
   }
 
   /**
-   * Compares all of the replica with the table; what differs is sent anew by the next delta. `changes`: given up, or (`found`) to be kept: then
-   * {@link DiskWriter.changes} says afterwards whether there is anything for a commit. Returns the ranges.
+   * Compares all of the replica with the table; what differs is sent anew by the next delta. `keep`: {@link DiskWriter.hasForeignChanges} says afterwards whether there
+   * is anything for a commit to keep. Returns the ranges.
    */
-  async repair(changes: ForeignChanges): Promise<readonly { readonly first: number; readonly end: number }[]> {
+  async repair(wish: "keep" | "give-up"): Promise<readonly { readonly first: number; readonly end: number }[]> {
     const { writer } = this.#o;
     const { doubt } = writer;
-    if (doubt !== undefined && doubt.blocks !== "differing") await this.#digestDoubtful(doubt);
-    await writer.suspect("it is to be repaired", changes);
-    const differing = await this.#reconcile();
+    const isIdle = writer.logged === undefined;
+    await writer.suspect("it is to be repaired", wish);
+    if (doubt !== undefined && doubt.blocks !== "differing") {
+      await this.#digestDoubtful(doubt);
+      await this.#noteForeignRoot(isIdle);
+      await this.#settleDoubt();
+      if (writer.hasForeignChanges) return [];
+      await writer.suspect("it is to be repaired", wish);
+    }
+    const differing = await this.#reconcile(async (blocks) => {
+      await this.#noteForeign(blocks);
+    });
+    await this.#noteForeignRoot(isIdle);
     await this.#settleDoubt();
     return differing;
   }

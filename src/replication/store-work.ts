@@ -78,11 +78,11 @@ export async function repairDisk(
 ): Promise<RepairReport> {
   return withWriter(store, name, { ...options, mayCut: keep === undefined }, async (writer, disk) => {
     const { blockBytes, sizeBytes } = writer.record;
-    const damaged = (await disk.repair(keep === undefined ? "given-up" : "found")).map(({ first, end }) => {
+    const damaged = (await disk.repair(keep === undefined ? "give-up" : "keep")).map(({ first, end }) => {
       const offset = first * blockBytes;
       return { offset, length: Math.min(end * blockBytes, sizeBytes) - offset };
     });
-    if (keep === undefined || writer.changes !== "found") return { damaged };
+    if (keep === undefined || !writer.hasForeignChanges) return { damaged };
     const { cycle, label, time, owner } = keep;
     // As of the point it stands on: the sender is to find a state of its own disk.
     const { source = "changed", sourceName = "somebody else" } = writer.newest ?? {};

@@ -1,6 +1,7 @@
 /** A point that is served although nobody can tell any more which of its blocks is not what it was. */
 import { closeSync, existsSync, openSync, readFileSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
+import { repair } from "../../src/library/points.ts";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { silentLogger } from "../../src/base/logger.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
@@ -32,6 +33,10 @@ async function makePoints(): Promise<void> {
   closeSync(fd);
   // Without a table all of it is made anew of what is there.
   rmSync(join(disk, "pages"));
+  // Its root shows that the replica is not point 1 any more; where, nobody knows.
+  await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed" });
+  await kit.idle();
+  await repair(kit.store, "disk", { engine: kit.receiving });
   expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 64 * KIB } });
   await kit.idle();
 }

@@ -130,18 +130,10 @@ test("a comparison that was cut short is made again, whatever it left", () => {
   expect(findDoubt({ ...idle, tableRoot: "cc", suspicion: { why: "mounted" } })?.blocks).toBe("all");
 });
 
-test("what was said of others' changes stays said, whatever else is in doubt", () => {
-  for (const changes of ["found", "given-up"] as const) {
-    const suspicion = { why: "mounted", changes };
-    for (const found of [
-      idle,
-      laidAside,
-      { ...idle, tableRoot: "cc" },
-      { ...idle, sizeBytes: 101 },
-      killed(1_000_000),
-    ]) {
-      expect(findDoubt({ ...found, suspicion })?.changes).toBe(changes);
-    }
+test("that somebody else's changes were found stays said, whatever else is in doubt", () => {
+  const suspicion = { why: "mounted", found: true };
+  for (const found of [idle, laidAside, { ...idle, tableRoot: "cc" }, { ...idle, sizeBytes: 101 }, killed(1_000_000)]) {
+    expect(findDoubt({ ...found, suspicion })?.found).toBe(true);
+    expect(findDoubt({ ...found, suspicion: { why: "mounted" } })?.found).toBeUndefined();
   }
-  expect(findDoubt({ ...idle, sizeBytes: 101 })?.changes).toBeUndefined();
 });

@@ -70,7 +70,8 @@ async function makeStore(): Promise<ReadonlyMap<string, Uint8Array>> {
   await writer.release();
   await writeSuspicion(process, diskPaths(storePath, "vm1.sda"), {
     why: "somebody wrote to the replica after point 1",
-    changes: "found",
+    found: true,
+    point: 1,
   });
   await store.setPolicy("vm1.sda", "last=3,daily=14");
   const found = new Map<string, Uint8Array>();
@@ -115,7 +116,8 @@ describe("files of version 1", () => {
     expect(session).toMatchObject({ undo: 1, resumeBlock: 3 });
     expect(decodeSuspicion("suspect.json", await read("disks/vm1.sda/suspect.json"))).toEqual({
       why: "somebody wrote to the replica after point 1",
-      changes: "found",
+      found: true,
+      point: 1,
     });
     expect(decodePolicyRecord("keep.json", await read("disks/vm1.sda/keep.json"))).toBe("last=3,daily=14");
     const table = createTableFiles(disk);

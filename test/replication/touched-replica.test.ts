@@ -17,11 +17,11 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
 import { silentLogger } from "../../src/base/logger.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
-import type { BlockReader, BlockWriter } from "../../src/image/block-device.ts";
+import type { BlockReader, BlockWriter, FileRun } from "../../src/image/block-device.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import { repair, rollBack } from "../../src/library/points.ts";
 import { randomBytes } from "../random.ts";
@@ -135,6 +135,10 @@ test("a comparison that was cut short is made again, and heals what it had not c
   const repairing = repair(kit.store, "disk", { engine: kit.receiving, signal: stopped.signal, onProgress });
   await expect(repairing).rejects.toMatchObject({ code: "aborted" });
   expect(existsSync(join(kit.folder, "store/disks/disk/suspect.json"))).toBe(true);
+  // Only a repair that came to its end gives anything up.
+  await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed" });
+  await kit.idle();
+  expect(await giveUp()).toBe(blockBytes);
   expect(await kit.send(image)).toMatchObject({ point: 2, funnel: { changedBlockBytes: 2 * blockBytes } });
   await expectReplicaIs(image);
   await expectLost([2 * MIB, 20 * MIB], blockBytes);
@@ -383,4 +387,155 @@ test("a record of a suspicion that cannot be read is one of changes that were fo
   await kit.idle();
   await giveUp();
   expect(await kit.send(image, { skipEmpty: true })).toMatchObject({ created: false });
+});
+
+describe("beside a damaged or lost table", () => {
+  const disk = (): string => join(kit.folder, "store/disks/disk");
+
+  test("a replica that somebody wrote to is found by its root, and can be kept", async () => {
+    const image = await imageSent();
+    mountReplica([5 * MIB]);
+    const theirs = readFileSync(replicaPath());
+    truncateSync(join(disk(), "pages"), 0);
+    await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed" });
+    await kit.idle();
+    expect((await kit.store.summary("disk"))?.state).toBe("changed");
+    expect(readFileSync(replicaPath()).equals(theirs)).toBe(true);
+    expect(await keepChanges()).toBe(2);
+    await expectPointIs(2, theirs);
+    expect(await kit.send(image)).toMatchObject({ point: 3 });
+    await expectReplicaIs(image);
+    await expectPointIs(2, theirs);
+  });
+
+  test("so is one whose writes lie behind a page of the table that rotted", async () => {
+    const image = await imageSent();
+    mountReplica([2 * MIB]);
+    rotOf("digests", 100);
+    await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed" });
+    await kit.idle();
+    await giveUp();
+    expect(await kit.send(image)).toMatchObject({ point: 2 });
+    await expectReplicaIs(image);
+  });
+
+  test("nothing is kept where nobody wrote", async () => {
+    const image = await imageSent();
+    rotOf("digests", 100);
+    expect(await keepChanges()).toBeUndefined();
+    expect(await kit.send(image, { skipEmpty: true })).toMatchObject({ created: false });
+  });
+
+  function rotOf(name: string, offset: number): void {
+    const fd = openSync(join(disk(), name), "r+");
+    writeSync(fd, Buffer.from("x"), 0, 1, offset);
+    closeSync(fd);
+  }
+});
+
+describe("while somebody still writes", () => {
+  async function wideImageSent(): Promise<BlockWriter> {
+    const image = createMemoryImage(24 * MIB);
+    await image.write(randomBytes(24 * MIB), 0);
+    await kit.send(image, { blockBytes: 16 * KIB });
+    await kit.idle();
+    return image;
+  }
+
+  test.each([
+    ["kept", { keepChanges: { label: "theirs" } }],
+    ["given up", {}],
+  ] as const)("changes are not %s: what was read first may be old by now", async (_name, how) => {
+    const image = await wideImageSent();
+    mountReplica([2 * MIB]);
+    let looked = 0;
+    const onProgress = (): void => {
+      if (looked++ === 0) mountReplica([3 * MIB]);
+    };
+    const repairing = repair(kit.store, "disk", { engine: kit.receiving, onProgress, ...how });
+    await expect(repairing).rejects.toThrow(/was written to while it was being compared/);
+    await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed" });
+    await kit.idle();
+    const theirs = readFileSync(replicaPath());
+    expect(await keepChanges()).toBe(2);
+    await expectPointIs(2, theirs);
+  });
+
+  test("a replica in which nothing differs yet is compared again", async () => {
+    const image = await wideImageSent();
+    const again = new Date(Date.now() + 20_000);
+    utimesSync(replicaPath(), again, again);
+    let looked = 0;
+    const onProgress = (): void => {
+      if (looked++ === 0) mountReplica([3 * MIB]);
+    };
+    await expect(repair(kit.store, "disk", { engine: kit.receiving, onProgress })).rejects.toThrow(/was written to/);
+    await expectRefused(image);
+  });
+});
+
+test("a repair that was cut short has given nothing up", async () => {
+  const image = createMemoryImage(24 * MIB);
+  await image.write(randomBytes(24 * MIB), 0);
+  await kit.send(image, { blockBytes: 16 * KIB });
+  await kit.idle();
+  mountReplica([2 * MIB]);
+  const theirs = readFileSync(replicaPath());
+  const stopped = new AbortController();
+  const onProgress = (): void => stopped.abort(new ReplicationError("aborted", "enough"));
+  const cut = { engine: kit.receiving, signal: stopped.signal, onProgress };
+  await expect(repair(kit.store, "disk", cut)).rejects.toMatchObject({ code: "aborted" });
+  expect(await keepChanges()).toBe(2);
+  await expectPointIs(2, theirs);
+});
+
+test("after an unclean end, a replica that somebody made longer later is not cut", async () => {
+  const image = await imageSent();
+  await failDelta(image);
+  ageHeartbeat();
+  truncateSync(replicaPath(), 9 * MIB);
+  mountReplica([8 * MIB + 4096]);
+  await expect(kit.send(image)).rejects.toMatchObject({ code: "replica-changed" });
+  await kit.idle();
+  await expect(keepChanges()).rejects.toThrow(/made the replica longer/);
+  expect(statSync(replicaPath()).size).toBe(9 * MIB);
+  expect((await kit.store.summary("disk"))?.state).toBe("changed");
+  // As the message says: the rest can be kept.
+  truncateSync(replicaPath(), 8 * MIB);
+  await keepChanges();
+  expect(await kit.send(image)).toMatchObject({ created: true });
+  await expectReplicaIs(image);
+});
+
+test("changes whose point was committed are not asked for again, though their record stayed", async () => {
+  const image = await imageSent();
+  mountReplica([2 * MIB]);
+  await expectRefused(image);
+  const path = join(kit.folder, "store/disks/disk/suspect.json");
+  const record = readFileSync(path);
+  expect(await keepChanges()).toBe(2);
+  writeFileSync(path, record);
+  expect(await kit.send(image)).toMatchObject({ point: 3 });
+  await expectReplicaIs(image);
+  expect(existsSync(path)).toBe(false);
+});
+
+test("sectors that the device does not give are no changes of somebody's", async () => {
+  const image = await imageSent();
+  const holdsIt = (run: FileRun): boolean =>
+    run.kind === "file" && run.offset <= 3 * MIB && 3 * MIB < run.offset + run.length;
+  const lanes = overriding(kit.receiving.lanes, {
+    run: (name, request) => {
+      const isLost =
+        name === "scan" && "pieces" in request && request.pieces.some(({ runs = [] }) => runs.some(holdsIt));
+      const lost = new ReplicationError("image-unreadable", "EIO", { details: { errno: "EIO" } });
+      return isLost ? Promise.reject(lost) : kit.receiving.lanes.run(name, request);
+    },
+  });
+  const engine = overriding(kit.receiving, { lanes });
+  expect(await repair(kit.store, "disk", { engine, keepChanges: { label: "theirs" } })).toEqual({
+    damaged: [{ offset: 3 * MIB, length: 64 * KIB }],
+  });
+  expect(await kit.send(image)).toMatchObject({ point: 2 });
+  await expectReplicaIs(image);
 });
