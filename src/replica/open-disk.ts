@@ -22,6 +22,7 @@ import type { ReplicaFormat } from "./replica.ts";
 import { fingerprintOf, readSession, removeSession, type SessionRecord, writeSession } from "./session-record.ts";
 import { syncDirectory } from "./state-file.ts";
 import { foreignLength } from "./foreign-changes.ts";
+import { Suspect } from "./suspect.ts";
 import { readSuspicion, removeSuspicion, type Suspicion, writeSuspicion } from "./suspicion.ts";
 import { emptyRoot, hexOf, TableFiles } from "./table-files.ts";
 import { type RecoveredLog, recoverUndoLog } from "./undo-log.ts";
@@ -141,7 +142,10 @@ async function openLocked(
       record,
       openLog: points.openLog,
       undo: undo?.writer,
-      seen: judged.doubt && fingerprintOf(await replica.replica.stat()),
+      suspect: new Suspect({
+        ...{ storage, paths, replica: replica.replica, disk: name, suspicion: judged.suspicion },
+        seen: judged.doubt && fingerprintOf(await replica.replica.stat()),
+      }),
       ...judged,
     });
   } catch (error) {

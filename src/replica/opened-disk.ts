@@ -7,7 +7,6 @@ import type { DigestTable } from "../table/digest-table.ts";
 import type { CommitFacts, DiskWriter } from "./disk-writer.ts";
 import { type DiskRecord, geometryOf } from "./disk-record.ts";
 import { inFile } from "./file-error.ts";
-import { replicaInUse } from "./foreign-changes.ts";
 import type { HolderHeartbeat } from "./heartbeat.ts";
 import type { DiskPaths } from "./layout.ts";
 import type { Doubt } from "./doubt.ts";
@@ -20,8 +19,8 @@ import { checkFits } from "./replica-file.ts";
 import type { Replica } from "./replica.ts";
 import { shrunkDigest, shrinkDisk, growDisk, isTailKept, type ResizeParts } from "./resize.ts";
 import { restoreNewest } from "./rollback.ts";
-import { type Fingerprint, fingerprintOf, isSameFile, removeSession, writeSession } from "./session-record.ts";
-import { removeSuspicion, type Suspicion, writeSuspicion } from "./suspicion.ts";
+import { fingerprintOf, removeSession, writeSession } from "./session-record.ts";
+import type { Suspect } from "./suspect.ts";
 import { emptyRoot, hexOf, settleAll, type TableFiles } from "./table-files.ts";
 import { createUndoLog } from "./undo-log.ts";
 import type { ClosedLog } from "./undo/entry.ts";
@@ -45,10 +44,7 @@ export interface WriterParts {
   readonly table: DigestTable;
   readonly doubt: Doubt | undefined;
   readonly resumeBlock: number;
-  /** As it is on record. */
-  readonly suspicion: Suspicion | undefined;
-  /** The replica's file before it is read, while there is a doubt. */
-  readonly seen: Fingerprint | undefined;
+  readonly suspect: Suspect;
 }
 
 /** Pages of the table that were found not to match their checksums, and are so in the file. */
@@ -65,10 +61,6 @@ export class OpenedDisk implements DiskWriter {
   #openLog: boolean;
   /** Set by `begin`: the log is open and the clean-stop record is gone, so replica and table may be written. */
   #begun = false;
-  /** As it is on record. */
-  #suspicion: Suspicion | undefined;
-  /** The replica's file as it is to be until the doubt has ended, and changes are kept: what is written meanwhile may have been read, or not. */
-  #seen: Fingerprint | undefined;
   #commitsToTidy = 0;
   #poisoned = false;
   #tail: Promise<unknown> = Promise.resolve();
@@ -83,8 +75,6 @@ export class OpenedDisk implements DiskWriter {
     this.#resumeBlock = parts.resumeBlock;
     this.#openLog = parts.openLog;
     this.#undo = parts.undo;
-    this.#suspicion = parts.suspicion;
-    this.#seen = parts.seen;
   }
 
   get record(): DiskRecord {
@@ -152,8 +142,9 @@ export class OpenedDisk implements DiskWriter {
   settleDoubt(): Promise<void> {
     return this.#run(async () => {
       if (this.#doubt === undefined) return;
-      await this.#checkUntouched();
-      await this.#parts.tableFiles.settle(this.table);
+      const { suspect, tableFiles } = this.#parts;
+      await suspect.check(this.#sequence);
+      await tableFiles.settle(this.table);
       this.#setAside();
       if (!this.#openLog && !this.#isCommitted()) {
         this.#parts.store.log.warn(
@@ -166,10 +157,9 @@ export class OpenedDisk implements DiskWriter {
         await this.#checkpoint();
         await this.#writeSession(0);
       } else await this.#vouch();
-      const isKept = this.#doubt.wish === "keep" && this.#suspicion?.found === true && this.#openLog;
-      if (!isKept) {
-        await this.#endSuspicion();
-        this.#seen = undefined;
+      if (this.#doubt.wish !== "keep" || !suspect.found || !this.#openLog) {
+        await suspect.end();
+        suspect.unwatch();
       }
       this.#parts.damage.clear();
       this.#doubt = undefined;
@@ -189,11 +179,10 @@ export class OpenedDisk implements DiskWriter {
     return this.#run(async () => {
       invariant(!this.#begun, "a disk is suspected while nothing is done to it");
       if (this.#doubt === undefined) {
-        const { replica, store, paths } = this.#parts;
+        const { replica, store, paths, suspect } = this.#parts;
         await inFile("sync-failed", `disk ${this.#record.name}: syncing ${paths.replica}`, () => replica.datasync());
-        const stat = await replica.stat();
-        this.#seen ??= fingerprintOf(stat);
-        store.storage.lanes.dropCache(replica.fd, 0, stat.sizeBytes);
+        await suspect.watch();
+        store.storage.lanes.dropCache(replica.fd, 0, (await replica.stat()).sizeBytes);
       }
       this.#doubt = { ...(this.#doubt ?? { why, blocks: "differing" }), wish };
     });
@@ -202,25 +191,17 @@ export class OpenedDisk implements DiskWriter {
   noteChanges(): Promise<void> {
     return this.#run(async () => {
       invariant(this.#doubt !== undefined, "changes are found in doubt");
-      await this.#recordSuspicion(this.#doubt.why, true);
+      await this.#parts.suspect.record(this.#doubt.why, true, this.#sequence);
     });
   }
 
   get hasForeignChanges(): boolean {
-    return this.#suspicion?.found === true;
+    return this.#parts.suspect.found;
   }
 
-  async #recordSuspicion(why: string, found: boolean): Promise<void> {
-    if (this.#suspicion !== undefined && (this.#suspicion.found === true || !found)) return;
-    const suspicion: Suspicion = { why, found, point: this.#newest?.point ?? 0 };
-    await writeSuspicion(this.#parts.store.storage, this.#parts.paths, suspicion);
-    this.#suspicion = suspicion;
-  }
-
-  async #endSuspicion(): Promise<void> {
-    if (this.#suspicion === undefined) return;
-    await removeSuspicion(this.#parts.store.storage, this.#parts.paths);
-    this.#suspicion = undefined;
+  /** Of the newest point; 0: there is none. */
+  get #sequence(): number {
+    return this.#newest?.point ?? 0;
   }
 
   /** The replica was read and is the newest point: its record gets the time that was doubted. */
@@ -232,7 +213,7 @@ export class OpenedDisk implements DiskWriter {
   async #begin(): Promise<UndoWriter> {
     if (!this.#begun) {
       const { store, paths } = this.#parts;
-      if (this.#doubt !== undefined) await this.#recordSuspicion(this.#doubt.why, false);
+      if (this.#doubt !== undefined) await this.#parts.suspect.record(this.#doubt.why, false, this.#sequence);
       await this.#parts.heartbeat.start();
       await this.#openUndoLog();
       await removeSession(store.storage, paths);
@@ -249,18 +230,10 @@ export class OpenedDisk implements DiskWriter {
   }
 
   async #touch(): Promise<void> {
-    const { replica } = this.#parts;
-    await this.#checkUntouched();
+    const { replica, suspect } = this.#parts;
+    await suspect.check(this.#sequence);
     await inFile("write-failed", `disk ${this.#record.name}: writing ${replica.path}`, () => replica.touch());
-    // Which the header of a VHDX shows, and its times.
-    if (this.#seen !== undefined) this.#seen = fingerprintOf(await replica.stat());
-  }
-
-  /** Order: (written to meanwhile: on record) → refused. */
-  async #checkUntouched(): Promise<void> {
-    if (this.#seen === undefined || isSameFile(this.#seen, fingerprintOf(await this.#parts.replica.stat()))) return;
-    await this.#recordSuspicion("somebody wrote to the replica while it was read", false);
-    throw replicaInUse(this.#record.name);
+    await suspect.changed();
   }
 
   /** Order: {@link growDisk}. */
@@ -300,8 +273,8 @@ export class OpenedDisk implements DiskWriter {
   commit(facts: CommitFacts): Promise<Point> {
     return this.#run(async () => {
       invariant(this.#doubt === undefined, "a doubtful table is rebuilt before a commit");
-      await this.#checkUntouched();
-      this.#seen = undefined;
+      await this.#parts.suspect.check(this.#sequence);
+      this.#parts.suspect.unwatch();
       const undo = await this.#begin();
       let closed: ClosedLog | undefined;
       const finish = async (): Promise<void> => {
@@ -323,7 +296,7 @@ export class OpenedDisk implements DiskWriter {
       };
       await this.#parts.store.locks.withChainLock(paths.chainLock, () => writePoint(storage, paths, point));
       this.#newest = point;
-      await this.#endSuspicion();
+      await this.#parts.suspect.end();
       this.#openLog = false;
       this.#setAside();
       this.#undo = undefined;
