@@ -129,11 +129,11 @@ export function rootOf(disk: Geometry, blocks: Blocks): string {
   return Buffer.from(pages.root()).toString("hex");
 }
 
-const pool = createBufferPool({ slotBytes, slotCount: 4, extraBytes: laneRoomBytes });
+export const pool = createBufferPool({ slotBytes, slotCount: 8, extraBytes: laneRoomBytes });
 const lane = await createLane({ memory: pool.memory, roomAt: pool.extraAt, storage: {} as LaneStorage });
 const keepers = new WeakMap<DiskWriter, OldContent>();
 
-function lanesOver(storage: LaneStorage): Lanes {
+export function lanesOver(storage: LaneStorage): Lanes {
   return createInlineLanes({ ...lane, storage });
 }
 
