@@ -1,6 +1,6 @@
 /**
- * Two links that are each other's other side, in memory: frames travel as bytes, through the real encoder and decoder, by promise jobs alone, so that
- * a run repeats exactly. Faults are asked for by byte, per direction.
+ * Two links that are each other's other side, in memory: frames travel as bytes, through the real encoder and decoder, by promise jobs alone (and by the
+ * clock where they are delayed or slowed), so that a run repeats exactly. Faults are asked for by byte, per direction.
  */
 import type { Clock } from "../base/clock.ts";
 import { invariant, ReplicationError, toReplicationError } from "../base/errors.ts";
@@ -22,6 +22,10 @@ export interface LinkFaults {
   resume(): void;
   /** The byte at `offset`, if still to come, arrives changed: exclusive or with `mask` (default 0xff). */
   corruptAt(offset: number, mask?: number): void;
+  /** What is sent from now on arrives this many milliseconds later, in order; 0: at once. A reset is not delayed: what was on the way is lost. */
+  delay(millis: number): void;
+  /** From now on at most this many bytes a second arrive, chunk by chunk; infinity: no limit. */
+  slow(bytesPerSecond: number): void;
 }
 
 export interface LinkedPair {
@@ -32,7 +36,7 @@ export interface LinkedPair {
 }
 
 export interface LinkedPairOptions {
-  /** For `lastReceived` and the wait of `close`. Default: a fake clock that stands still. */
+  /** For `lastReceived`, the wait of `close`, `delay` and `slow`. Default: a fake clock that stands still. */
   readonly clock?: Clock;
   /** Who the server sees; default `client` of an authority made by `replicate pki`. */
   readonly client?: Partial<PeerIdentity>;
@@ -50,8 +54,8 @@ export function createLinkedPair(options: LinkedPairOptions = {}): LinkedPair {
   const clock = options.clock ?? createFakeClock();
   const chunkBytes = options.chunkBytes ?? 16 * KIB;
   invariant(chunkBytes > 0, "bytes are delivered in chunks of some size");
-  const toServer = new Pipe(chunkBytes);
-  const toClient = new Pipe(chunkBytes);
+  const toServer = new Pipe(clock, chunkBytes);
+  const toClient = new Pipe(clock, chunkBytes);
   const client = new LinkedEnd(clock, identity("server", options.server), toServer);
   const server = new LinkedEnd(clock, identity("client", options.client), toClient);
   toServer.connect(client, server);
@@ -70,24 +74,38 @@ interface Piece {
   readonly done: () => void;
 }
 
+/** A piece, and the time before which it does not arrive. */
+interface Sent extends Piece {
+  readonly at: number;
+}
+
 /** One direction. Like the TLS link, control frames overtake the frames that wait, but never one under way. */
 class Pipe implements LinkFaults {
   delivered = 0;
   readonly #chunkBytes: number;
+  readonly #time: PipeTime;
   #from: LinkedEnd | undefined;
   #to: LinkedEnd | undefined;
-  #control: Piece[] = [];
-  #frames: Piece[] = [];
+  #control: Sent[] = [];
+  #frames: Sent[] = [];
   #current: { readonly piece: Piece; offset: number } | undefined;
-  #finAsked = false;
+  /** When the end arrives, if it was asked for. */
+  #finAt: number | undefined;
+  #delayMillis = 0;
+  #bytesPerSecond = Number.POSITIVE_INFINITY;
+  /** When the chunk that is under way has arrived. */
+  #chunkAt: number | undefined;
   #running = false;
   #dead = false;
   #cutAt = Number.POSITIVE_INFINITY;
   #stallAt = Number.POSITIVE_INFINITY;
   readonly #corrupt = new Map<number, number>();
 
-  constructor(chunkBytes: number) {
+  constructor(clock: Clock, chunkBytes: number) {
     this.#chunkBytes = chunkBytes;
+    this.#time = new PipeTime(clock, () => {
+      this.wake();
+    });
   }
 
   connect(from: LinkedEnd, to: LinkedEnd): void {
@@ -124,20 +142,31 @@ class Pipe implements LinkFaults {
     this.#corrupt.set(offset, mask);
   }
 
+  delay(millis: number): void {
+    this.#delayMillis = millis;
+  }
+
+  slow(bytesPerSecond: number): void {
+    invariant(bytesPerSecond > 0, "a link without any bytes is a stalled one");
+    this.#bytesPerSecond = bytesPerSecond;
+    this.#chunkAt = undefined;
+    this.wake();
+  }
+
   push(kind: "control" | "frame", piece: Piece): void {
-    (kind === "control" ? this.#control : this.#frames).push(piece);
+    (kind === "control" ? this.#control : this.#frames).push({ ...piece, at: this.#time.now + this.#delayMillis });
     this.wake();
   }
 
   fin(): void {
-    this.#finAsked = true;
+    this.#finAt ??= this.#time.now + this.#delayMillis;
     this.wake();
   }
 
   /** The sending end is gone: what it had queued is lost, and the other side is told unless nothing gets through. */
   reset(): void {
     if (this.#dead) return;
-    this.#dead = true;
+    this.#die();
     this.#control = [];
     this.#frames = [];
     if (!this.stalled) void Promise.resolve().then(() => this.#to?.lose("the other side reset the connection"));
@@ -163,24 +192,24 @@ class Pipe implements LinkFaults {
     const to = this.#to;
     if (this.#dead || to === undefined) return false;
     if (this.delivered >= this.#cutAt) {
-      this.#dead = true;
+      this.#die();
       this.#from?.lose("the connection was reset");
       to.lose("the connection was reset");
       return false;
     }
     if (!to.reading || this.stalled) return false;
-    const next = this.#current?.piece ?? this.#control.shift() ?? this.#frames.shift();
+    const next = this.#current?.piece ?? this.#arrived(this.#control) ?? this.#arrived(this.#frames);
     if (next === undefined) {
-      if (this.#finAsked) {
-        this.#dead = true;
-        to.peerEnded();
-      }
+      this.#stepWithoutPiece(to);
       return false;
     }
     this.#current ??= { piece: next, offset: 0 };
     const { offset } = this.#current;
     const until = Math.min(this.#cutAt, this.#stallAt) - this.delivered;
     const end = Math.min(next.bytes.length, offset + Math.min(this.#chunkBytes, until));
+    this.#chunkAt ??= this.#time.now + ((end - offset) * 1000) / this.#bytesPerSecond;
+    if (this.#time.isBefore(this.#chunkAt)) return false;
+    this.#chunkAt = undefined;
     const chunk = this.#onTheWay(next.bytes.subarray(offset, end));
     this.delivered += chunk.length;
     this.#current.offset = end;
@@ -192,6 +221,25 @@ class Pipe implements LinkFaults {
     return true;
   }
 
+  /** The first of the queue, when its time has come. */
+  #arrived(queue: Sent[]): Sent | undefined {
+    const first = queue[0];
+    return first === undefined || this.#time.isBefore(first.at) ? undefined : queue.shift();
+  }
+
+  /** The end is behind everything that was sent. */
+  #stepWithoutPiece(to: LinkedEnd): void {
+    if (this.#finAt === undefined || this.#control.length + this.#frames.length > 0) return;
+    if (this.#time.isBefore(this.#finAt)) return;
+    this.#die();
+    to.peerEnded();
+  }
+
+  #die(): void {
+    this.#dead = true;
+    this.#time.stop();
+  }
+
   #onTheWay(chunk: Uint8Array): Uint8Array {
     const hits = [...this.#corrupt].filter(([at]) => at >= this.delivered && at < this.delivered + chunk.length);
     if (hits.length === 0) return chunk;
@@ -201,6 +249,50 @@ class Pipe implements LinkFaults {
       changed[index] = (changed[index] ?? 0) ^ mask;
     }
     return changed;
+  }
+}
+
+/** The clock as one direction sees it: a wait that has ended has taken its time, whatever the clock shows then (a timer may be early, a test's clock hasty). */
+class PipeTime {
+  readonly #clock: Clock;
+  readonly #onTime: () => void;
+  #reached = Number.NEGATIVE_INFINITY;
+  #wait: { readonly at: number; readonly abort: AbortController } | undefined;
+
+  constructor(clock: Clock, onTime: () => void) {
+    this.#clock = clock;
+    this.#onTime = onTime;
+  }
+
+  get now(): number {
+    return Math.max(this.#clock.monotonic(), this.#reached);
+  }
+
+  /** When it is, `onTime` is called once `at` has come, unless something earlier is asked for. */
+  isBefore(at: number): boolean {
+    const millis = at - this.now;
+    if (millis <= 0) return false;
+    if (this.#wait === undefined || at < this.#wait.at) this.#start(at, millis);
+    return true;
+  }
+
+  stop(): void {
+    this.#wait?.abort.abort();
+    this.#wait = undefined;
+  }
+
+  #start(at: number, millis: number): void {
+    this.stop();
+    const wait = { at, abort: new AbortController() };
+    this.#wait = wait;
+    const onEnd = (): void => {
+      if (this.#wait !== wait) return;
+      this.#wait = undefined;
+      this.#reached = at;
+      this.#onTime();
+    };
+    // Aborted: something earlier is waited for, or nothing any more.
+    void this.#clock.sleep(millis, wait.abort.signal).then(onEnd, () => undefined);
   }
 }
 

@@ -145,6 +145,147 @@ describe("faults", () => {
   });
 });
 
+describe("time on the way", () => {
+  test("delay: what is sent arrives so much later, in order, while more is sent; the other direction is as ever", async () => {
+    const clock = createFakeClock();
+    const { client, server, a, b, toServer } = started({ clock });
+    toServer.delay(50);
+    const [first, second] = [dataFrame(65_536, 1), dataFrame(4_096, 2)];
+    let taken = 0;
+    const send = (frame: Uint8Array): void => void client.sendFrame(frame).then(() => taken++);
+    send(first);
+    await clock.run(30);
+    send(second);
+    server.send({ type: "bye" });
+    await clock.run(19);
+    expect([server.bytesReceived, taken, a.messages.length]).toEqual([0, 0, 1]);
+    expect(client.bytesQueued).toBe(first.length + second.length);
+    await clock.run(1);
+    expect([server.bytesReceived, server.lastReceived, taken]).toEqual([first.length, 50, 1]);
+    await clock.run(29);
+    expect(b.payloads.length).toBe(1);
+    await clock.run(1);
+    expect(b.payloads.map((payload) => payload[0])).toEqual([1, 2]);
+    expect([server.lastReceived, taken, clock.waiting]).toEqual([80, 2, 0]);
+  });
+
+  test("delay: a shorter one lets nothing overtake but control frames, and the end comes last", async () => {
+    const clock = createFakeClock();
+    const { client, a, b, toServer } = started({ clock });
+    toServer.delay(100);
+    const sends = [client.sendFrame(dataFrame(4_096, 1))];
+    toServer.delay(10);
+    sends.push(client.sendFrame(dataFrame(4_096, 2)));
+    client.send({ type: "bye" });
+    const closing = client.close();
+    await clock.run(99);
+    expect(b.messages.map(({ type }) => type)).toEqual(["bye"]);
+    expect(b.ends).toEqual([]);
+    await clock.run(1);
+    await Promise.all([closing, ...sends]);
+    expect(b.payloads.map((payload) => payload[0])).toEqual([undefined, 1, 2]);
+    expect([a.ends, b.ends, clock.waiting]).toEqual([[undefined], [undefined], 0]);
+  });
+
+  test("delay: the end is delayed as well, when nothing is before it", async () => {
+    const clock = createFakeClock();
+    const { client, b, toServer } = started({ clock });
+    toServer.delay(100);
+    const closing = client.close();
+    await clock.run(99);
+    expect(b.ends).toEqual([]);
+    await clock.run(1);
+    await closing;
+    expect(b.ends).toEqual([undefined]);
+  });
+
+  test("slow: each chunk takes its time, also behind a pause and after a change of the rate", async () => {
+    const clock = createFakeClock();
+    const { client, server, toServer } = started({ clock, chunkBytes: 1_000 });
+    toServer.slow(100_000);
+    const frame = dataFrame(65_536, 1);
+    void client.sendFrame(frame).catch(() => undefined);
+    /** Bytes that have arrived after so many more milliseconds. */
+    const after = async (millis: number): Promise<number> => {
+      await clock.run(millis);
+      return server.bytesReceived;
+    };
+    expect(await after(9)).toBe(0);
+    expect(await after(1)).toBe(1_000);
+    expect(await after(85)).toBe(9_000);
+    toServer.slow(10_000);
+    expect(await after(99)).toBe(9_000);
+    expect(await after(1)).toBe(10_000);
+    toServer.stallAfter();
+    expect(await after(60_000)).toBe(10_000);
+    toServer.resume();
+    // The chunk that was under way has had its time.
+    expect(await after(99)).toBe(11_000);
+    expect(await after(1)).toBe(12_000);
+    toServer.slow(Number.POSITIVE_INFINITY);
+    expect(await after(0)).toBe(frame.length);
+    expect(client.bytesQueued).toBe(0);
+  });
+
+  test("both: the link is filled while the first byte is on its way", async () => {
+    const clock = createFakeClock();
+    const { client, server, b, toServer } = started({ clock, chunkBytes: 1_000 });
+    toServer.delay(500);
+    toServer.slow(100_000);
+    const frame = dataFrame(65_536, 1);
+    void client.sendFrame(frame);
+    await clock.run(510);
+    expect(server.bytesReceived).toBe(1_000);
+    // Nothing but the rate counts from here on.
+    await clock.run((frame.length - 1_000) / 100 - 1);
+    expect(b.payloads).toEqual([]);
+    await clock.run(1);
+    expect(b.payloads.length).toBe(1);
+  });
+
+  test("a cut comes at its byte of a slow link, and nothing waits any more; a reset takes what was on the way", async () => {
+    const clock = createFakeClock();
+    const { client, server, a, b, toServer } = started({ clock, chunkBytes: 1_000 });
+    toServer.slow(100_000);
+    toServer.cutAfter(1_500);
+    const lost = client.sendFrame(dataFrame(4_096, 1)).catch((error: ReplicationError) => error.code);
+    await clock.run(14);
+    expect([server.bytesReceived, b.ends]).toEqual([1_000, []]);
+    await clock.run(1);
+    expect(await lost).toBe("connection-lost");
+    expect([server.bytesReceived, a.ends.length, b.ends.length, clock.waiting]).toEqual([1_500, 1, 1, 0]);
+
+    const other = started({ clock });
+    other.toServer.delay(50);
+    other.client.send({ type: "bye" });
+    await clock.run(10);
+    expect(clock.waiting).toBe(1);
+    other.client.destroy(new ReplicationError("aborted", "stop"));
+    await clock.run(0);
+    expect([other.b.messages, other.b.ends.length, clock.waiting]).toEqual([[], 1, 0]);
+  });
+
+  test("a clock whose waits pass at once gets everything through, without real time", async () => {
+    const waits: number[] = [];
+    const clock = {
+      ...createFakeClock(),
+      sleep: (millis: number) => {
+        waits.push(millis);
+        // Else one wait would be made again and again.
+        expect(waits.length).toBeLessThan(20);
+        return Promise.resolve();
+      },
+    };
+    const { client, b, toServer } = started({ clock });
+    toServer.delay(1_000);
+    toServer.slow(16_384);
+    const frame = dataFrame(65_536, 3);
+    await client.sendFrame(frame);
+    expect(b.payloads.length).toBe(1);
+    expect(waits.reduce((sum, millis) => sum + millis, 0)).toBeCloseTo(1_000 + frame.length / 16.384);
+  });
+});
+
 test("destroy tells this side the error and the other that the connection is lost", async () => {
   const { client, a, b } = started();
   const error = new ReplicationError("aborted", "stop");
