@@ -1,5 +1,6 @@
 // `npm run bench:undo`: what keeping old content costs a delta. The same delta (5 % of the 4 KiB parts of an image, scattered) goes to a receiver as
-// it is and to one that keeps nothing, in turn. Options: --size 4GiB --rounds 3 --share 0.05 --dir FOLDER. Prints medians and their ratio.
+// it is and to one that keeps nothing, in turn. Options: --size 4GiB --rounds 3 --share 0.05 --dir FOLDER --keep (the figures go to
+// bench/results). Prints medians and their ratio.
 import { spawn, spawnSync } from "node:child_process";
 import { randomFillSync } from "node:crypto";
 import { closeSync, fsyncSync, mkdtempSync, openSync, readdirSync, rmSync, statSync, writeSync } from "node:fs";
@@ -8,6 +9,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { keepResults } from "./helpers.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const cli = join(root, "dist/cli/main.js");
@@ -18,6 +20,7 @@ const { values } = parseArgs({
     rounds: { type: "string", default: "3" },
     share: { type: "string", default: "0.05" },
     dir: { type: "string", default: tmpdir() },
+    keep: { type: "boolean", default: false },
   },
 });
 const sizeBytes = Number(/^(\d+)GiB$/.exec(values.size)?.[1] ?? "4") * 2 ** 30;
@@ -131,6 +134,12 @@ try {
     `medians: ${kept.toFixed(2)} s with old content kept, ${none.toFixed(2)} s without: ${(kept / none).toFixed(2)} x`,
   );
   console.log(`largest undo log: ${undoShare.toFixed(2)} x the changed parts`);
+  if (values.keep)
+    keepResults("undo-cost", {
+      ...{ sizeBytes, rounds: Number(values.rounds), share },
+      summary: { keptSeconds: kept, noneSeconds: none, ratio: kept / none, undoShare },
+      seconds,
+    });
 } finally {
   rmSync(folder, { recursive: true });
 }

@@ -1,40 +1,109 @@
 /** What the documents show works as shown. */
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { chmodSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { layers } from "../../scripts/layers.mjs";
 import { version } from "../../src/version.ts";
 import { exitCodes } from "../../src/cli/exit-codes.ts";
-import { CliProcess, cliPath, needTools, replicate, root, runTool, tempDir } from "./kit.ts";
+import { MIB, writeAt } from "./content.ts";
+import { CliProcess, cliPath, needTools, replicaPath, replicate, root, runTool, tempDir } from "./kit.ts";
 
 const document = (name: string): string => readFileSync(join(root, name), "utf8");
 
-describe("README.md", () => {
-  const blocks = [...document("README.md").matchAll(/```sh test( receiver)?\n([\s\S]*?)```/g)].map((match) => ({
-    isReceiver: match[1] !== undefined,
-    text: match[2] ?? "",
-  }));
+/** What is done before a block of README.md, or how it is run; the readers of the document do not see it. */
+const markers = {
+  /** A process of its own, which the later blocks need. */
+  receiver: /^listening on 127\.0\.0\.1:(\d+)/,
+  export: /nbd\+unix:/,
+  /** By kill -9, before it. */
+  killed: undefined,
+  /** Somebody else has written to the replica, before it. */
+  changed: undefined,
+} as const;
 
-  test("its commands run as written, in their order", async (t) => {
+/** One block of commands. */
+interface Block {
+  readonly marker: keyof typeof markers | undefined;
+  readonly text: string;
+}
+
+describe("README.md", () => {
+  const blocks = [...document("README.md").matchAll(/^```sh test(?: (\w+))?\n([\s\S]*?)^```/gm)].map(
+    ([, word, text = ""]): Block => {
+      const marker = Object.keys(markers).find((each): each is keyof typeof markers => each === word);
+      expect(marker).toBe(word);
+      return { marker, text };
+    },
+  );
+  const [receiverBlock, ...otherReceivers] = blocks.filter(({ marker }) => marker === "receiver");
+
+  test("every block of commands is run, but how it is built", () => {
+    const untested = [...document("README.md").matchAll(/^```(?:sh)?\n((?:npx|npm|node|qemu-)[\s\S]*?)^```/gm)];
+    expect(untested.map(([, text = ""]) => text.split(/\s+/).slice(0, 2))).toEqual([["npm", "install"]]);
+  });
+
+  test("its commands run as written, in their order", { timeout: 600_000 }, async (t) => {
     needTools(t, "sh", "dd", "truncate", "seq", "qemu-img", "qemu-io", "qemu-nbd");
-    expect(blocks.filter(({ isReceiver }) => isReceiver).length).toBe(1);
-    expect(blocks.length).toBeGreaterThan(3);
+    if (receiverBlock === undefined) throw new Error("a receiver");
+    expect(otherReceivers).toEqual([]);
+    for (const marker of Object.keys(markers)) expect(blocks.map((block) => block.marker)).toContain(marker);
     const cwd = tempDir(t);
+    const replica = replicaPath(join(cwd, "store"), "web");
+    const theirs = Buffer.from("somebody else was here");
     // The port of the text may be taken on this machine: the receiver is given a free one.
     let port = "0";
-    for (const { isReceiver, text } of blocks) {
-      const script = text.replaceAll("127.0.0.1:7000", `127.0.0.1:${port}`);
-      if (isReceiver) {
-        const receiver = new CliProcess(t, script.trim().split(/\s+/).slice(2), { cwd });
-        await receiver.waitFor(() => receiver.text.includes("\n"));
-        port = /^listening on 127\.0\.0\.1:(\d+)/.exec(receiver.text)?.[1] ?? "";
-        expect(port).not.toBe("");
+    const onPort = (text: string): string => text.replaceAll("127.0.0.1:7000", `127.0.0.1:${port}`);
+    /** Runs what takes a terminal of its own; resolves with what it says once it serves. */
+    const serve = async (text: string, form: RegExp): Promise<{ process: CliProcess; said: readonly string[] }> => {
+      const words = text.replaceAll("$PWD", cwd).replaceAll('"', "").trim().split(/\s+/);
+      expect(words.slice(0, 2)).toEqual(["npx", "replicate"]);
+      const process = new CliProcess(t, words.slice(2), { cwd });
+      await process.waitFor(() => form.test(process.text));
+      return { process, said: form.exec(process.text) ?? [] };
+    };
+    let receiver: CliProcess | undefined;
+    const startReceiver = async (): Promise<void> => {
+      port = "0";
+      const { process, said } = await serve(onPort(receiverBlock.text), markers.receiver);
+      receiver = process;
+      port = said[1] ?? "";
+      expect(port).not.toBe("");
+    };
+    const run = (text: string, code: number = exitCodes.done): string => {
+      const tool = `"${process.execPath}" "${cliPath}"`;
+      const result = runTool("sh", ["-ec", onPort(text).replaceAll("npx replicate", tool)], { cwd });
+      expect(result.code, `${text}\n${result.stdout}\n${result.stderr}`).toBe(code);
+      return result.stdout;
+    };
+    for (const { marker, text } of blocks) {
+      if (marker === "receiver") {
+        await startReceiver();
         continue;
       }
-      const tool = `"${process.execPath}" "${cliPath}"`;
-      const result = runTool("sh", ["-ec", script.replaceAll("npx replicate", tool)], { cwd });
-      expect(result.code, `${text}\n${result.stdout}\n${result.stderr}`).toBe(0);
+      if (marker === "export") {
+        await serve(text, markers.export);
+        continue;
+      }
+      if (marker === "killed") {
+        expect(receiver?.ended).toBe(false);
+        await receiver?.kill();
+      }
+      if (marker === "changed") {
+        chmodSync(replica, 0o600);
+        writeAt(replica, [[MIB, theirs]]);
+      }
+      if (receiver?.ended === true && text.includes("127.0.0.1:7000")) await startReceiver();
+      run(text, marker === "changed" ? exitCodes.differs : exitCodes.done);
+      if (marker === "changed") {
+        const label = /--label "(.*)"/.exec(text)?.[1] ?? "";
+        expect(label).not.toBe("");
+        expect(run("npx replicate points --store store web")).toContain(label);
+        run("npx replicate restore --store store web@latest changed.raw");
+        expect(readFileSync(join(cwd, "changed.raw")).subarray(MIB, MIB + theirs.length)).toEqual(theirs);
+      }
     }
+    // It was started again for what comes behind the crash.
+    expect(receiver?.ended).toBe(false);
   });
 
   test("its exit codes are those of the help text", async (t) => {

@@ -153,6 +153,11 @@ test("everything rewritten with the same content: nothing travels, nothing is wr
   const image = join(tempDir(t), "disk.raw");
   makeNoise(image, 48 * MIB, 7);
   const first = await sendEqual(t, "same", image);
+  const stored = async (): Promise<readonly unknown[]> =>
+    (await replicate(t, ["points", "--store", shared.storeDir, "same", "--json"])).lines.map(
+      (line) => line["storedBytes"],
+    );
+  expect(await stored()).toEqual([0]);
   makeNoise(image, 48 * MIB, 7);
   writeAt(
     image,
@@ -161,6 +166,11 @@ test("everything rewritten with the same content: nothing travels, nothing is wr
   const done = await sendEqual(t, "same", image);
   expect(done).toMatchObject({ bytesChanged: 3 * PART, point: first.point + 1 });
   expect(done.bytesWire).toBeLessThan(3 * PART + 24 * KIB);
+  // The log of the older point: its header, its end, and a batch for each changed part, whose head takes a page.
+  const [older, newest] = await stored();
+  expect(older).toBeGreaterThanOrEqual(3 * PART);
+  expect(older).toBeLessThanOrEqual(3 * 2 * PART + 2 * PART);
+  expect(newest).toBe(0);
 });
 
 test("one byte that is not zero in each unit, at awkward places (C-40)", async (t) => {

@@ -28,6 +28,14 @@ beforeAll(async () => {
   expect((await replicate(suite, ["pki", "issue", pki.dir, "other"])).code).toBe(0);
 });
 
+/** Point 1 of disk `vm` comes out as this image. */
+async function expectFirst(scope: Scope, storeDir: string, image: string): Promise<void> {
+  const out = join(tempDir(scope), "first.raw");
+  const { code, stdout, stderr } = await replicate(scope, ["restore", "--store", storeDir, "vm@1", out]);
+  expect(code, stdout + stderr).toBe(0);
+  expect(cmpFiles(image, out)).toBeUndefined();
+}
+
 /** A send to disk `vm` that stays in the middle of its data until the proxy lets it go on. */
 async function sendHeld(scope: Scope, setting: Setting, options = through(setting, "vm")): Promise<CliProcess> {
   setting.proxy.holdUp(4 * MIB);
@@ -125,8 +133,10 @@ test.concurrent("another image under a used name is refused with exit code 4 and
   expect(adopted.code, adopted.stderr).toBe(0);
   expect(adopted.done).toMatchObject({ point: 2 });
   expect(cmpFiles(another, replica)).toBeUndefined();
+  await expectFirst(t, receiver.storeDir, image);
   // Adopted for good: no word is needed any more.
   expect((await send(t, { ...target, image: another })).done).toMatchObject({ point: 3, bytesChanged: 0 });
+  await expectFirst(t, receiver.storeDir, image);
 });
 
 test.concurrent("a restored copy of the image, 1 % different, is compared and 1 % travels (C-64)", async (t) => {
@@ -146,4 +156,5 @@ test.concurrent("a restored copy of the image, 1 % different, is compared and 1 
   expect(result.code, result.stderr).toBe(0);
   expect(result.done).toMatchObject({ reason: "scan", bytesChanged: 40 * PART, point: 2 });
   expect(cmpFiles(restored, replicaPath(receiver.storeDir, "vm"))).toBeUndefined();
+  await expectFirst(t, receiver.storeDir, image);
 });

@@ -6,6 +6,7 @@ import { InvariantError, ReplicationError } from "../../src/base/errors.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import type { PointReader } from "../../src/replica/store.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
+import type { LinkedPair } from "../../src/testing/linked-pair.ts";
 import type { KitOptions, SendOptions } from "../replication/pair-kit.ts";
 import {
   changed,
@@ -164,6 +165,13 @@ test("many points, each of any changes", async () => {
   );
 });
 
+/** Of the newest point. */
+async function expectCycle(cycle: string | undefined): Promise<void> {
+  const reader = await kit.open("newest");
+  expect(reader.point.cycle).toBe(cycle);
+  await reader.close();
+}
+
 describe("while a delta is under way (C-65)", () => {
   test.each([1, 3, 5])("stopped after %i pieces: the newest point is whole", async (pieces) => {
     let jobs = 0;
@@ -173,7 +181,16 @@ describe("while a delta is under way (C-65)", () => {
       if ((job === "apply" || job === "clear") && when === "after" && ++jobs === stop) controller.abort();
       return Promise.resolve();
     };
-    await start({ blockBytes: 16 * KIB }, { receiverLanes: hookedLanes(hook) });
+    /** As the sender named them, of each commit it asked for. */
+    const cycles: string[] = [];
+    const onPair = ({ client }: LinkedPair): void => {
+      const send = client.send.bind(client);
+      client.send = (message, payload) => {
+        if (message.type === "commit") cycles.push(message.cycle);
+        return send(message, payload);
+      };
+    };
+    await start({ blockBytes: 16 * KIB, onPair }, { receiverLanes: hookedLanes(hook) });
     const disk = new Changing(6 * MIB + 100).write(0, 6 * MIB);
     await kit.commit(disk.content);
     await kit.commit(disk.write(100_000, 9_000).zero(2 * MIB, MIB).content);
@@ -188,9 +205,12 @@ describe("while a delta is under way (C-65)", () => {
     await kit.pair.idle();
     expect((await kit.pair.store.points("disk")).openLog).toBe(true);
     await kit.expectPoint("newest", 2);
+    await expectCycle(cycles[1]);
     await kit.expectAll();
     stop = Number.POSITIVE_INFINITY;
     await kit.commit(disk.content);
+    await expectCycle(cycles[2]);
+    expect(new Set(cycles).size).toBe(3);
     await kit.expectAll();
   });
 

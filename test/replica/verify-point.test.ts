@@ -7,7 +7,7 @@ import { diskPaths } from "../../src/replica/layout.ts";
 import { writePoint } from "../../src/replica/points/point.ts";
 import { createNodeStorage } from "../../src/storage/node-storage.ts";
 import { hastyClock, type SendOptions } from "../replication/pair-kit.ts";
-import { Changing, makePoints, PointKit, whileChanged } from "./point-kit.ts";
+import { Changing, flip, makePoints, PointKit, whileChanged } from "./point-kit.ts";
 
 const storage = createNodeStorage();
 const block = 16 * KIB;
@@ -101,6 +101,42 @@ test("damage of an undo log: a newer point that has the same content again is fo
     expect(report.damaged).toMatchObject([{ offset: 20 * block, length: block, goodPoint: 3, sameContent: true }]);
     expect((await verify(2)).good).toBe(true);
   });
+});
+
+test.each([
+  ["that no older log has: all points up to its own", 20, [1, 2, 3]],
+  ["that the first log has too: not the first point", 10, [2, 3]],
+  ["that the log before has too: its own point only", 30, [3]],
+])("a byte of the third of five points' logs, in a block %s (C-67)", async (_name, rotten, damaged) => {
+  await start();
+  const disk = new Changing(40 * block).write(0, 40 * block);
+  // Each log has the old content of what the next delta changes; the third one has all three blocks.
+  const deltas = [[10], [30], [10, 20, 30], [30, 35]];
+  await kit.commit(disk.content);
+  for (const delta of deltas) {
+    for (const changed of delta) disk.write(changed * block, block);
+    await kit.commit(disk.content);
+  }
+  const old = kit.content(3).subarray(rotten * block, (rotten + 1) * block);
+  const rot = (bytes: Buffer): Buffer => {
+    const at = bytes.indexOf(old.subarray(0, 64));
+    expect(at).toBeGreaterThan(0);
+    return flip(at + 5_000)(bytes);
+  };
+  await whileChanged(kit.logPath(3), rot, async () => {
+    for (const point of [1, 2, 3, 4, 5]) {
+      const report = await verify(point);
+      if (damaged.includes(point)) {
+        expect(report, `point ${point}`).toMatchObject({ point, good: false, damagedRanges: 1, damagedBytes: block });
+        const where = { offset: rotten * block, length: block };
+        expect(report.damaged).toMatchObject([{ ...where, goodPoint: 5, sameContent: false }]);
+        // Which content it was is known all the same.
+        expect(report.rootMatches).toBe(true);
+      } else expect(report, `point ${point}`).toMatchObject({ point, good: true, damaged: [], damagedRanges: 0 });
+    }
+  });
+  // Reading has changed nothing.
+  for (const point of [1, 2, 3, 4, 5]) expect((await verify(point)).good).toBe(true);
 });
 
 test("of many ranges twenty are named, all are counted", async () => {

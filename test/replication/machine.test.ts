@@ -14,8 +14,12 @@ import { randomBytes } from "../random.ts";
 import { hastyClock, PairKit } from "./pair-kit.ts";
 
 let kit: PairKit;
+/** What the receiver says, by disk. */
+const told: { readonly disk: unknown; readonly text: string }[] = [];
 beforeEach(async () => {
-  kit = await PairKit.create();
+  told.length = 0;
+  const tell = ({ disk }: { readonly disk?: unknown }, text: string): void => void told.push({ disk, text });
+  kit = await PairKit.create({ receiverLog: { ...silentLogger, info: tell, warn: tell } });
 });
 afterEach(async () => {
   expect(await kit.close()).toBe(true);
@@ -120,7 +124,11 @@ test("a disk whose replica was lost is copied anew, the others get their deltas,
   await kit.idle();
   rmSync(join(kit.folder, "store/disks/db.data"), { recursive: true });
   for (const { image } of disks) await image.write(randomBytes(5_000), 20_000);
+  told.length = 0;
   const report = await machineOf(disks).run();
+  // The receiver says which one it had to make; of the others only what changed travels.
+  expect(told.filter(({ text }) => text === "disk created").map(({ disk }) => disk)).toEqual(["db.data"]);
+  expect(report.disks.map(({ funnel }) => funnel.shippedBytes)).toEqual([12 * KIB, MIB, 12 * KIB]);
   expect(report.disks.map(({ disk, point, reason }) => ({ disk, point, reason }))).toEqual([
     { disk: "db.sys", point: 2, reason: "scan" },
     { disk: "db.data", point: 1, reason: "initial" },

@@ -1,6 +1,9 @@
 /** Cycles of a tracked image: what they read, what the receiver has afterwards, and what happens when something comes in between. */
+import { cpSync, renameSync, rmSync } from "node:fs";
+import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ReplicationError } from "../../src/base/errors.ts";
+import { silentLogger } from "../../src/base/logger.ts";
 import { KIB, MIB } from "../../src/base/units.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import type { LinkedPair } from "../../src/testing/linked-pair.ts";
@@ -11,10 +14,13 @@ import { PairKit } from "./pair-kit.ts";
 import { filled, sizeBytes, statePath, Tracker } from "./tracker-kit.ts";
 
 let kit: PairKit;
+/** Of the receiver. */
+const warnings: string[] = [];
 const rejections = watchRejections();
 
 beforeEach(async () => {
-  kit = await PairKit.create();
+  warnings.length = 0;
+  kit = await PairKit.create({ receiverLog: { ...silentLogger, warn: (_fields, text) => void warnings.push(text) } });
 });
 
 afterEach(async () => {
@@ -140,6 +146,43 @@ test("a receiver that has another state than it was left with is compared, once"
   await tracker.expectReplica();
   await tracker.write(6 * MIB, 4_096);
   expect((await tracker.cycle()).reason).toBe("bitmap");
+  await tracker.expectReplica();
+  await tracker.stop();
+});
+
+test("a store copied back to an older state, between two cycles: compared at both ends, once, and only what it has lost is sent again", async () => {
+  const tracker = await filled(kit);
+  const disk = join(kit.folder, "store/disks/disk");
+  const kept = join(kit.folder, "kept");
+  cpSync(disk, kept, { recursive: true, preserveTimestamps: true });
+  await tracker.write(40 * MIB, 128 * KIB);
+  await tracker.write(70 * MIB, 64 * KIB);
+  expect(await tracker.cycle()).toMatchObject({ reason: "bitmap", point: 2 });
+  await kit.idle();
+  rmSync(disk, { recursive: true });
+  renameSync(kept, disk);
+  await tracker.write(5 * MIB, 4 * KIB);
+  warnings.length = 0;
+  const report = await tracker.cycle();
+  // Point 2 again: the store has never heard of the sender's base.
+  expect(report).toMatchObject({ reason: "scan", point: 2, created: true, attempts: 1 });
+  expect(warnings).toEqual([
+    "comparing the replica with its table",
+    expect.stringMatching(/does not have the state its changes are known from.*make another cut, of all of it/),
+  ]);
+  // What the replica lost with point 2, and what was written since: 128 KiB and 64 KiB, and 4 KiB in a block of its own.
+  const { funnel } = report;
+  expect(funnel).toMatchObject({ changedBlockBytes: 4 * 64 * KIB, changedBytes: 196 * KIB, shippedBytes: 196 * KIB });
+  // What the image has, and blocks that differ once more to be sent; no hole of it.
+  expect(funnel.readBytes).toBeLessThanOrEqual(funnel.allocatedBytes + 2 * funnel.changedBlockBytes);
+  await tracker.expectReplica();
+  expect((await kit.store.points("disk")).points.map(({ point }) => point)).toEqual([1, 2]);
+
+  await tracker.write(5 * MIB, 4 * KIB);
+  warnings.length = 0;
+  const next = await tracker.cycle();
+  expect(next).toMatchObject({ reason: "bitmap", point: 3, funnel: { readBytes: 64 * KIB, changedBytes: 4 * KIB } });
+  expect(warnings).toEqual([]);
   await tracker.expectReplica();
   await tracker.stop();
 });
