@@ -13,6 +13,7 @@ import {
   tryFlips,
   tryGoingOn,
   tryJoining,
+  trySuspicion,
 } from "./corruption.ts";
 import { applyBytes, readPoint, withPoint } from "./part-writes.ts";
 import { placesOf } from "./undo-places.ts";
@@ -75,6 +76,13 @@ for (const open of [false, true]) {
     });
   });
 }
+
+test.each([false, true])(
+  "a flipped bit in what is on record of changes (found: %s) does not lessen the doubt",
+  async (found) => {
+    expect(await trySuspicion(found, "one")).toBeGreaterThan(100);
+  },
+);
 
 test("a flipped bit in logs that are joined stays where it is", async () => {
   const counts = await tryJoining((path, bytes) => Array.from(some(path, bytes, 9), (one) => [one]));

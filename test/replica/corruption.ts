@@ -7,6 +7,8 @@ import { ReplicationError } from "../../src/base/errors.ts";
 import { silentLogger } from "../../src/base/logger.ts";
 import { createSimulatedDisk, type SimulatedDisk } from "../../src/testing/simulated-storage.ts";
 import { type DiskWriter, type NewDisks, openStore, type Store } from "../../src/replica/store.ts";
+import { diskPaths } from "../../src/replica/layout.ts";
+import { writeSuspicion } from "../../src/replica/suspicion.ts";
 import { verifyStoredPoint } from "../../src/replica/verify-point.ts";
 import { randomBytes } from "../random.ts";
 import { applyBytes, type Masks, partBytes, withPoint } from "./part-writes.ts";
@@ -381,6 +383,33 @@ function expectLogFlip(
       break;
   }
   expectOutcome(outcome, () => []);
+}
+
+/**
+ * Flips bits of a record that somebody wrote to the replica: no point suffers, and the doubt does not get less. `found`: as the record has it. Returns how
+ * many were tried.
+ */
+export async function trySuspicion(found: boolean, how: "one" | "all"): Promise<number> {
+  const { machine, kept } = await makeSmallStore(false);
+  const path = `${disk}/suspect.json`;
+  const writing = machine.start();
+  await writeSuspicion(writing, diskPaths(storePath, diskName), { why: "somebody mounted it", found, point: 3 });
+  writing.kill();
+  const small = { machine, kept, files: new Map([[path, machine.peek(path) ?? Buffer.alloc(0)]]) };
+  let tried = 0;
+  for (const [, bytes] of small.files) {
+    for (const one of flipsOf(path, bytes, () => how)) {
+      tried += await tryFlips(small, [one]);
+      flip(small, one);
+      const process = machine.start();
+      const writer = await openWriter(await openTestStore(process));
+      // What the record says cannot be told any more: changes were found, for all that is known.
+      expect(writer.doubt, `bit ${one.bit} of the byte at ${one.at}`).toMatchObject({ blocks: "differing", found: true });
+      process.kill();
+      machine.poke(path, bytes.subarray(one.at, one.at + 1), one.at);
+    }
+  }
+  return tried;
 }
 
 // Going on -----------------------------------------------------------------------------------------------------------
