@@ -404,7 +404,10 @@ export async function trySuspicion(found: boolean, how: "one" | "all"): Promise<
       const process = machine.start();
       const writer = await openWriter(await openTestStore(process));
       // What the record says cannot be told any more: changes were found, for all that is known.
-      expect(writer.doubt, `bit ${one.bit} of the byte at ${one.at}`).toMatchObject({ blocks: "differing", found: true });
+      expect(writer.doubt, `bit ${one.bit} of the byte at ${one.at}`).toMatchObject({
+        blocks: "differing",
+        found: true,
+      });
       process.kill();
       machine.poke(path, bytes.subarray(one.at, one.at + 1), one.at);
     }

@@ -68,7 +68,7 @@ describe("calendar options", () => {
     ]);
     expect(rules(points.slice(0, 3), "weekly=1,monthly=1", { timeZone: "Europe/Rome" })).toEqual([
       "- no rule keeps it",
-      "+ monthly 2025-06",
+      "+ monthly 2025-06 (Europe/Rome)",
       "+ newest",
     ]);
   });
@@ -83,9 +83,9 @@ describe("calendar options", () => {
   test("weeks belong to the year of their Thursday", () => {
     const list = at("2026-12-28T09:00:00Z", "2027-01-03T09:00:00Z", "2027-01-04T09:00:00Z", "2027-01-05T09:00:00Z");
     expect(rules(list, "weekly=2")).toEqual([
-      "- a newer point stands for weekly 2026-W53",
-      "+ weekly 2026-W53",
-      "- a newer point stands for weekly 2027-W01",
+      "- a newer point stands for weekly 2026-W53 (UTC)",
+      "+ weekly 2026-W53 (UTC)",
+      "- a newer point stands for weekly 2027-W01 (UTC)",
       "+ newest",
     ]);
   });
@@ -110,8 +110,8 @@ describe("calendar options", () => {
     const list = at("2026-05-04T09:00:00Z", "2026-05-05T09:00:00Z", "2006-01-01T00:00:00Z", "2026-05-06T09:00:00Z");
     expect(rules(list, "daily=3")).toEqual([
       "- no rule keeps it",
-      "+ daily 2026-05-05",
-      "+ daily 2006-01-01 (its time 2006-01-01T00:00:00Z is in doubt)",
+      "+ daily 2026-05-05 (UTC)",
+      "+ daily 2006-01-01 (UTC) (its time 2006-01-01T00:00:00Z is in doubt)",
       "+ newest",
     ]);
   });

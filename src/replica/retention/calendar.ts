@@ -21,8 +21,8 @@ interface LocalTime {
 /** Calendar periods of one time zone. */
 export interface Calendar {
   /**
-   * Name of the period `time` lies in: `2026-10-25T02 (+01:00)`, `2026-10-25`, `2026-W43`, `2026-10`, `2026`. The hour carries the offset
-   * from UTC, so that the hour which comes twice when summer time ends is two hours.
+   * Name of the period `time` lies in: `2026-10-25T02 (+01:00)`, `2026-10-25 (Europe/Rome)`, `2026-W43 (...)`, `2026-10 (...)`, `2026 (...)`.
+   * The hour carries the offset from UTC, so that the hour which comes twice when summer time ends is two hours.
    */
   period(kind: Period, time: number): string;
 }
@@ -94,13 +94,13 @@ export function createCalendar(timeZone: string): Calendar {
         case "hourly":
           return `${date}${written.slice(date.length, date.length + 3)} (${writeOffset(offset)})`;
         case "daily":
-          return date;
+          return `${date} (${timeZone})`;
         case "weekly":
-          return weekOf(wall);
+          return `${weekOf(wall)} (${timeZone})`;
         case "monthly":
-          return date.slice(0, -3);
+          return `${date.slice(0, -3)} (${timeZone})`;
         case "yearly":
-          return date.slice(0, -6);
+          return `${date.slice(0, -6)} (${timeZone})`;
       }
     },
   };
