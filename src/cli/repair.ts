@@ -55,8 +55,10 @@ export const repairVerb: Verb = {
       if (json) io.out(`${JSON.stringify({ event: "done", disk, damaged, bytes, kept })}\n`);
       else if (damaged.length === 0 && kept === undefined) io.out(`${disk}: every block is what its digest says\n`);
       else {
+        // Kept, it is no damage: what the replica holds there is the new point's content.
+        const what = kept === undefined ? "damaged" : "changed";
         for (const { offset, length } of damaged.slice(0, shownMax)) {
-          io.out(`${disk}: damaged at offset ${offset}, ${formatSize(length)}\n`);
+          io.out(`${disk}: ${what} at offset ${offset}, ${formatSize(length)}\n`);
         }
         if (damaged.length > shownMax) io.out(`${disk}: and ${damaged.length - shownMax} more ranges\n`);
         if (kept === undefined) io.out(`${disk}: ${formatSize(bytes)} marked; send the disk again to heal it\n`);

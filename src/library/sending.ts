@@ -202,14 +202,13 @@ export interface CreateMachineSenderOptions
  */
 export function createMachineSender(options: CreateMachineSenderOptions): MachineSender {
   const { machine, disks, ...rest } = options;
-  const { clock, random } = options.engine;
+  const { clock, random, log } = options.engine;
   const named = disks.map(({ name, source }) => ({ disk: diskOfMachine(machine, name), source }));
   for (const { disk } of named) checkDiskName(disk);
   return createBareMachineSender({
     disks: named,
     createSender: ({ disk, source }, cut) => createSender({ ...rest, disk, source, cut }),
-    clock,
-    random,
+    ...{ clock, random, log },
   });
 }
 

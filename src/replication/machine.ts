@@ -9,6 +9,7 @@ import type { Clock } from "../base/clock.ts";
 import { InvariantError, ReplicationError, toReplicationError } from "../base/errors.ts";
 import { Gate } from "../base/gate.ts";
 import { limits } from "../base/limits.ts";
+import type { Logger } from "../base/logger.ts";
 import type { Random } from "../base/random.ts";
 import type { SendReport } from "./report.ts";
 import type { Sender, SendProgress, SendSource, SharedCut } from "./sender.ts";
@@ -29,6 +30,7 @@ export interface MachineOptions {
   readonly createSender: (disk: CutDisk, cut: SharedCut) => Sender;
   readonly clock: Clock;
   readonly random: Random;
+  readonly log: Logger;
 }
 
 export interface MachineReport {
@@ -109,6 +111,7 @@ class MachineRun implements MachineSender {
       const time = clock.now();
       this.#senders = disks.map((disk) => this.#prepare(disk, time));
       const reports = await this.#runAll();
+      this.#tellNew(reports);
       return { cut: this.#group, disks: reports, seconds: (clock.monotonic() - startedAt) / 1000 };
     } catch (thrown) {
       throw this.#failure(thrown, signal);
@@ -185,6 +188,18 @@ class MachineRun implements MachineSender {
       if (report === undefined) throw new InvariantError("each disk has its report");
       return report;
     });
+  }
+
+  /** A disk that had nothing at the receiver while others had: it is new, or its replica was lost, and then a person should know. */
+  #tellNew(reports: readonly SendReport[]): void {
+    const isNew = ({ reason }: SendReport): boolean => reason === "initial";
+    if (reports.every(isNew)) return;
+    for (const { disk } of reports.filter(isNew)) {
+      this.#o.log.warn(
+        { disk },
+        `${disk}: the receiver had nothing of it, though it has points of other disks of the cut; it was copied whole. Unless it is new, its replica and points were lost`,
+      );
+    }
   }
 
   #failure(thrown: unknown, signal: AbortSignal | undefined): ReplicationError {

@@ -16,7 +16,11 @@ import { hastyClock, PairKit } from "./pair-kit.ts";
 let kit: PairKit;
 /** What the receiver says, by disk. */
 const told: { readonly disk: unknown; readonly text: string }[] = [];
+/** What the sender of the whole cut says, by disk. */
+const warned: unknown[] = [];
+const warnOfCut = ({ disk }: { readonly disk?: unknown }): void => void warned.push(disk);
 beforeEach(async () => {
+  warned.length = 0;
   told.length = 0;
   const tell = ({ disk }: { readonly disk?: unknown }, text: string): void => void told.push({ disk, text });
   kit = await PairKit.create({ receiverLog: { ...silentLogger, info: tell, warn: tell } });
@@ -62,8 +66,7 @@ function machineOf(disks: readonly TestDisk[], { onPair, options }: Hooks = {}):
   const { lanes, pool, random, codecs } = kit.sending;
   return createMachineSender({
     disks,
-    clock: hastyClock,
-    random,
+    ...{ clock: hastyClock, random, log: { ...silentLogger, warn: warnOfCut } },
     createSender({ disk, source }, cut) {
       let attempt = 0;
       return createSender({
@@ -121,13 +124,15 @@ test("every disk gets its point of one cut, with one time, again and again", asy
 test("a disk whose replica was lost is copied anew, the others get their deltas, and the cut is complete (C-79)", async () => {
   const disks = [await diskOf("db.sys"), await diskOf("db.data"), await diskOf("db.log")];
   await machineOf(disks).run();
+  expect(warned).toEqual([]);
   await kit.idle();
   rmSync(join(kit.folder, "store/disks/db.data"), { recursive: true });
   for (const { image } of disks) await image.write(randomBytes(5_000), 20_000);
   told.length = 0;
   const report = await machineOf(disks).run();
-  // The receiver says which one it had to make; of the others only what changed travels.
+  // Sender and receiver say which one was copied whole; of the others only what changed travels.
   expect(told.filter(({ text }) => text === "disk created").map(({ disk }) => disk)).toEqual(["db.data"]);
+  expect(warned).toEqual(["db.data"]);
   expect(report.disks.map(({ funnel }) => funnel.shippedBytes)).toEqual([12 * KIB, MIB, 12 * KIB]);
   expect(report.disks.map(({ disk, point, reason }) => ({ disk, point, reason }))).toEqual([
     { disk: "db.sys", point: 2, reason: "scan" },

@@ -55,7 +55,7 @@ class Machine {
         const { journal } = await openJournal({
           ...{ storage: this.#storage, path: `/images/${name}.rbj`, sizeBytes, blockBytes: 64 * KIB, kind: "file" },
           image: async () => ({ sizeBytes, device: "1", inode: name, changedNanos: 1n, dataWriteGuid: undefined }),
-          ...{ clock: hastyClock, random },
+          ...{ clock: hastyClock, random, log: silentLogger },
         });
         const states = await openKnownStates(this.#storage, `/images/${name}.rbk`, { sync: true });
         return { image: new TrackedImage({ image, journal }), name, identity: name, states };
@@ -85,7 +85,7 @@ class Machine {
                 return pair.client;
               },
             }),
-          ...{ clock: hastyClock, random },
+          ...{ clock: hastyClock, random, log: silentLogger },
         });
         return { run: async (signal) => (await machine.run(signal)).disks };
       },
