@@ -5,6 +5,8 @@
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { afterEach, describe, expect, test } from "vitest";
+import { lives } from "./crash-lives.ts";
+import { liveQuietly, type Step } from "./crash-scenario.ts";
 import { type Edge, edges } from "./order-edges.ts";
 import { findPlace, nameOfPlace, type NamedPlace, type Place, placesOf, tryPlace } from "./order-search.ts";
 
@@ -53,6 +55,32 @@ test("the list is of different edges, and the memory of all of them", () => {
   const names = edges.map(({ name }) => name);
   expect(new Set(names).size).toBe(names.length);
   if (!writes) expect(Object.keys(known)).toEqual(names);
+});
+
+/** Where in the program an operation comes from: the innermost places of the store. */
+function callersOf(): string {
+  const before = Error.stackTraceLimit;
+  Error.stackTraceLimit = 80;
+  const { stack = "" } = new Error("for its stack");
+  Error.stackTraceLimit = before;
+  const frames = stack.split("\n").flatMap((line) => /\/src\/replica\/([^:]+:\d+)/.exec(line)?.slice(1) ?? []);
+  return frames
+    .filter((frame) => !frame.startsWith("file-error"))
+    .slice(0, 4)
+    .join(" < ");
+}
+
+test("every place of the program that syncs is one some edge leaves out", async () => {
+  const places = new Map<string, boolean>();
+  const fault = (step: Step): undefined => {
+    if (step.kind !== "sync" && step.kind !== "sync-directory") return;
+    const callers = callersOf();
+    const isLeftOut = edges.some(({ change }) => change.fault?.(step)?.kind === "skip");
+    places.set(callers, isLeftOut || places.get(callers) === true);
+  };
+  for (const life of Object.values(lives)) await liveQuietly(life, { change: { fault } });
+  expect(places.size).toBeGreaterThan(40);
+  expect([...places].filter(([, isLeftOut]) => !isLeftOut).map(([callers]) => callers)).toEqual([]);
 });
 
 // Each at once: a search may be stopped.
