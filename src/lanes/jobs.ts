@@ -227,6 +227,8 @@ export interface SaveRequest extends BlockShape {
 export interface SaveResult {
   /** 1 for a block that does not match its digest, or cannot be read: what was read is there all the same. */
   readonly damaged: Uint8Array;
+  /** How many of them cannot be read. The job may be done again, when they perhaps can. */
+  readonly unreadable: number;
   /** Bytes kept of each block, as they lie in the slot. */
   readonly contentBytes: Uint32Array;
   /** 1 where these are compressed. */

@@ -57,7 +57,7 @@ function saveKnown(lane: Lane, request: SaveRequest): SaveResult | undefined {
     end += bytes;
   }
   const none = new Uint8Array(blocks.length);
-  return { damaged: none, contentBytes, packed: none, checksums, checked };
+  return { damaged: none, unreadable: 0, contentBytes, packed: none, checksums, checked };
 }
 
 /** Reads the parts to keep, one behind the other, padded with zeros; false when they cannot be read. */
@@ -93,13 +93,17 @@ function saveEach(lane: Lane, request: SaveRequest): SaveResult {
   const check = frame === undefined ? undefined : new FrameCheck(lane, request, frame);
   const checksum = contentChecksum(request.seed);
   let end = 0;
+  let unreadable = 0;
   for (const [index, block] of blocks.entries()) {
     const mask = masks.subarray(index * perMask, (index + 1) * perMask);
     const rawBytes = countParts(mask) * PART_BYTES;
     const content = lane.scratch.subarray(0, blockBytes);
     const found = readOld(lane, request, index, base.subarray(index * width, (index + 1) * width), content);
     // What a failed read leaves is not to be taken for the old content of another block.
-    if (found === "unreadable") lane.zero(content);
+    if (found === "unreadable") {
+      lane.zero(content);
+      unreadable++;
+    }
     if (found !== "good") damaged[index] = 1;
     const target = area.subarray(end, end + rawBytes);
     // A frame that was decompressed lies in area A: no part of it before its block's old content, but perhaps under it.
@@ -121,7 +125,7 @@ function saveEach(lane: Lane, request: SaveRequest): SaveResult {
     checksums[index] = checksum(block, target.subarray(0, kept));
     end += kept;
   }
-  return { damaged, contentBytes, packed, checksums, checked: check?.states ?? new Uint8Array(0) };
+  return { damaged, unreadable, contentBytes, packed, checksums, checked: check?.states ?? new Uint8Array(0) };
 }
 
 /** See {@link SaveResult.checksums}. */

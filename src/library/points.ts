@@ -140,8 +140,9 @@ export function rollBack(
   disk: string,
   options: { readonly engine: Engine; readonly signal?: AbortSignal | undefined },
 ): Promise<RollBackReport> {
-  const { lanes, pool, log, host } = options.engine;
-  return rollBackDisk(store, disk, { lanes, pool, log, signal: options.signal, identity: `rollback on ${host}` });
+  const { lanes, pool, log, clock, host } = options.engine;
+  const { signal } = options;
+  return rollBackDisk(store, disk, { lanes, pool, log, clock, signal, identity: `rollback on ${host}` });
 }
 
 /**
@@ -162,5 +163,6 @@ export function repair(
   const { lanes, pool, log, host, random, clock } = options.engine;
   const { signal, onProgress, keepChanges } = options;
   const keep = keepChanges && { ...keepChanges, cycle: random.uuid(), time: clock.now(), owner: "repair" };
-  return repairDisk(store, disk, { lanes, pool, log, signal, onProgress, keep, identity: `repair on ${host}` });
+  const how = { lanes, pool, log, clock, signal, onProgress, keep };
+  return repairDisk(store, disk, { ...how, identity: `repair on ${host}` });
 }

@@ -3,6 +3,7 @@
  * to be zero is not read: one entry says so for a whole run of blocks, and ahead of a writer that goes through zeros in order.
  */
 import { fullMask } from "../base/part-mask.ts";
+import type { Clock } from "../base/clock.ts";
 import type { BufferPool, Slot } from "../base/buffer-pool.ts";
 import { ReplicationError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
@@ -19,6 +20,11 @@ import { undoFlags } from "../replica/store.ts";
 const pagesAheadMax = 64;
 /** Table pages of a tail between two waits for the log: long enough for few syncs, short enough that others get their turn. */
 const pagesBetweenSyncs = 1_024;
+/**
+ * Milliseconds to wait before old content that cannot be read is read again: a path that fails over, a server that starts anew. What cannot be read after
+ * them is lost to the points that have it, as soon as the delta overwrites it.
+ */
+const readPauses = [50, 500, 5_000] as const;
 
 export interface OldContentOptions {
   readonly disk: string;
@@ -27,6 +33,7 @@ export interface OldContentOptions {
   /** For content that no frame's slot has room for. */
   readonly pool: Pick<BufferPool, "acquire">;
   readonly log: Logger;
+  readonly clock: Pick<Clock, "sleep">;
   readonly signal: AbortSignal;
   /** False while a table page is being digested anew: what it says of zeros is not to be believed. */
   readonly isSettled: (page: number) => boolean;
@@ -50,6 +57,8 @@ export class OldContent {
   /** Where the pages named ahead end, and how many were named the last time. */
   #aheadEnd = -1;
   #aheadPages = 1;
+  /** How often old content is read again. */
+  #pauses: readonly number[] = readPauses;
 
   constructor(options: OldContentOptions) {
     this.#o = options;
@@ -240,7 +249,7 @@ export class OldContent {
     const { disk, lanes, writer } = this.#o;
     const { blockBytes, digestKind, sizeBytes } = writer.record;
     const contentAt = oldContentAt(undo.headBytes(wanted.blocks.length));
-    const result = await lanes.run("save", {
+    const result = await this.#read({
       slot: slot.index,
       contentAt,
       disk,
@@ -265,6 +274,22 @@ export class OldContent {
     await lanes.run("append", { slot: slot.index, path, fd, directFd, offset, head, contentAt, contentBytes });
     undo.wrote(batch);
     return { end: batch.end, checked: result.checked };
+  }
+
+  /** Reads it again where it cannot be read. A disk that has had all the time and still does not give it gets less for the rest of the delta. */
+  async #read(request: SaveRequest): Promise<SaveResult> {
+    const { disk, lanes, log, clock, signal } = this.#o;
+    let result = await lanes.run("save", request);
+    for (const millis of this.#pauses) {
+      const { unreadable } = result;
+      if (unreadable === 0) return result;
+      const words = `disk ${disk}: ${unreadable} blocks of the replica, whose content points need, cannot be read; trying again`;
+      log.warn({ disk, unreadable, millis }, words);
+      await clock.sleep(millis, signal);
+      result = await lanes.run("save", request);
+    }
+    if (result.unreadable > 0) this.#pauses = readPauses.slice(0, 1);
+    return result;
   }
 
   #headsOf(wanted: Wanted, result: SaveResult): readonly UndoEntryHead[] {

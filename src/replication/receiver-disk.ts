@@ -1,5 +1,6 @@
 /** The disk a session works on: its table read with care, its replica changed through lanes. */
 import type { BufferPool, Slot } from "../base/buffer-pool.ts";
+import type { Clock } from "../base/clock.ts";
 import { ReplicationError } from "../base/errors.ts";
 import { neighboursEnd } from "../base/neighbours.ts";
 import type { Logger } from "../base/logger.ts";
@@ -22,6 +23,7 @@ export interface SessionDiskOptions {
   readonly writer: DiskWriter;
   readonly lanes: Lanes;
   readonly log: Logger;
+  readonly clock: Pick<Clock, "sleep">;
   /** Slots of the session, for a rebuild before it has credit. */
   readonly slots: readonly Slot[];
   /** Memory beside them, for a page that turns out damaged later: then the session's slots are promised to the sender. */
@@ -50,10 +52,10 @@ export class SessionDisk {
 
   constructor(options: SessionDiskOptions) {
     this.#o = options;
-    const { name, writer, lanes, pool, log, signal } = options;
+    const { name, writer, lanes, pool, log, clock, signal } = options;
     this.#known = new KnownParts(writer.record.blockBytes);
     this.#old = new OldContent({
-      ...{ disk: name, writer, lanes, pool, log, signal },
+      ...{ disk: name, writer, lanes, pool, log, clock, signal },
       isSettled: (page) => !this.#mending.has(page),
     });
   }

@@ -219,8 +219,7 @@ export class ReceiverSession {
     const disk = new SessionDisk({
       name: open.disk,
       writer,
-      lanes: this.#s.lanes,
-      log: this.#s.log,
+      ...{ lanes: this.#s.lanes, log, clock: this.#s.clock },
       slots: promised,
       pool: new SpareSlot(this.#s.pool, kept),
       signal: this.#abort.signal,

@@ -1,5 +1,6 @@
 /** Work on a disk of a store without a sender: giving up an interrupted delta, and finding what has rotted. */
 import type { BufferPool } from "../base/buffer-pool.ts";
+import type { Clock } from "../base/clock.ts";
 import { ReplicationError } from "../base/errors.ts";
 import type { Logger } from "../base/logger.ts";
 import type { Lanes } from "../lanes/lanes.ts";
@@ -10,6 +11,7 @@ export interface StoreWorkOptions {
   readonly lanes: Lanes;
   readonly pool: BufferPool;
   readonly log: Logger;
+  readonly clock: Pick<Clock, "sleep">;
   readonly signal?: AbortSignal | undefined;
   /** Who is told to others while the disk is held. */
   readonly identity: string;
@@ -98,7 +100,7 @@ async function withWriter<T>(
   options: StoreWorkOptions & { readonly mayCut?: boolean },
   work: (writer: DiskWriter, disk: SessionDisk) => Promise<T>,
 ): Promise<T> {
-  const { identity, lanes, pool, log, signal = new AbortController().signal, mayCut } = options;
+  const { identity, lanes, pool, log, clock, signal = new AbortController().signal, mayCut } = options;
   const opened = await store.openWriter(name, { identity, instance: "store verb", mayCut });
   if (opened.kind === "busy") {
     const { holder } = opened;
@@ -116,7 +118,7 @@ async function withWriter<T>(
     }
     try {
       const disk = new SessionDisk({
-        ...{ name, writer, lanes, log, slots, pool, signal },
+        ...{ name, writer, lanes, log, clock, slots, pool, signal },
         onProgress: options.onProgress ?? ((): void => {}),
       });
       return await work(writer, disk);

@@ -112,6 +112,7 @@ class World {
       try {
         const disk = new SessionDisk({
           ...{ name: diskName, writer, lanes: lanesOver(this.process.lanes), log: silentLogger, slots: [slot], pool },
+          clock: { sleep: () => Promise.resolve() },
           signal: new AbortController().signal,
           onProgress: () => undefined,
         });
@@ -145,6 +146,7 @@ class World {
     const keep = wish === "keep" ? { label: "theirs", cycle: "theirs", time: 1, owner: "test" } : undefined;
     const { kept } = await repairDisk(store, diskName, {
       ...{ lanes: lanesOver(this.process.lanes), pool, log: silentLogger, identity: "test", keep },
+      clock: { sleep: () => Promise.resolve() },
     });
     expect(kept !== undefined).toBe(wish === "keep");
     this.decided();

@@ -46,6 +46,8 @@ export interface Change {
 /** A life being lived. */
 class Lived implements World {
   operations = 0;
+  reads = 0;
+  readFault: ProcessOptions["readFault"];
   /** Now it is looked at, and nothing more happens to it. */
   over = false;
   process: SimulatedProcess | undefined;
@@ -69,6 +71,7 @@ class Lived implements World {
     const { fault, dropsCache, wrap } = this.#change;
     const process = this.disk.start({
       ...(dropsCache === undefined ? {} : { dropsCache }),
+      readFault: (path, offset) => this.readFault?.(path, offset),
       fault: (operation) => {
         const step = { ...operation, index: this.operations++, doing: this.history.doing, past };
         const found = (this.over ? undefined : (this.#fault(step) ?? this.#trap?.(step))) ?? fault?.(step);
@@ -205,6 +208,44 @@ export async function failAt(life: Life, at: number, errno: string, options: Lif
   disk.losePower(() => false);
   await checkAfterCrash(lived.start(), history);
   return failed;
+}
+
+/** One read fails once, the process goes on with a new session; at the end power is lost. `told`: the life ended with an error. Undefined: there are fewer reads. */
+export async function failReadAt(
+  life: Life,
+  at: number,
+  options: LifeOptions = {},
+): Promise<"told" | "went on" | undefined> {
+  const disk = createSimulatedDisk(options.disk);
+  const lived = new Lived(disk, () => undefined, options);
+  let failed: string | undefined;
+  lived.readFault = (path) => {
+    if (lived.over || lived.reads++ !== at) return undefined;
+    failed = path;
+    return "EIO";
+  };
+  const { history } = lived;
+  let told = false;
+  try {
+    await life(lived, history);
+  } catch (error) {
+    // What the life expects of a store that can read may not come; what is promised counts.
+    const isExpected = error instanceof ReplicationError || (error instanceof Error && error.name === "AssertionError");
+    if (!isExpected) throw error;
+    told = true;
+  }
+  lived.over = true;
+  const { process } = lived;
+  if (process === undefined) throw new Error("nothing was lived");
+  try {
+    await checkAfterCrash(process, history);
+    disk.losePower(() => false);
+    await checkAfterCrash(lived.start(), history);
+  } catch (error) {
+    throw new Error(`read ${at}, of ${failed ?? "nothing"}`, { cause: error });
+  }
+  if (failed === undefined) return undefined;
+  return told ? "told" : "went on";
 }
 
 /** Lives to the end, and looks whether all is well when nothing happens. Returns the operations that `change` touched. */

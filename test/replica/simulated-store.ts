@@ -142,7 +142,10 @@ function keeperOf(writer: DiskWriter, storage: LaneStorage): OldContent {
   if (keeper === undefined) {
     const signal = new AbortController().signal;
     const lanes = lanesOver(storage);
-    keeper = new OldContent({ disk: diskName, writer, lanes, pool, log: silentLogger, signal, isSettled: () => true });
+    keeper = new OldContent({
+      ...{ disk: diskName, writer, lanes, pool, log: silentLogger, signal, isSettled: () => true },
+      clock: { sleep: () => Promise.resolve() },
+    });
     keepers.set(writer, keeper);
   }
   return keeper;

@@ -6,6 +6,7 @@ import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { GIB, KIB, MIB } from "../../src/base/units.ts";
 import type { BlockReader } from "../../src/image/block-device.ts";
+import { hastyClock } from "./pair-kit.ts";
 import { createMemoryImage } from "../../src/image/memory.ts";
 import { systemClock } from "../../src/base/clock.ts";
 import { DiskLocks } from "../../src/replica/disk-lock.ts";
@@ -88,7 +89,7 @@ async function forgetTouch(): Promise<void> {
 
 async function rollBack(): Promise<void> {
   const { lanes, pool } = kit.pair.receiving;
-  await rollBackDisk(kit.pair.store, "disk", { lanes, pool, log: silentLogger, identity: "test" });
+  await rollBackDisk(kit.pair.store, "disk", { lanes, pool, clock: hastyClock, log: silentLogger, identity: "test" });
 }
 
 describe("without leave", () => {
