@@ -46,7 +46,7 @@ export async function readBitmap(
   const isRelative = dirtyExtents !== undefined && states.known.length > 0;
   return {
     changes: {
-      ...{ cycle, dirty, complete: true, grainBytes: dirty.blockBytes },
+      ...{ cycle, dirty, isExact: false, complete: true, grainBytes: dirty.blockBytes },
       // A send whose answer was lost counts as failed: its bitmap is in this one.
       bases: states.known.map((state) => state.cycle),
       states: isRelative ? states.known : [],

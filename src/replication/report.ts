@@ -4,7 +4,8 @@ import type { ErrorCode } from "../base/errors.ts";
 /**
  * Why blocks were looked at. `initial`: the disk was empty and has no point. `scan`: a delta, every block compared. `resume`: an initial copy or
  * delta that an earlier run left half done goes on. `resync:<code>`: an attempt of this run ended with this error, which put the receiver's table
- * in doubt; all was compared again. `bitmap`: a delta of which only blocks that a tracker marked were read.
+ * in doubt; all was compared again. `resync:base-mismatch`: the receiver is not where a tracker left it; only what may have changed and pages of the
+ * table that differ there were looked at. `bitmap`: a delta of which only blocks that a tracker marked were read.
  */
 export type SendReason = "initial" | "scan" | "resume" | "bitmap" | `resync:${ErrorCode}`;
 

@@ -32,7 +32,7 @@ import { checkResemblance } from "./resemblance.ts";
 import { createScanMemory, type ScanMemory } from "./scan-memory.ts";
 import { Scan } from "./sender-scan.ts";
 import { SenderSession } from "./sender-session.ts";
-import { knownBase, type SourceChanges } from "./source-changes.ts";
+import { knownBase, reasonWith, type SourceChanges } from "./source-changes.ts";
 
 /** The image to send, and what is known of it beside its bytes. */
 export interface SendSource {
@@ -167,9 +167,14 @@ class SenderRun implements Sender {
 
   /** What an audit found is not forgotten with the send that found it: nothing is known of the image any more. */
   async #tellMissed(): Promise<void> {
-    const { source, disk, log } = this.#o;
+    const { disk, log } = this.#o;
     if (this.#audit.missedBytes === 0) return;
     tellMiss(disk, this.#audit, log);
+    await this.#forget();
+  }
+
+  async #forget(): Promise<void> {
+    const { source, disk, log } = this.#o;
     await source.changes?.missed?.().catch((error: unknown) => {
       log.error({ disk, err: error }, "what is known of the image, and is not to be believed, could not be removed");
     });
@@ -310,7 +315,7 @@ class SenderRun implements Sender {
     const { source, lanes, pool, clock } = this.#o;
     const signal = session.signal;
     const known = knownBase(source.changes, opened);
-    this.#reason ??= known === undefined ? plan.reason : "bitmap";
+    this.#reason ??= reasonWith(plan.reason, known);
     if (plan.sampleFirst) {
       await checkResemblance({
         session,
@@ -339,7 +344,7 @@ class SenderRun implements Sender {
       memory,
       changes: source.changes,
       audit: this.#audit,
-      known,
+      known: known?.pages,
       empty: opened.empty,
       baseBytes: opened.sizeBytes,
       signal,
@@ -368,8 +373,9 @@ class SenderRun implements Sender {
       await this.#checkSource();
       if (this.#o.cut?.shipped() === false) return "waits";
       const root = memory.pages.root();
-      // Were the answer lost, the next send would have to know what the receiver may have; after a miss it must not, and compares everything.
-      if (this.#audit.missedBytes === 0) await source.changes?.keep?.({ cycle: this.#cycle, pages: memory.pages });
+      // Were the answer lost, the next send would have to know what the receiver may have; after a miss it must know nothing, and compares everything.
+      if (this.#audit.missedBytes > 0) await this.#forget();
+      else await source.changes?.keep?.({ cycle: this.#cycle, pages: memory.pages });
       // What was asked for since, and is there already, would make this commit a second one.
       if (repeats.count > served) continue;
       const ended = this.#o.isPass === true ? session.pass(root) : session.commit(this.#commitMessage(root));

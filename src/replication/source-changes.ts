@@ -4,6 +4,7 @@ import type { PageDigests } from "../table/digest-table.ts";
 import type { KnownState } from "../track/known-state.ts";
 import type { Opened } from "../wire/messages.ts";
 import type { BlockRange } from "./data-cursor.ts";
+import type { SendReason } from "./report.ts";
 
 export interface SourceChanges {
   /** Id of the state that is sent; the receiver keeps it with the point. */
@@ -11,6 +12,11 @@ export interface SourceChanges {
   /** Cycles relative to which {@link dirty} names every block that may have changed. */
   readonly bases: readonly string[];
   readonly dirty: DirtyBits;
+  /**
+   * {@link dirty} comes from who alone writes the image. Then what is known of a state of it helps against any state of the receiver; else only against that very state, and
+   * against another one everything is compared.
+   */
+  readonly isExact: boolean;
   /** Blocks to look at although they may be clean: whether {@link dirty} tells the truth. */
   readonly audited?: DirtyBits | undefined;
   /** False: only dirty and audited blocks can be read as they were. When others are needed the send ends with `base-mismatch`. */
@@ -21,21 +27,37 @@ export interface SourceChanges {
   readonly grainBytes: number;
   /** What an earlier pass left at the receiver, which is no state of its own: {@link dirty} is relative to it. */
   readonly passed?: PageDigests | undefined;
-  /** The image as it was at some of {@link bases}. Of a state the receiver has and that is not among them, everything is compared. */
+  /** The image as it was at some of {@link bases}. Where the receiver has none of them, pages of which it has something else are compared. */
   readonly states: readonly KnownState[];
   /** Before a receiver is asked to make a point of it: what is sent, for {@link states} of a later send. Durable when it resolves. Not after an audit that missed. */
   readonly keep?: (state: KnownState) => Promise<void>;
-  /** An audit missed, and the send failed: {@link states} are not to be believed by the next one. */
+  /** An audit missed: {@link states} are not to be believed by the next send. Durable when it resolves; before a receiver is asked to make a point, and when the send fails. */
   readonly missed?: () => Promise<void>;
 }
 
-/** What a delta can be made relative to: the receiver has it, and what it looked like is known. */
-export function knownBase(changes: SourceChanges | undefined, opened: Opened): PageDigests | undefined {
-  const state = changes?.states.find(({ cycle }) => cycle === opened.cycle && changes.bases.includes(cycle));
-  const pages = changes?.passed ?? state?.pages;
+/** What the image looked like at a state its changes are known from. */
+export interface KnownBase {
+  readonly pages: PageDigests;
+  /** The receiver says that it has this state. Else it may have any, and each page that it has otherwise is looked at as a whole. */
+  readonly isReceivers: boolean;
+}
+
+/** Undefined: every block is to be looked at. A state the receiver does not have is of use where more than the dirty blocks can be read. */
+export function knownBase(changes: SourceChanges | undefined, opened: Opened): KnownBase | undefined {
+  if (changes === undefined) return undefined;
+  const states = changes.states.filter(({ cycle }) => changes.bases.includes(cycle));
+  const receivers = changes.passed ?? states.find(({ cycle }) => cycle === opened.cycle)?.pages;
+  const pages = receivers ?? (changes.isExact && changes.complete ? states.at(-1)?.pages : undefined);
   if (pages === undefined) return undefined;
   const same = pages.geometry.blockBytes === opened.blockBytes && pages.geometry.digestKind === opened.digestKind;
-  return same ? pages : undefined;
+  return same ? { pages, isReceivers: receivers !== undefined } : undefined;
+}
+
+/** A delta is of what a tracker marked; or it is narrowed by it, while the receiver is not where it was left. */
+export function reasonWith(reason: SendReason, known: KnownBase | undefined): SendReason {
+  if (known === undefined) return reason;
+  if (known.isReceivers) return "bitmap";
+  return reason === "scan" ? "resync:base-mismatch" : reason;
 }
 
 /** Dirty blocks of [first, end), blocks of `blockBytes`, which need not be the bitmap's. Ascending, apart from each other. */

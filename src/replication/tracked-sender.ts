@@ -177,6 +177,16 @@ function sourceOf(
   const check = async (): Promise<void> => view.check();
   return {
     ...{ name, identity, reader: view, guard: { begin: check, check } },
-    changes: { cycle, bases, dirty, audited, complete, grainBytes, missed: () => states.forget(), ...how },
+    changes: {
+      cycle,
+      bases,
+      dirty,
+      isExact: true,
+      audited,
+      complete,
+      grainBytes,
+      missed: () => states.forget(),
+      ...how,
+    },
   };
 }

@@ -1,4 +1,4 @@
-/** Cycles of a tracked disk that looked at all of it, one after the other, said aloud: once is what a doubt costs, more is something that is wrong. */
+/** Cycles of a tracked disk that looked at all of it, or of the table, one after the other, said aloud: once is what a doubt costs, more is something that is wrong. */
 import type { Logger } from "../base/logger.ts";
 import type { SendReport } from "./report.ts";
 
@@ -21,7 +21,7 @@ export class WholeCycles {
       if (inARow < 2) continue;
       this.#log.warn(
         { disk, reason, inARow },
-        `${disk}: all of it was looked at in ${inARow} cycles in a row, though what changed should be known after one. Does another sender write to this disk at the receiver, or did an audit miss?`,
+        `${disk}: it was compared with the receiver in ${inARow} cycles in a row, though what changed should be known after one. Does another sender write to this disk at the receiver, or did an audit miss?`,
       );
     }
   }

@@ -67,7 +67,7 @@ class Source {
     const dirty = this.#dirty.freeze();
     this.#dirty = new DirtyBitmap({ sizeBytes, blockBytes });
     const changes = {
-      ...{ cycle, dirty, complete: known === undefined, grainBytes: this.grainBytes },
+      ...{ cycle, dirty, isExact: true, complete: known === undefined, grainBytes: this.grainBytes },
       bases: known === undefined ? [] : [known.cycle],
       states: known === undefined ? [] : [known],
       keep: (state: KnownState): Promise<void> => {

@@ -128,7 +128,7 @@ async function sourceOf(
   return {
     ...{ reader, name: image, identity, guard: { begin: check, check } },
     changes: {
-      ...{ cycle, bases, complete, grainBytes, states: states.known },
+      ...{ cycle, bases, isExact: true, complete, grainBytes, states: states.known },
       dirty: await contextBits(reader, changedContext, blockBytes),
       audited: audited ? await contextBits(reader, auditedContext, blockBytes) : undefined,
       keep: (state) => states.keep(state),
