@@ -89,7 +89,7 @@ test("send of a tracked image asks its tracker for a cut: only what changed is r
 
   // Another disk has not what the tracker knows: a cut of everything, and then the first one again.
   expect((await send(t, { ...how, disk: "other" })).done).toMatchObject({ reason: "initial" });
-  expect((await send(t, how)).done).toMatchObject({ reason: "scan" });
+  expect((await send(t, how)).done).toMatchObject({ reason: "resync:base-mismatch" });
   expect((await send(t, how)).done).toMatchObject({ reason: "bitmap" });
   expectEqual();
   await tracker.stop();
