@@ -23,6 +23,9 @@ Receives disks and keeps a replica of each in the store.
   --allow NAME=DISKS     certificate NAME may write disks that match DISKS (* stands for any characters); may be given several
                          times. Without it any certificate of an authority made by replicate pki may create disks, and a disk
                          belongs to the certificate that created it
+  --limit-sessions N     sessions of one certificate at a time (default 128); the next one waits its turn
+  --limit-disks N        disks one certificate may own (default 1024)
+  --limit-size SIZE      bytes of the disks one certificate owns together, whatever they take here (default 1024TiB)
   --reserve SIZE         free space to keep on the store's file system (default 1 GiB, at most 5 %)
   --when-full WHAT       stop: refuse new deltas below the reserve (default); drop-oldest: drop the oldest points of the disk until there
                          is room, never its newest, nor one that is held or in use, nor those behind such a one
@@ -56,6 +59,9 @@ export const recvVerb: Verb = {
         "store",
         "listen",
         "tls",
+        "limit-sessions",
+        "limit-disks",
+        "limit-size",
         "reserve",
         "keep",
         "lanes",
@@ -93,6 +99,7 @@ export const recvVerb: Verb = {
         credentials,
         ...address,
         allow: parseAllow(given.texts("allow")),
+        perIdentity: limitsFrom(given),
         reserveBytes: reserve === undefined ? undefined : parseSize(reserve, "--reserve"),
         whenFull,
         format,
@@ -127,6 +134,14 @@ function pointText({ disk, point, peer }: Made, json: boolean): string {
   const { root, time, label } = point;
   if (!json) return `${formatTime(time)}  ${disk}  point ${point.point} from ${peer.name}\n`;
   return `${JSON.stringify({ event: "point", disk, point: point.point, root, time, label, from: peer.name })}\n`;
+}
+
+/** Of each certificate; undefined: as by default. */
+function limitsFrom(given: ReturnType<typeof parseArguments>): CreateReceiverOptions["perIdentity"] {
+  const count = (option: string): number | undefined =>
+    optional(given.text(option), (text) => parseCount(text, `--${option}`, { min: 1, max: 1_000_000 }));
+  const diskBytes = optional(given.text("limit-size"), (text) => parseSize(text, "--limit-size"));
+  return { sessions: count("limit-sessions"), disks: count("limit-disks"), diskBytes };
 }
 
 /** `NAME=DISKS` each; undefined when there is none. */

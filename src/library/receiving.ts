@@ -4,7 +4,7 @@ import { ReplicationError } from "../base/errors.ts";
 import { type Adopted, type ImageToAdopt, openStore, type Point, type Store } from "../replica/store.ts";
 import { adoptDisk } from "../replication/adopt.ts";
 import type { Engine } from "../replication/engine.ts";
-import type { IdentityLimits } from "../replication/identity-limits.ts";
+import type { GivenLimits } from "../replication/identity-limits.ts";
 import type { Authorize } from "../replication/receiver.ts";
 import { createReceiver as createBareReceiver } from "../replication/receiver.ts";
 import { type ImportReport, importSeed as applySeed } from "../replication/seed/import.ts";
@@ -29,7 +29,7 @@ export interface CreateReceiverOptions {
    */
   readonly whenFull?: "stop" | "drop-oldest" | undefined;
   /** What one identity may take. Defaults: 128 sessions at a time, 1024 disks, whose sizes add up to 1 PiB. `Infinity`: no limit. */
-  readonly perIdentity?: Partial<IdentityLimits> | undefined;
+  readonly perIdentity?: GivenLimits | undefined;
   /** What replicas of disks that are new are: raw images (default), or dynamic VHDX images. Disks that exist stay as they are. */
   readonly format?: "raw" | "vhdx" | undefined;
   /** Retention policy to store and follow from now on; default: the one that is stored. Written as docs/retention.md says. */

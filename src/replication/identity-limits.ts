@@ -12,8 +12,11 @@ export interface IdentityLimits {
   readonly diskBytes: number;
 }
 
+/** Those that are to be other than the defaults. */
+export type GivenLimits = { readonly [Name in keyof IdentityLimits]?: IdentityLimits[Name] | undefined };
+
 /** What is not given has the default of {@link limits}; `Infinity` is no limit. */
-export function identityLimitsOf(given: Partial<IdentityLimits> = {}): IdentityLimits {
+export function identityLimitsOf(given: GivenLimits = {}): IdentityLimits {
   const {
     sessions = limits.identitySessionsMax,
     disks = limits.identityDisksMax,

@@ -13,7 +13,7 @@ import { fromErrorMessage, toErrorMessage } from "../wire/error-message.ts";
 import { answer as answerHello } from "../wire/handshake.ts";
 import type { Hello } from "../wire/messages.ts";
 import { Housekeeping } from "./housekeeping.ts";
-import { DiskQuota, type IdentityLimits, identityLimitsOf } from "./identity-limits.ts";
+import { DiskQuota, type GivenLimits, type IdentityLimits, identityLimitsOf } from "./identity-limits.ts";
 import type { WhenFull } from "./make-room.ts";
 import { ReceiverSession } from "./receiver-session.ts";
 import { TableChecks } from "./table-checks.ts";
@@ -32,7 +32,7 @@ export interface ReceiverOptions {
   readonly software: string;
   readonly codecs: readonly CodecName[];
   /** Of each identity; default: {@link identityLimitsOf} nothing. */
-  readonly perIdentity?: Partial<IdentityLimits> | undefined;
+  readonly perIdentity?: GivenLimits | undefined;
   /** When free space is below the store's reserve, or a delta runs out of room; default `stop`. */
   readonly whenFull?: WhenFull | undefined;
   readonly onPoint?: (event: { readonly disk: string; readonly point: Point; readonly peer: PeerIdentity }) => void;

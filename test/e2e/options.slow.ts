@@ -93,3 +93,25 @@ test.concurrent("on a slow link the codec is chosen that makes less of it; what 
     expect(cmpFiles(image, replicaPath(receiver.storeDir, disk))).toBeUndefined();
   }
 });
+
+test.concurrent("what one certificate may take: another disk, and more bytes, are refused by name; what it has is served", async (t) => {
+  const dir = tempDir(t);
+  const image = join(dir, "disk.raw");
+  makeNoise(image, 2 * MIB, 1);
+  const receiver = await startReceiver(t, {
+    storeDir: join(dir, "store"),
+    tls: pki.recv,
+    args: ["--limit-disks", "2", "--limit-size", "5MiB", "--limit-sessions", "3"],
+  });
+  const sending = { port: receiver.port, tls: pki.send };
+  expect((await send(t, { ...sending, image, disk: "one" })).done?.point).toBe(1);
+  const large = join(dir, "large.raw");
+  makeNoise(large, 4 * MIB, 2);
+  const tooLarge = await send(t, { ...sending, image: large, disk: "two" });
+  expect([tooLarge.code, tooLarge.error?.code]).toEqual([1, "limit-exceeded"]);
+  expect((await send(t, { ...sending, image, disk: "two" })).done?.point).toBe(1);
+  const tooMany = await send(t, { ...sending, image, disk: "three" });
+  expect([tooMany.code, tooMany.error?.code]).toEqual([1, "limit-exceeded"]);
+  writeAt(image, [[MIB, Buffer.alloc(4096, 1)]]);
+  expect((await send(t, { ...sending, image, disk: "one" })).done?.point).toBe(2);
+});
