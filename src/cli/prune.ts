@@ -18,7 +18,7 @@ another one.
 
   --keep POLICY          this policy, this once; it is not stored (recv --keep and replicate keep store one). Written as
                          last=N,hourly=N,daily=N,weekly=N,monthly=N,yearly=N or grid=1x1h(keep=all)|24x1h|14x1d|8x7d, or all
-  --dry-run              remove nothing, say what would be
+  --dry-run              remove nothing, say what would be; whether a point is in use is not looked at
   --explain              say of each point which rule decided
 ${storeHelp}
 
