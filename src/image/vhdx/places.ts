@@ -146,10 +146,12 @@ export class VhdxPlaces {
   async #extend(): Promise<void> {
     // Never to a length that a later call has gone beyond: what is written there must stay.
     const next = this.#extending.then(async () => {
-      if (this.file.sizeBytes >= this.#end) return;
+      const { sizeBytes } = this.file;
+      if (sizeBytes >= this.#end) return;
       const end = this.#end;
       await this.file.file.truncate(end);
       this.file.grew(end);
+      this.#clear(sizeBytes, end);
     });
     this.#extending = next;
     await next;
@@ -174,8 +176,17 @@ export class VhdxPlaces {
       const fileEnd = Math.min(place + stop - at, this.file.sizeBytes);
       const data = file.nextData(place);
       if (data !== undefined && data.start < fileEnd) await zeroRaw(file, this.#storage, place, fileEnd);
+      else this.#clear(place, fileEnd);
       at = stop;
     }
+  }
+
+  /**
+   * What reads as zeros is not for that zeros on disk: it may have been cut off, or punched, by who then could not sync, and what a sync has failed for once the next one does not try again.
+   * With the next flush it is. Where holes cannot be made, nothing is known to be better.
+   */
+  #clear(from: number, end: number): void {
+    if (from < end) this.#storage.lanes.punch(this.file.file.fd, from, end - from);
   }
 
   /**

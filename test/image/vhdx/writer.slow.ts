@@ -9,11 +9,16 @@ import { MIB, TIB } from "../../../src/base/units.ts";
 import type { BlockWriter } from "../../../src/image/block-device.ts";
 import { createVhdx, type VhdxShape } from "../../../src/image/vhdx/create.ts";
 import { openVhdx, readVhdxFacts } from "../../../src/image/vhdx/open.ts";
+import { VhdxPlaces } from "../../../src/image/vhdx/places.ts";
 import { openVhdxWriter } from "../../../src/image/vhdx/writer.ts";
-import type { Storage } from "../../../src/storage/seam.ts";
+import type { Storage, StorageFile } from "../../../src/storage/seam.ts";
 import { createNodeStorage } from "../../../src/storage/node-storage.ts";
 import type { Operation, ProcessOptions } from "../../../src/testing/simulated-faults.ts";
-import { createSimulatedDisk, type SimulatedDisk } from "../../../src/testing/simulated-storage.ts";
+import {
+  createSimulatedDisk,
+  type SimulatedDisk,
+  type SimulatedProcess,
+} from "../../../src/testing/simulated-storage.ts";
 import { createScratch, hasCommand, type Scratch } from "../../storage/scratch.ts";
 import { extentsOf, pattern, readRange, writerConformance } from "../conformance.ts";
 import { type BuiltVhdx, buildVhdx, guids, places, regionTable, type VhdxPlan, writeVhdx } from "./kit.ts";
@@ -365,6 +370,43 @@ describe("a crash at every operation", () => {
       if (!failed) break;
     }
   });
+});
+
+test("what was cut off from the end, by who then could not sync, does not come back with a payload block that gets its place", async () => {
+  const machine = await prepared();
+  const open = async (process: SimulatedProcess): Promise<{ file: StorageFile; disk: VhdxPlaces }> => {
+    const file = await process.open(path, { write: true });
+    return { file, disk: await VhdxPlaces.open(file, { storage: process, random }) };
+  };
+  // Killed between content and table.
+  const first = machine.start();
+  const torn = await open(first);
+  await torn.disk.claim([1]);
+  const place = torn.disk.find(torn.disk.payloadBlockBytes) ?? 0;
+  await torn.file.write(new Uint8Array(unit).fill(7), place + unit);
+  await torn.file.datasync();
+  first.kill();
+  const second = machine.start({
+    fault: ({ kind }) => (kind === "sync" ? { kind: "errno", errno: "EIO" } : undefined),
+  });
+  const failing = await open(second);
+  expect(await failing.disk.trim()).toBe(true);
+  await expect(failing.disk.flush()).rejects.toMatchObject({ code: "EIO" });
+  second.kill();
+  const third = machine.start();
+  const { disk, file } = await open(third);
+  // For all that is seen nothing is left to cut.
+  expect(await disk.trim()).toBe(false);
+  await disk.claim([0]);
+  expect(disk.find(0)).toBe(place);
+  await file.write(new Uint8Array(unit).fill(9), place);
+  await disk.flush();
+  machine.losePower(() => false);
+  const last = machine.start();
+  const { reader } = await openVhdx(await last.open(path), last);
+  const bytes = new Uint8Array(2 * unit);
+  await reader.read(bytes, 0);
+  expect([bytes[0], bytes.subarray(unit).every((byte) => byte === 0)]).toEqual([9, true]);
 });
 
 describe("files", () => {
