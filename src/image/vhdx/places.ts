@@ -182,8 +182,8 @@ export class VhdxPlaces {
   }
 
   /**
-   * What reads as zeros is not for that zeros on disk: it may have been cut off, or punched, by who then could not sync, and what a sync has failed for once the next one does not try again.
-   * With the next flush it is. Where holes cannot be made, nothing is known to be better.
+   * What reads as zeros need not be zeros on disk: a session may have cut it off, or punched it, and then failed to sync; the next sync does not try that again. With the next flush it
+   * is zeros. Where holes cannot be made there is no way to be sure short of writing them.
    */
   #clear(from: number, end: number): void {
     if (from < end) this.#storage.lanes.punch(this.file.file.fd, from, end - from);
